@@ -1,0 +1,378 @@
+"""Settings: one frozen dataclass a stage, composed in `CycleConfig`, read from one TOML file."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import tomllib
+import types
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from vstar_fast.errors import ConfigError
+
+RECIPES = ("fast", "paper")
+PROFILES = ("strict", "paper", "paper-code")
+TIMERS = ("off", "nvtx", "torch")
+
+
+def _need(ok: bool, message: str) -> None:
+    if not ok:
+        raise ConfigError(message)
+
+
+def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
+    _need(value in allowed, f"{name} = {value!r} is not one of {', '.join(allowed)}")
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Where the labelled videos are."""
+
+    path: str = ""
+    """A `manifest.jsonl`, a `.jsonl`/`.json`/`.csv` file, or a folder with one sub-folder per class."""
+    reader: str = "auto"
+    """`auto`, `manifest`, `folder`, `csv`, `jsonl` or `json`."""
+    extra: tuple[str, ...] = ()
+    """Further data paths, read the same way; their videos join those of `path`."""
+    root: str = ""
+    """Folder that relative video paths start from; default: the folder of `path`. Paths may not leave it."""
+    dev_fraction: float = 0.15
+    """Share of videos put aside for `dev` where the data names no split (by hash of the video id)."""
+    test_fraction: float = 0.15
+    """Share of videos put aside for `test` where the data names no split."""
+    max_duration_s: float = 3600.0
+    """Longer files are recorded as rejected (cut a window with start_s/end_s instead)."""
+    questions_per_video: int = 0
+    """0: one question for every label of a video; n: n of its labels, drawn by seed."""
+    instructions: str = ""
+    """Optional JSON file of original instruction data (LLaVA format) mixed into fine-tuning."""
+    columns: dict[str, str] = field(default_factory=dict)
+    """CSV/JSONL column names: `video`, `label`, `split`, `start`, `end`, `id`, ..., where they differ."""
+    questions: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    """Own question templates by label kind, e.g. `class = ["Which sport is this?"]`."""
+
+    def __post_init__(self) -> None:
+        _one_of("data.reader", self.reader, ("auto", "manifest", "folder", "csv", "jsonl", "json"))
+        _need(
+            0 <= self.dev_fraction and 0 <= self.test_fraction and self.dev_fraction + self.test_fraction < 1,
+            f"data.dev_fraction + data.test_fraction must be in [0, 1), got {self.dev_fraction} + {self.test_fraction}",
+        )
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Which checkpoints are used, and how they are run."""
+
+    base: str = ""
+    """Model folder or hub id that generates answers in the first cycle (the paper's M0)."""
+    init: str = ""
+    """Checkpoint fine-tuning starts from (the paper: before instruction tuning); default: `base`."""
+    dtype: str = "auto"
+    """`auto` (bf16 on GPU, fp32 on CPU), `float32`, `bfloat16` or `float16`."""
+    device: str = "auto"
+    """`auto`, `cpu`, `cuda` or `cuda:N`."""
+    family: str = "auto"
+    """Adapter in `vstar_fast.models`; `auto` goes by the config's model_type."""
+
+    def __post_init__(self) -> None:
+        _one_of("model.dtype", self.dtype, ("auto", "float32", "bfloat16", "float16"))
+
+
+@dataclass(frozen=True)
+class FramesConfig:
+    """How frames are taken from a clip."""
+
+    count: int = 8
+    """Frames a clip, at segment centres."""
+    backend: str = "auto"
+    """Decoder: `auto`, `pyav`, `torchcodec`."""
+
+    def __post_init__(self) -> None:
+        _need(self.count >= 1, f"frames.count must be at least 1, got {self.count}")
+
+
+@dataclass(frozen=True)
+class GenerateConfig:
+    """Sampling of answers (direct and rationalized)."""
+
+    samples: int = 4
+    """Candidates a question."""
+    temperature: float = 0.8
+    top_p: float = 1.0
+    top_k: int = 0
+    max_new_tokens: int = 48
+    batch_size: int = 64
+    """Rows in one generate call; does not change any sample."""
+    reason: bool = True
+    """Ask for step-by-step reasoning before `Answer:`."""
+
+    def __post_init__(self) -> None:
+        _need(self.samples >= 1, f"generate.samples must be at least 1, got {self.samples}")
+        _need(self.temperature >= 0, f"generate.temperature must be >= 0, got {self.temperature}")
+        _need(0 < self.top_p <= 1, f"generate.top_p must be in (0, 1], got {self.top_p}")
+        _need(self.max_new_tokens >= 1, f"generate.max_new_tokens must be at least 1, got {self.max_new_tokens}")
+        _need(self.batch_size >= 1, f"generate.batch_size must be at least 1, got {self.batch_size}")
+
+
+@dataclass(frozen=True)
+class RationalizeConfig:
+    """Second try of rejected questions with the label as a hint."""
+
+    enabled: bool = True
+    samples: int = 1
+    max_share: float = 1.0
+    """Cap on rationalized examples, as a multiple of the direct ones kept in the cycle (1.0: as many)."""
+    leak_guard: bool = True
+    """Refuse rationalizations that speak of the hint, or name the label before the reasoning has begun."""
+
+
+@dataclass(frozen=True)
+class MatchConfig:
+    """How answers are judged."""
+
+    profile: str = "strict"
+    """`strict` (explicit extraction after `Answer:`), `paper` (5 % margin, anywhere) or `paper-code`."""
+    rel_tolerance: float = 0.05
+    """Numbers: relative tolerance where the label names none (the paper's margin)."""
+    iou: float = 0.5
+    """Intervals: least IoU that passes."""
+    min_correct: float = 0.0
+    """Keep a question's answers only if at least this fraction of its samples passed (guards against luck)."""
+    keep: str = "first"
+    """`first`: one kept answer a question; `all`: every distinct one that passed."""
+
+    def __post_init__(self) -> None:
+        _one_of("match.profile", self.profile, PROFILES)
+        _one_of("match.keep", self.keep, ("first", "all"))
+        _need(0 <= self.rel_tolerance < 1, f"match.rel_tolerance must be in [0, 1), got {self.rel_tolerance}")
+        _need(0 < self.iou <= 1, f"match.iou must be in (0, 1], got {self.iou}")
+
+
+@dataclass(frozen=True)
+class FinetuneConfig:
+    """LoRA fine-tuning on what was kept; the paper: 1 epoch, batch 128, AdamW, cosine, 2e-5, warm-up 0.03."""
+
+    lora_r: int = 16
+    lora_alpha: int = 32
+    lora_dropout: float = 0.0
+    target_modules: str = "auto"
+    """Comma-separated module names, or `auto` (all linear layers of the language model)."""
+    projector: bool = True
+    """Train the multimodal projector too (saved with the adapter)."""
+    lr: float = 2e-4
+    projector_lr: float = 2e-5
+    epochs: float = 2.0
+    steps: int = 0
+    """Optimizer steps; 0: from `epochs`."""
+    batch_size: int = 16
+    """Examples an optimizer step."""
+    micro_batch_size: int = 16
+    weight_decay: float = 0.0
+    warmup_ratio: float = 0.03
+    schedule: str = "cosine"
+    max_grad_norm: float = 1.0
+    mix_ratio: float = 0.0
+    """Original instruction examples per kept example."""
+
+    def __post_init__(self) -> None:
+        _one_of("finetune.schedule", self.schedule, ("cosine", "linear", "constant"))
+        _need(self.lora_r >= 1, f"finetune.lora_r must be at least 1, got {self.lora_r}")
+        _need(self.batch_size >= self.micro_batch_size >= 1, "finetune needs batch_size >= micro_batch_size >= 1")
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """Greedy answers on held-out videos."""
+
+    max_new_tokens: int = 48
+    batch_size: int = 64
+    bootstrap: int = 2000
+    """Resamples behind every 95 % interval (clustered by clip)."""
+
+
+@dataclass(frozen=True)
+class LoopConfig:
+    """How cycles follow one another."""
+
+    max_cycles: int = 3
+    patience: int = 1
+    """Stop after this many cycles without a gain on `dev` beyond its interval."""
+    restart: str = "init"
+    """`init`: every cycle fine-tunes from the initial checkpoint (paper); `continue`: from the last cycle's."""
+    rationalize_last: bool = False
+    """Use rationalizations for the final model too (the paper: direct answers only)."""
+    filter: bool = True
+    """False: keep every answer (ablation)."""
+    direct: bool = True
+    """False: rationalization only (ablation)."""
+
+    def __post_init__(self) -> None:
+        _one_of("loop.restart", self.restart, ("init", "continue"))
+        _need(self.max_cycles >= 1, f"loop.max_cycles must be at least 1, got {self.max_cycles}")
+        _need(self.patience >= 1, f"loop.patience must be at least 1, got {self.patience}")
+
+
+@dataclass(frozen=True)
+class CycleConfig:
+    """Everything a run depends on; the run folder keeps the resolved TOML."""
+
+    recipe: str = "fast"
+    seed: int = 0
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    frames: FramesConfig = field(default_factory=FramesConfig)
+    generate: GenerateConfig = field(default_factory=GenerateConfig)
+    rationalize: RationalizeConfig = field(default_factory=RationalizeConfig)
+    match: MatchConfig = field(default_factory=MatchConfig)
+    finetune: FinetuneConfig = field(default_factory=FinetuneConfig)
+    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+    loop: LoopConfig = field(default_factory=LoopConfig)
+
+    def __post_init__(self) -> None:
+        _one_of("recipe", self.recipe, RECIPES)
+
+
+# What `recipe = "paper"` sets (arXiv 2407.06189v1, 2.2, 4.1 and the released code); a TOML key still overrides it.
+PAPER: dict[str, Any] = {
+    "generate": {"samples": 1, "temperature": 0.2, "max_new_tokens": 1024},
+    "rationalize": {"samples": 1, "max_share": float("inf")},
+    "match": {"profile": "paper"},
+    "finetune": {
+        "lr": 2e-5,
+        "projector_lr": 2e-5,
+        "epochs": 1.0,
+        "batch_size": 128,
+        "warmup_ratio": 0.03,
+        "mix_ratio": 1.0,
+    },
+    "evaluate": {"max_new_tokens": 1024},
+    "loop": {"restart": "init", "rationalize_last": False},
+}
+
+
+def from_dict(values: dict[str, Any]) -> CycleConfig:
+    """Settings from nested plain values; unknown keys raise ConfigError with the nearest right one."""
+    merged = _merge(PAPER if values.get("recipe") == "paper" else {}, values)
+    return _build(CycleConfig, merged, "")
+
+
+def load(path: str | Path, overrides: dict[str, Any] | None = None) -> CycleConfig:
+    """Settings from a TOML file, with `overrides` (nested like the file) on top."""
+    path = Path(path)
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"no config file {path}; write one with `vstar-fast init`") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not valid TOML: {error}") from None
+    return from_dict(_merge(values, overrides or {}))
+
+
+def to_dict(config: CycleConfig) -> dict[str, Any]:
+    """Settings as nested plain values."""
+    return dataclasses.asdict(config)
+
+
+def to_toml(config: CycleConfig, *, comments: bool = False) -> str:
+    """The settings as TOML; with `comments`, each field's documentation above it."""
+    lines: list[str] = []
+    for f in dataclasses.fields(config):
+        value = getattr(config, f.name)
+        if not dataclasses.is_dataclass(value):
+            lines.append(f"{f.name} = {_toml_value(value)}")
+    for f in dataclasses.fields(config):
+        value = getattr(config, f.name)
+        if dataclasses.is_dataclass(value):
+            lines += ["", f"[{f.name}]", *_section(value, comments)]
+    return "\n".join(lines) + "\n"
+
+
+def _section(section: Any, comments: bool) -> list[str]:
+    docs = field_docs(type(section)) if comments else {}
+    lines = []
+    for f in dataclasses.fields(section):
+        lines += [f"# {docs[f.name]}"] if f.name in docs else []
+        lines.append(f"{f.name} = {_toml_value(getattr(section, f.name))}")
+    return lines
+
+
+def field_docs(cls: type) -> dict[str, str]:
+    """The docstring written under each field of a config dataclass."""
+    import ast
+    import inspect
+    import textwrap
+
+    body = ast.parse(textwrap.dedent(inspect.getsource(cls))).body[0].body  # type: ignore[attr-defined]
+    pairs = zip(body, body[1:], strict=False)
+    return {
+        a.target.id: b.value.value
+        for a, b in pairs
+        if isinstance(a, ast.AnnAssign)
+        and isinstance(a.target, ast.Name)
+        and isinstance(b, ast.Expr)
+        and isinstance(b.value, ast.Constant)
+    }
+
+
+def _toml_value(value: Any) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, (int, float)):
+        return repr(value)
+    if isinstance(value, str):
+        import json
+
+        return json.dumps(value, ensure_ascii=False)
+    if isinstance(value, (tuple, list)):
+        return "[" + ", ".join(_toml_value(v) for v in value) + "]"
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{_toml_value(str(k))} = {_toml_value(v)}" for k, v in value.items()) + "}"
+    raise ConfigError(f"cannot write {value!r} as TOML")
+
+
+def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in over.items():
+        deep = isinstance(value, dict) and isinstance(merged.get(key), dict)
+        merged[key] = _merge(merged[key], value) if deep else value
+    return merged
+
+
+def _build(cls: type, values: Any, where: str) -> Any:
+    if not isinstance(values, dict):
+        raise ConfigError(f"[{where}] must be a table, got {values!r}")
+    hints = typing.get_type_hints(cls)
+    built = {}
+    for key, value in values.items():
+        if key not in hints:
+            raise ConfigError(_unknown(key, where, list(hints)))
+        name = f"{where}.{key}" if where else key
+        nested = dataclasses.is_dataclass(hints[key])
+        built[key] = _build(hints[key], value, name) if nested else _typed(name, value, hints[key])
+    return cls(**built)
+
+
+def _unknown(key: str, where: str, known: list[str]) -> str:
+    close = difflib.get_close_matches(key, known, n=1)
+    hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known)}"
+    return f"unknown setting {key!r}{f' in [{where}]' if where else ''}; {hint}"
+
+
+def _typed(name: str, value: Any, hint: Any) -> Any:
+    origin = typing.get_origin(hint)
+    if origin is tuple:
+        _need(isinstance(value, (list, tuple)), f"{name} must be a list, got {value!r}")
+        return tuple(_typed(name, v, typing.get_args(hint)[0]) for v in value)
+    if origin is dict:
+        _need(isinstance(value, dict), f"{name} must be a table, got {value!r}")
+        return {k: _typed(f"{name}.{k}", v, typing.get_args(hint)[1]) for k, v in value.items()}
+    if origin in (types.UnionType, typing.Union):
+        hint = typing.get_args(hint)[0]
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    ok = isinstance(value, hint) and not (hint is not bool and isinstance(value, bool))
+    _need(ok, f"{name} must be {hint.__name__}, got {value!r}")
+    return value

@@ -1,0 +1,25 @@
+"""Errors users see: each says what is wrong, which value, and what to do."""
+
+
+class VstarError(Exception):
+    """Base of every error this package raises on purpose; the CLI prints it as one line."""
+
+
+class ConfigError(VstarError):
+    """A setting is unknown, misspelt, out of range or at odds with another one."""
+
+
+class DataError(VstarError):
+    """A file, manifest row, label or video cannot be used."""
+
+
+class BackendError(VstarError):
+    """A backend was asked for that is not built, not installed or has no device."""
+
+
+class ModelError(VstarError):
+    """A model folder, processor or adapter cannot be used."""
+
+
+class RunError(VstarError):
+    """The run folder cannot be written, belongs to another configuration, or has nothing usable left."""

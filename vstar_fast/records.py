@@ -1,0 +1,310 @@
+"""Everything that flows between stages: small frozen records that check themselves.
+
+Records are what is stored (JSON lines); the two batches at the end are what stages hand on while the
+data is on the device. Units are in the field names: `_s` seconds, `_px` pixels.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+from vstar_fast.errors import DataError
+
+if TYPE_CHECKING:
+    import torch
+
+Split = Literal["train", "dev", "test"]
+Mode = Literal["direct", "rationalized"]
+SPLITS: tuple[str, ...] = ("train", "dev", "test")
+MODES: tuple[str, ...] = ("direct", "rationalized")
+
+
+def _has_word(text: Any) -> bool:
+    return isinstance(text, str) and any(c.isalnum() for c in text)
+
+
+def _require_word(what: str, text: Any) -> None:
+    if not _has_word(text):
+        raise DataError(f"{what} {text!r} has no letter or digit; give it a name that can be matched")
+
+
+def _check_number(what: str, value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        raise DataError(f"{what} must be a finite number, got {value!r}")
+
+
+def _check_class(label: Label) -> None:
+    _require_word(f"{label.kind} label", label.value)
+
+
+def _check_numeric(label: Label) -> None:
+    _check_number("number label", label.value)
+
+
+def _check_interval(label: Label) -> None:
+    value = label.value
+    if not isinstance(value, (tuple, list)) or len(value) != 2:
+        raise DataError(f"interval label must be [start_s, end_s], got {value!r}")
+    for x in value:
+        _check_number("interval bound", x)
+    if not 0 <= value[0] < value[1]:
+        raise DataError(f"interval label needs 0 <= start_s < end_s, got {list(value)!r}")
+
+
+def _check_sequence(label: Label) -> None:
+    if not isinstance(label.value, (tuple, list)) or not label.value:
+        raise DataError(f"sequence label must be a non-empty list of names, got {label.value!r}")
+    for item in label.value:
+        _require_word("sequence item", item)
+
+
+# Open table: a new label kind is one entry here, one in `questions.py`, one in `match.py`.
+LABEL_KINDS = {
+    "class": _check_class,
+    "choice": _check_class,
+    "answer": _check_class,
+    "number": _check_numeric,
+    "interval": _check_interval,
+    "sequence": _check_sequence,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Label:
+    """One typed label of a video.
+
+    `value` by kind: class/choice/answer `str`; number `float` (with `unit`); interval `(start_s, end_s)`
+    relative to the start of the (trimmed) clip; sequence `tuple[str, ...]` in order of time.
+    Raises DataError when the value does not fit the kind.
+    """
+
+    kind: str
+    name: str
+    value: Any
+    set: str | None = None
+    """Name of the closed label set the value (or each item of a sequence) comes from."""
+    aliases: tuple[str, ...] = ()
+    unit: str | None = None
+    event: str | None = None
+    """What an interval or a count is about, e.g. `jump`."""
+    question: str | None = None
+    """A question that came with the data (QA sets); used as it is."""
+    abs_tolerance: float | None = None
+    rel_tolerance: float | None = None
+
+    def __post_init__(self) -> None:
+        check = LABEL_KINDS.get(self.kind)
+        if check is None:
+            raise DataError(f"unknown label kind {self.kind!r}; known: {', '.join(sorted(LABEL_KINDS))}")
+        _require_word("label name", self.name)
+        check(self)
+        if isinstance(self.value, list):
+            object.__setattr__(self, "value", tuple(self.value))
+        for alias in self.aliases:
+            _require_word(f"alias of {self.value!r}", alias)
+        object.__setattr__(self, "aliases", tuple(self.aliases))
+
+
+@dataclass(frozen=True, slots=True)
+class LabeledVideo:
+    """A video file with its labels; `start_s`/`end_s` cut a window out of a longer file."""
+
+    id: str
+    path: str
+    labels: tuple[Label, ...]
+    split: str = "train"
+    start_s: float | None = None
+    end_s: float | None = None
+    duration_s: float | None = None
+    meta: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not self.id or not isinstance(self.id, str):
+            raise DataError(f"video id must be a non-empty string, got {self.id!r}")
+        if self.split not in SPLITS:
+            raise DataError(f"split of {self.id!r} is {self.split!r}; use one of {', '.join(SPLITS)}")
+        if not self.labels:
+            raise DataError(f"video {self.id!r} has no labels; a video needs at least one")
+        if self.start_s is not None and self.end_s is not None and not 0 <= self.start_s < self.end_s:
+            raise DataError(f"window of {self.id!r} needs 0 <= start_s < end_s, got {self.start_s}..{self.end_s}")
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """A question about one video and the labels a right answer must contain.
+
+    `id` is stable over runs. `hint` is the label in words: set only when the question is asked a second
+    time for rationalization, and never seen by fine-tuning or evaluation.
+    """
+
+    id: str
+    video_id: str
+    text: str
+    labels: tuple[Label, ...]
+    template: str
+    hint: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Frames:
+    """Frames of one clip. `data` uint8 `[F, H, W, 3]` RGB; `times_s` presentation time of each frame."""
+
+    video_id: str
+    data: torch.Tensor
+    times_s: tuple[float, ...]
+    height_px: int
+    width_px: int
+    duration_s: float
+    backend: str
+
+    def __post_init__(self) -> None:
+        if self.data.ndim != 4 or self.data.shape[-1] != 3 or self.data.shape[0] != len(self.times_s):
+            raise DataError(
+                f"frames of {self.video_id!r} must be [F, H, W, 3] with one time a frame, "
+                f"got {tuple(self.data.shape)} and {len(self.times_s)} times"
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """One sampled answer. `text` is for people; `token_ids` (with the tokenizer's hash) is what was sampled."""
+
+    question_id: str
+    video_id: str
+    sample: int
+    mode: str
+    text: str
+    token_ids: tuple[int, ...]
+    logprob: float
+    finish: str
+    """`stop`: the model ended its turn; `length`: it ran out of its token budget."""
+    seed: int
+    tokenizer: str
+    sampling: dict[str, Any]
+    template: str
+
+    @property
+    def key(self) -> tuple[str, str, int]:
+        """Identity within a cycle."""
+        return (self.question_id, self.mode, self.sample)
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """Where a matched value stands: `[start, end)` in characters, UTF-8 bytes and tokens (-1: unknown)."""
+
+    char: tuple[int, int]
+    byte: tuple[int, int]
+    token: tuple[int, int] = (-1, -1)
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """Does a candidate's answer contain every label of its question?
+
+    `reason` is `ok` or the name of the first check that failed. `extracted` holds, per label, what was
+    read out of the answer (None: nothing found), `spans` where it stood.
+    """
+
+    question_id: str
+    mode: str
+    sample: int
+    passed: bool
+    reason: str
+    extracted: tuple[Any, ...] = ()
+    spans: tuple[Span | None, ...] = ()
+    scores: tuple[float, ...] = ()
+    """Per label, in [0, 1]: 1/0 for exact kinds, IoU for intervals, matched share for sequences."""
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One supervised example: `question` (never with the hint) and the `answer` that was kept."""
+
+    video_id: str
+    question_id: str
+    question: str
+    answer: str
+    source: str
+    """`direct`, `rationalized`, `labels` (control) or `instruction` (the user's own data)."""
+    weight: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Rejected:
+    """Something that was left out, and why: never dropped silently, always counted in the report."""
+
+    stage: str
+    id: str
+    reason: str
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """A value with its 95 % interval and the number of clips behind it."""
+
+    value: float
+    low: float
+    high: float
+    n: int
+
+
+@dataclass(slots=True)
+class FrameBatch:
+    """Frames of several clips on the device: `data[i]` uint8 `[F_i, H, W, 3]`, row i -> `videos[i]`."""
+
+    data: list[torch.Tensor]
+    times_s: list[tuple[float, ...]]
+    videos: list[LabeledVideo]
+
+
+@dataclass(slots=True)
+class CandidateBatch:
+    """Sampled answers on the device, not detokenised.
+
+    `token_ids` int64 `[B, T]` (padded), `lengths` int64 `[B]` (without the end token), `logprobs` fp32
+    `[B]` (sum over the answer), `finished` bool `[B]`; row i -> `questions[i]`, `samples[i]`, `seeds[i]`.
+    """
+
+    token_ids: torch.Tensor
+    lengths: torch.Tensor
+    logprobs: torch.Tensor
+    finished: torch.Tensor
+    questions: list[Question]
+    samples: list[int]
+    seeds: list[int]
+
+
+def to_dict(record: Any) -> dict[str, Any]:
+    """A record as plain JSON types."""
+    return dataclasses.asdict(record)
+
+
+def _label(row: dict[str, Any]) -> Label:
+    return Label(**{**row, "aliases": tuple(row.get("aliases", ()))})
+
+
+def video_from_dict(row: dict[str, Any]) -> LabeledVideo:
+    """Inverse of `to_dict` for LabeledVideo."""
+    return LabeledVideo(**{**row, "labels": tuple(_label(x) for x in row["labels"])})
+
+
+def question_from_dict(row: dict[str, Any]) -> Question:
+    """Inverse of `to_dict` for Question."""
+    return Question(**{**row, "labels": tuple(_label(x) for x in row["labels"])})
+
+
+def candidate_from_dict(row: dict[str, Any]) -> Candidate:
+    """Inverse of `to_dict` for Candidate."""
+    return Candidate(**{**row, "token_ids": tuple(row["token_ids"])})
+
+
+def verdict_from_dict(row: dict[str, Any]) -> Verdict:
+    """Inverse of `to_dict` for Verdict."""
+    spans = tuple(None if s is None else Span(*(tuple(s[k]) for k in ("char", "byte", "token"))) for s in row["spans"])
+    listed = {"extracted": tuple(row["extracted"]), "spans": spans, "scores": tuple(row["scores"])}
+    return Verdict(**{**row, **listed})
