@@ -85,6 +85,7 @@ def _torch_cuda() -> Probe:
     return Probe(True, f"torch {torch.__version__} on {torch.cuda.get_device_name(0)}")
 
 
+REINSTALL = "run: pip install --no-deps --force-reinstall ."
 REBUILD = "put nvcc (CUDA 12.8 or later) on PATH and run: VSTAR_CUDA=ON pip install --no-deps --force-reinstall ."
 
 
@@ -92,7 +93,7 @@ def _cpp() -> Probe:
     try:
         importlib.import_module("vstar_fast._C")
     except ImportError as error:
-        return Probe(False, f"vstar_fast._C does not import ({error})", "run: pip install --no-deps --force-reinstall .")
+        return Probe(False, f"vstar_fast._C does not import ({error})", REINSTALL)
     return Probe(True, "vstar_fast._C is built")
 
 
@@ -119,6 +120,7 @@ def _always(why: str) -> Callable[[], Probe]:
 
 
 _GPU_EXTRA = "run: pip install 'vstar-fast[gpu]'"
+_AMPERE_EXTRA = "run: pip install 'vstar-fast[gpu-ampere]'"
 
 _PROBES: dict[str, Callable[[], Probe]] = {
     "reference": _always("plain torch, always there"),
@@ -132,7 +134,7 @@ _PROBES: dict[str, Callable[[], Probe]] = {
     "dali": _module("nvidia.dali", "nvidia-dali-cuda130", _GPU_EXTRA),
     "flash-attn-4": _module("flash_attn.cute", "flash-attn-4", _GPU_EXTRA),
     "flash-attn-3": _module("flash_attn_interface", "flash-attn-3", "build hopper/ of Dao-AILab/flash-attention"),
-    "flash-attn-2": _module("flash_attn.flash_attn_interface", "flash-attn", "run: pip install 'vstar-fast[gpu-ampere]'"),
+    "flash-attn-2": _module("flash_attn.flash_attn_interface", "flash-attn", _AMPERE_EXTRA),
 }
 
 
@@ -152,7 +154,7 @@ def require(backend: str, who: str = "this step") -> None:
 
 
 def _device_type(device: object) -> str:
-    """"cuda" or "cpu" of a torch.device, a string such as "cuda:0", or a tensor's device."""
+    """ "cuda" or "cpu" of a torch.device, a string such as "cuda:0", or a tensor's device."""
     kind = str(device).split(":")[0]
     if kind not in ("cpu", "cuda"):
         raise BackendError(f"device {str(device)!r} is not supported; use 'cpu' or 'cuda'")
@@ -208,7 +210,7 @@ def reset_report() -> None:
 
 
 def device() -> str:
-    """"cuda" when torch sees a GPU, else "cpu"."""
+    """ "cuda" when torch sees a GPU, else "cpu"."""
     return "cuda" if available("torch-cuda").ok else "cpu"
 
 
