@@ -1,0 +1,116 @@
+"""`LabelSet`: class names and their aliases, checked once and compiled once."""
+
+from __future__ import annotations
+
+import functools
+import unicodedata
+from collections.abc import Iterable, Mapping, Sequence
+
+import torch
+
+from vstar_fast.errors import DataError
+
+from .characters import WORD, fold_name, kind
+
+
+class LabelSet:
+    """Class names with aliases, ready for `label_match`; label ids are positions in `names`.
+
+    Names that differ only in case, or in spaces, `_` and `-`, are the same name. `aliases` maps a name to more
+    ways to write it. Raises DataError for an empty set, a name without a letter or digit, and two labels
+    that are the same name.
+    """
+
+    def __init__(self, names: Iterable[str], aliases: Mapping[str, Sequence[str]] | None = None) -> None:
+        if isinstance(names, str):
+            raise DataError(f"a label set takes a list of names, not one string ({names!r})")
+        self.names: tuple[str, ...] = tuple(names)
+        if not self.names:
+            raise DataError("the label set is empty; give at least one class name")
+        self._owner: dict[tuple[int, ...], int] = {}
+        self._written: dict[tuple[int, ...], str] = {}
+        for label, name in enumerate(self.names):
+            self._add(label, name)
+        for name, others in (aliases or {}).items():
+            label = self.id(name)
+            for other in [others] if isinstance(others, str) else others:
+                self._add(label, other)
+        self._tables: dict[tuple[tuple[int, ...], torch.device], torch.Tensor] = {}
+
+    def _add(self, label: int, name: str) -> None:
+        """Enter a name of `label`, in composed and in decomposed Unicode, unless it is there already."""
+        if not isinstance(name, str):
+            raise DataError(f"label {label} is {name!r} ({type(name).__name__}); a label is a string")
+        if any("\ud800" <= char <= "\udfff" for char in name):
+            raise DataError(f"label {label} ({name!r}) is not valid Unicode; was it read with the wrong encoding?")
+        if not any(kind(char) == WORD for char in name):
+            raise DataError(f"label {label} ({name!r}) has no letter or digit, so it cannot be found in a text")
+        for form in (fold_name(unicodedata.normalize("NFC", name)), fold_name(unicodedata.normalize("NFD", name))):
+            known = self._owner.setdefault(form, label)
+            written = self._written.setdefault(form, name)
+            if known != label:
+                raise DataError(
+                    f"labels {known} ({written!r}) and {label} ({name!r}) are the same name once case, spaces, "
+                    "'_' and '-' are treated as equal; rename or remove one"
+                )
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __repr__(self) -> str:
+        return f"LabelSet({len(self)} labels, {len(self._owner)} ways to write them)"
+
+    @property
+    def forms(self) -> tuple[tuple[int, ...], ...]:
+        """Every way to write a label, as folded code points."""
+        return tuple(self._owner)
+
+    @property
+    def owners(self) -> tuple[int, ...]:
+        """The label id of each of `forms`."""
+        return tuple(self._owner.values())
+
+    def find(self, name: str) -> int | None:
+        """The label that `name` is a way to write, or None."""
+        return self._owner.get(fold_name(name))
+
+    def id(self, name: str) -> int:
+        """The label that `name` is a way to write; DataError when there is none."""
+        label = self.find(name)
+        if label is None:
+            raise DataError(f"{name!r} is none of the {len(self)} labels ({_some(self.names)})")
+        return label
+
+    def tables(self, after: tuple[int, ...] = (), device: torch.device | None = None) -> torch.Tensor:
+        """The compiled block [bytes] uint8 for one `after` literal, on `device` (CPU by default); kept."""
+        cpu = torch.device("cpu")
+        key = (after, device or cpu)
+        if key not in self._tables:
+            if device is None or device == cpu:
+                self._tables[key] = _compile(self.forms, self.owners, after)
+            else:
+                self._tables[key] = self.tables(after).to(device)
+        return self._tables[key]
+
+
+def _compile(forms: tuple[tuple[int, ...], ...], owners: tuple[int, ...], after: tuple[int, ...]) -> torch.Tensor:
+    from vstar_fast import _C
+
+    try:
+        block = _C.compile_labels(forms, owners, after)
+    except ValueError as error:
+        raise DataError(f"the label set cannot be compiled: {error}") from None
+    return torch.frombuffer(bytearray(block), dtype=torch.uint8)
+
+
+@functools.lru_cache(maxsize=64)
+def fold_literal(after: str) -> tuple[int, ...]:
+    """The `after` literal as it is compared; DataError when nothing of it is left."""
+    points = fold_name(after)
+    if not points:
+        raise DataError(f"after={after!r} holds no character to look for; use None to search the whole text")
+    return points
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")

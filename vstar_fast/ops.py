@@ -1,0 +1,46 @@
+"""The ops other projects import: each works alone, on plain tensors, and loads nothing until it is used.
+
+    from vstar_fast.ops import LabelSet, label_match, sample
+
+    labels = LabelSet(["back flip", "spin kick"], aliases={"back flip": ["backflip"]})
+    match = label_match(["Answer: a Spin_Kick."], labels, own=["spin kick"], after="Answer:")
+    match.matched                                   # tensor([True])
+    match.first                                     # tensor([[10, 19]]), bytes
+
+    ids, logprobs = sample(logits, seeds, step=0, temperature=0.7)   # [B] int64, [B] fp32
+
+Every op has `backend="auto"`: `vstar-fast doctor` tells what that means here, `vstar_fast.backends.report()`
+what ran.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from vstar_fast.kernels.label_match import LabelMatch, LabelSet, char_span, label_match
+    from vstar_fast.kernels.sample import sample
+
+__all__ = ["LabelMatch", "LabelSet", "char_span", "label_match", "sample"]
+
+_HOME = {
+    "LabelMatch": "label_match",
+    "LabelSet": "label_match",
+    "char_span": "label_match",
+    "label_match": "label_match",
+    "sample": "sample",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Load an op on first use."""
+    if name not in _HOME:
+        raise AttributeError(f"module 'vstar_fast.ops' has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"vstar_fast.kernels.{_HOME[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
