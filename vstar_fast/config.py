@@ -255,7 +255,7 @@ PAPER: dict[str, Any] = {
 
 def from_dict(values: dict[str, Any]) -> CycleConfig:
     """Settings from nested plain values; unknown keys raise ConfigError with the nearest right one."""
-    merged = _merge(PAPER if values.get("recipe") == "paper" else {}, values)
+    merged = merge(PAPER if values.get("recipe") == "paper" else {}, values)
     return _build(CycleConfig, merged, "")
 
 
@@ -268,7 +268,12 @@ def load(path: str | Path, overrides: dict[str, Any] | None = None) -> CycleConf
         raise ConfigError(f"no config file {path}; write one with `vstar-fast init`") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not valid TOML: {error}") from None
-    return from_dict(_merge(values, overrides or {}))
+    return from_dict(merge(values, overrides or {}))
+
+
+def replace(config: Any, **changes: Any) -> Any:
+    """A copy with some fields changed, checked again."""
+    return dataclasses.replace(config, **changes)
 
 
 def to_dict(config: CycleConfig) -> dict[str, Any]:
@@ -333,11 +338,11 @@ def _toml_value(value: Any) -> str:
     raise ConfigError(f"cannot write {value!r} as TOML")
 
 
-def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     merged = dict(base)
     for key, value in over.items():
         deep = isinstance(value, dict) and isinstance(merged.get(key), dict)
-        merged[key] = _merge(merged[key], value) if deep else value
+        merged[key] = merge(merged[key], value) if deep else value
     return merged
 
 

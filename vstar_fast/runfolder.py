@@ -1,0 +1,134 @@
+"""The run folder: the only state there is. Files appear whole (temporary name, then rename) or not at all."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+from vstar_fast.errors import RunError
+from vstar_fast.records import Rejected, to_dict
+
+FORMAT = 1
+"""Version of what is stored; part of every content key."""
+
+_WINDOW_BYTES = 1 << 20
+
+
+def content_key(*values: Any) -> str:
+    """16 hex digits that change when any of the (JSON-like) values does."""
+    text = json.dumps([FORMAT, *values], sort_keys=True, default=str, ensure_ascii=False)
+    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()
+
+
+def file_key(path: str | Path) -> str:
+    """Key of a file's content: all of it up to 3 MiB, else its size and its first, middle and last MiB."""
+    digest = hashlib.blake2b(digest_size=8)
+    size = os.path.getsize(path)
+    digest.update(str(size).encode())
+    with open(path, "rb") as file:
+        for start in sorted({0, max(0, size // 2 - _WINDOW_BYTES // 2), max(0, size - _WINDOW_BYTES)}):
+            file.seek(start)
+            digest.update(file.read(_WINDOW_BYTES))
+    return digest.hexdigest()
+
+
+def write_atomic(path: Path, write: Callable[[Path], None]) -> None:
+    """Call `write(temporary path)`, then rename to `path`; a full disk leaves nothing behind but a clear error."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write(temporary)
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        why = "the disk is full" if error.errno in (errno.ENOSPC, errno.EDQUOT) else str(error)
+        raise RunError(f"cannot write {path}: {why}; make room (or mend access) and run the same command again") from error
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file whole or not at all."""
+
+    def write(temporary: Path) -> None:
+        with open(temporary, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+
+    write_atomic(path, write)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON, keys in order of insertion."""
+    write_text(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+
+
+def write_jsonl(path: Path, rows: Iterable[Any]) -> None:
+    """Write one JSON value a line."""
+    write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+
+def read_json(path: Path) -> Any:
+    """Read JSON; a damaged file is an error that says so."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise RunError(f"{path} is damaged ({error}); delete it and run the same command again") from None
+
+
+def read_jsonl(path: Path) -> list[Any]:
+    """Read one JSON value a line."""
+    try:
+        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line]
+    except ValueError as error:
+        raise RunError(f"{path} is damaged ({error}); delete it and run the same command again") from None
+
+
+class RunFolder:
+    """Parts by content key, and the list of what was rejected before it became an answer."""
+
+    def __init__(self, root: str | Path) -> None:
+        self.root = Path(root)
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+            self._lock = open(self.root / ".lock", "w")  # noqa: SIM115 - held as long as the run
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise RunError(f"another process is running in {self.root}; wait for it or use another --run folder") from None
+        except OSError as error:
+            raise RunError(f"cannot use run folder {self.root}: {error}") from None
+        self._rejected: dict[tuple[str, str], Rejected] = {}
+
+    def close(self) -> None:
+        """Let another process use the folder."""
+        self._lock.close()
+
+    def cycle(self, number: int) -> Path:
+        """Folder of one cycle, counted from 0."""
+        return self.root / f"cycle-{number:02d}"
+
+    def part(self, folder: Path, key: str, compute: Callable[[], list[dict[str, Any]]]) -> list[dict[str, Any]]:
+        """Rows of a part: read when present, else computed and stored."""
+        path = folder / f"{key}.jsonl"
+        if path.is_file():
+            return read_jsonl(path)
+        rows = compute()
+        write_jsonl(path, rows)
+        return rows
+
+    def reject(self, rows: Iterable[Rejected]) -> None:
+        """Add to `rejected.jsonl`; the same thing refused twice is one row."""
+        fresh = {(r.stage, r.id): r for r in rows}
+        if fresh.keys() - self._rejected.keys():
+            self._rejected.update(fresh)
+            write_jsonl(self.root / "rejected.jsonl", [to_dict(r) for r in self._rejected.values()])
+
+    @property
+    def rejected(self) -> list[Rejected]:
+        """What was rejected so far in this process's run."""
+        return list(self._rejected.values())

@@ -1,0 +1,256 @@
+"""A run at work: the stages, joined to the run folder so that nothing is done twice.
+
+Each method is one stage over whole lists. What it needs is keyed by content, read when it stands in the
+run folder, else computed and stored.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import asdict
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from vstar_fast import config as settings
+from vstar_fast import dataset, evaluate, match, questions, readers
+from vstar_fast.config import CycleConfig
+from vstar_fast.errors import DataError, RunError
+from vstar_fast.finetune import finetune, lora_settings
+from vstar_fast.generate import Sampling, batches, generate, to_candidates, usable
+from vstar_fast.models.video_lm import Features
+from vstar_fast.profiling import Profiler
+from vstar_fast.progress import Progress
+from vstar_fast.records import (
+    Candidate,
+    Estimate,
+    Example,
+    Label,
+    LabeledVideo,
+    Question,
+    Rejected,
+    Verdict,
+    candidate_from_dict,
+    to_dict,
+)
+from vstar_fast.runfolder import RunFolder, content_key, read_json, write_json, write_jsonl, write_text
+from vstar_fast.runtime import Runtime, clip_key, stream_seed, weights_key
+
+Judged = list[tuple[Candidate, Verdict]]
+
+
+class Session:
+    """Data, model and run folder of one run. `number` counts cycles from 0; -1 is the base model."""
+
+    def __init__(self, config: CycleConfig, folder: RunFolder, profiler: Profiler, progress: Progress) -> None:
+        self.config = config
+        self.folder = folder
+        self.profiler = profiler
+        self.progress = progress
+        self.runtime = Runtime(config, folder.root, profiler, progress)
+        with profiler.stage("read"):
+            videos, rejected, self.label_sets = readers.read(config.data, seed=config.seed)
+        folder.reject(rejected)
+        self.videos = {v.id: v for v in videos}
+        write_text(folder.root / "config.toml", settings.to_toml(config))
+        write_jsonl(folder.root / "videos.jsonl", [to_dict(v) for v in videos])
+        asked = questions.ask(videos, config, label_sets=self.label_sets)
+        self.questions = {s: [q for q in asked if self.videos[q.video_id].split == s] for s in ("train", "dev", "test")}
+        if not self.questions["train"]:
+            raise DataError(f"no training question could be asked of {config.data.path}; see {folder.root}/rejected.jsonl")
+
+    # -- keys ----------------------------------------------------------------------------------
+
+    @cached_property
+    def _clip_keys(self) -> dict[str, str]:
+        return {v.id: clip_key(v) for v in self.videos.values()}
+
+    @cached_property
+    def _model_keys(self) -> dict[str, str]:
+        return {p: weights_key(p) for p in {self.config.model.base, self.runtime.init_path}}
+
+    def _teacher_key(self, adapter: Path | None) -> str:
+        if adapter is None:
+            return self._model_keys[self.config.model.base]
+        return content_key(self._model_keys[self.runtime.init_path], read_json(adapter / "key.json"))
+
+    # -- generate ------------------------------------------------------------------------------
+
+    def answer(
+        self,
+        asked: Sequence[Question],
+        adapter: Path | None,
+        sampling: Sampling,
+        where: Path,
+        *,
+        mode: str = "direct",
+        stage: str = "generate",
+        reason: bool = True,
+        batch_size: int | None = None,
+    ) -> list[Candidate]:
+        """Answers to questions by the base model (`adapter` None) or a trained one, part by part."""
+        teacher = self._teacher_key(adapter)
+        bar = self.progress.task(f"{where.parent.name} {stage}", len(asked))
+        found: list[Candidate] = []
+        for group in batches(asked, batch_size or self.config.generate.batch_size, sampling.samples):
+            rows = [(questions.prompt_text(q, reason=reason), self._clip_keys.get(q.video_id), q.id) for q in group]
+            dtype = (self.config.model.dtype, self.config.model.device)
+            key = content_key(rows, teacher, asdict(sampling), self.config.frames.count, self.config.seed, mode, dtype)
+            part = self.folder.part(
+                where / "parts", key, lambda g=group: self._answer_part(g, adapter, sampling, mode, stage, reason)  # type: ignore[misc]
+            )
+            found += [candidate_from_dict(row) for row in part]
+            bar.advance(len(group))
+        bar.close()
+        return found
+
+    def _answer_part(
+        self, group: list[Question], adapter: Path | None, sampling: Sampling, mode: str, stage: str, reason: bool
+    ) -> list[dict[str, Any]]:
+        path = self.config.model.base if adapter is None else self.runtime.init_path
+        features = self.runtime.features(path, [self.videos[q.video_id] for q in group])
+        self.folder.reject(f for f in features.values() if isinstance(f, Rejected))
+        asked, kept = usable(group, features)
+        if not asked:
+            return []
+        lm = self.runtime.plain(path) if adapter is None else self.runtime.adapted(adapter)
+        with self.profiler.stage(stage):
+            batch = generate(
+                lm,
+                asked,
+                kept,
+                sampling,
+                lambda q: questions.prompt_text(q, reason=reason),
+                lambda q, n: stream_seed(self.config.seed, mode, q.id, n),
+            )
+            rows = [to_dict(c) for c in to_candidates(batch, lm, sampling, weights_key(lm.path), mode)]
+            self.profiler.count("tokens", int(batch.lengths.sum()))
+            self.profiler.count("answers", len(rows))
+        return rows
+
+    # -- match ---------------------------------------------------------------------------------
+
+    def judge(self, candidates: list[Candidate], asked: Sequence[Question], where: Path | None) -> Judged:
+        """Verdicts on candidates, in their order; kept beside them for the report."""
+        with self.profiler.stage("match"):
+            verdicts = match.verify(
+                candidates,
+                asked,
+                self.config.match,
+                label_sets=self.label_sets,
+                rationalize=self.config.rationalize,
+            )
+            self.profiler.count("answers", len(candidates))
+        judged = list(zip(candidates, verdicts, strict=True))
+        if where is not None:
+            rows = [{"candidate": to_dict(c), "verdict": to_dict(v)} for c, v in judged]
+            write_jsonl(where / "judged.jsonl", rows)
+        return judged
+
+    def sampling(self, samples: int) -> Sampling:
+        """Sampling settings of the run for so many candidates."""
+        g = self.config.generate
+        return Sampling(samples, g.temperature, g.top_p, g.top_k, g.max_new_tokens)
+
+    # -- finetune ------------------------------------------------------------------------------
+
+    def train(
+        self,
+        examples: Sequence[Example],
+        out: Path,
+        *,
+        start: Path | None = None,
+        steps: int = 0,
+        reason: bool = True,
+        texts: dict[str, str] | None = None,
+    ) -> Path:
+        """Fine-tune the initial checkpoint (or adapter `start`) on examples; returns the adapter folder."""
+        c = self.config
+        if not examples:
+            raise RunError("no answer was kept, so there is nothing to fine-tune on; see the rejection reasons in the report")
+        tuning = settings.replace(c.finetune, steps=steps or c.finetune.steps)
+        origin = self._teacher_key(start) if start else self._model_keys[self.runtime.init_path]
+        clips = [self._clip_keys.get(e.video_id) for e in examples]
+        key = content_key([to_dict(e) for e in examples], clips, asdict(tuning), origin, c.frames.count, c.seed, reason)
+        if (out / "key.json").is_file() and read_json(out / "key.json") == key:
+            return out
+        temporary = out.with_name(f".{out.name}.tmp")
+        shutil.rmtree(temporary, ignore_errors=True)
+        seed = stream_seed(c.seed, "finetune", key)
+        lm, peft = self.runtime.trainable(lora_settings(self.runtime.lm(self.runtime.init_path), tuning), start, seed)
+        features = self.runtime.features(self.runtime.init_path, self._videos_of(examples))
+        prompts = self._prompts(reason) | (texts or {})
+
+        def rows(part: Sequence[Example]) -> tuple[list[str], list[Features]]:
+            return [prompts[e.question_id] for e in part], [self._features_of(features, e) for e in part]
+
+        bar = self.progress.task(f"{out.parent.name} finetune", 0)
+        with self.profiler.stage("finetune"):
+            log = finetune(lm, peft, examples, rows, tuning, temporary, seed=seed, on_step=bar.step)
+            self.profiler.count("examples", tuning.batch_size * log["steps"])
+        bar.close()
+        write_json(temporary / "key.json", key)
+        shutil.rmtree(out, ignore_errors=True)
+        temporary.rename(out)
+        return out
+
+    def _prompts(self, reason: bool) -> dict[str, str]:
+        return {q.id: questions.prompt_text(q, reason=reason) for split in self.questions.values() for q in split}
+
+    def _videos_of(self, examples: Sequence[Example]) -> list[LabeledVideo]:
+        own = {e.video_id for e in examples if e.source == "instruction"}
+        made = [LabeledVideo(p, p, (Label("answer", "instruction", "any"),)) for p in sorted(own)]
+        return made + [self.videos[i] for i in sorted({e.video_id for e in examples} - own)]
+
+    @staticmethod
+    def _features_of(features: dict[str, Features | Rejected], example: Example) -> Features:
+        found = features[example.video_id]
+        if isinstance(found, Rejected):
+            raise DataError(f"video {example.video_id!r} of a kept example can no longer be read: {found.reason} {found.detail}")
+        return found
+
+    # -- evaluate ------------------------------------------------------------------------------
+
+    def measure(
+        self, adapter: Path | None, where: Path, *, split: str, reason: bool = True
+    ) -> tuple[dict[str, Any], dict[str, list[float]]]:
+        """Greedy answers on a split: (metrics, 1/0 per answer of the primary kind by clip)."""
+        asked = self.questions[split]
+        e = self.config.evaluate
+        greedy = Sampling(1, 0.0, 1.0, 0, e.max_new_tokens)
+        answers = self.answer(
+            asked, adapter, greedy, where / split, stage="evaluate", reason=reason, batch_size=e.batch_size
+        )
+        judged = self.judge(answers, asked, where / split)
+        by_id = {q.id: q for q in asked}
+        primary = [v for _, v in judged if by_id[v.question_id].labels[0].kind == self.primary]
+        clips = evaluate.by_clip(primary, by_id)
+        estimate = evaluate.estimate(clips, bootstrap=e.bootstrap, seed=self.config.seed)
+        found = {
+            "accuracy": to_dict(estimate),
+            "kinds": evaluate.metrics([v for _, v in judged], by_id),
+            "reasoned": evaluate.reasoned([c for c, _ in judged]),
+        }
+        write_json(where / f"{split}.json", found)
+        write_json(where / f"{split}-clips.json", clips)
+        return found, clips
+
+    @cached_property
+    def primary(self) -> str:
+        """The label kind that accuracy is reported on: `class` where there is one, else the commonest."""
+        kinds = [q.labels[0].kind for q in self.questions["train"]]
+        return "class" if "class" in kinds else max(sorted(set(kinds)), key=kinds.count)
+
+    def instruction_examples(self, kept: int) -> tuple[list[Example], dict[str, str]]:
+        """The user's original instruction data to mix in with so many kept examples, and its prompts."""
+        path, ratio = self.config.data.instructions, self.config.finetune.mix_ratio
+        if not path or ratio <= 0:
+            return [], {}
+        mixed = dataset.instructions(path, round(ratio * kept), self.config.seed)
+        return mixed, {e.question_id: e.question for e in mixed}
+
+
+def estimate_from(found: dict[str, Any]) -> Estimate:
+    """The accuracy of stored metrics."""
+    return Estimate(**found["accuracy"])
