@@ -205,7 +205,7 @@ def _scan(container: av.container.InputContainer, video: LabeledVideo, limit_s: 
         keys=sorted({pts for pts, _, key in packets if key}),
         zero=zero,
         end=last + (length or _tick_length(stream)),
-        base=stream.time_base,
+        base=_base(stream),
         counted=False,
     )
     if video.end_s is None:
@@ -242,9 +242,10 @@ def _window_packets(
     """Packets from the key picture before a window to its end; none when the file cannot be entered there."""
     if video.end_s is None:
         return []
-    start = zero + int((video.start_s or 0) / stream.time_base)
+    base = float(_base(stream))
+    start = zero + int((video.start_s or 0) / base)
     container.seek(start, stream=stream, backward=True)
-    packets = _packets(container, stream, until=zero + video.end_s / float(stream.time_base))
+    packets = _packets(container, stream, until=zero + video.end_s / base)
     entered = packets[0][0] is not None and packets[0][2] and packets[0][0] <= max(start, zero)
     return packets if entered else []
 
@@ -258,10 +259,15 @@ def _count(container: av.container.InputContainer, stream: av.VideoStream) -> _I
     return _Index(list(range(total)), [0], 0, total, 1 / (stream.average_rate or Fraction(25)), True)
 
 
+def _base(stream: av.VideoStream) -> Fraction:
+    """Seconds a tick."""
+    return stream.time_base or Fraction(1, 1000)
+
+
 def _tick_length(stream: av.VideoStream) -> int:
     """How long one picture is shown where the file does not say."""
     rate = stream.average_rate or Fraction(25)
-    return max(1, round(1 / (rate * stream.time_base)))
+    return max(1, round(1 / (rate * _base(stream))))
 
 
 def _check_length(duration_s: float, limit_s: float) -> None:
@@ -286,7 +292,7 @@ def _promised_s(container: av.container.InputContainer, stream: av.VideoStream) 
         hours, minutes, seconds = tag.split(":")
         return 3600 * int(hours) + 60 * int(minutes) + float(seconds)
     if stream.duration:
-        return float(stream.duration * stream.time_base)
+        return float(stream.duration * _base(stream))
     if container.duration and len(container.streams) == 1:
         return container.duration / av.time_base
     return None
@@ -381,11 +387,11 @@ def _rgb(frame: av.VideoFrame, size: tuple[int, int] | None) -> torch.Tensor:
 
 def _upright(picture: np.ndarray, frame: av.VideoFrame) -> np.ndarray:
     """`picture` turned and mirrored as the file's display matrix says (quarter turns and mirrors only)."""
-    matrix = frame.side_data.get("DISPLAYMATRIX")
+    matrix: Any = frame.side_data.get("DISPLAYMATRIX")
     if matrix is None:
         return picture
     # A point (x, y) of the stored picture is shown at (a x + c y, b x + d y).
-    a, b, _, c, d = np.frombuffer(matrix, dtype="=i4")[:5].tolist()
+    a, b, _, c, d = np.frombuffer(bytes(matrix), dtype="=i4")[:5].tolist()
     if abs(b) > abs(a):
         picture, a, d = picture.swapaxes(0, 1), c, b
     return picture[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1]
