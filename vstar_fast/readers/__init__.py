@@ -1,0 +1,162 @@
+"""Labelled videos from what lies on disk: a manifest, a folder per class, CSV, JSON lines or JSON.
+
+Every reader turns its format into rows of the manifest's form; one place (`rows.py`) checks them. A bad row
+is one `Rejected` with file and row number, and reading goes on.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from vstar_fast.config import DataConfig
+from vstar_fast.errors import ConfigError, DataError
+from vstar_fast.readers import folder, manifest, tables
+from vstar_fast.readers.rows import REASONS, Row, Source, build, merge_key
+from vstar_fast.readers.sets import LabelSets
+from vstar_fast.readers.splits import assign_splits
+from vstar_fast.records import LabeledVideo, Rejected
+
+__all__ = ["READERS", "REASONS", "read"]
+
+Reader = Callable[[Source], tuple[dict[str, list[str]], Iterator[Row | Rejected]]]
+
+# Open table: a new format is one entry, giving declared label sets and rows in the manifest's form.
+READERS: dict[str, Reader] = {
+    "manifest": manifest.read,
+    "folder": folder.read,
+    "csv": tables.read_csv,
+    "jsonl": tables.read_jsonl,
+    "json": tables.read_json,
+}
+
+
+def read(config: DataConfig, *, seed: int = 0) -> tuple[list[LabeledVideo], list[Rejected], dict[str, tuple[str, ...]]]:
+    """Videos of `path` and `extra` with unique ids, the rejected rows, and the closed label sets by name.
+
+    Files without a split, and splits the data lacks, are filled by hash of (seed, file). Raises DataError when
+    a path or header cannot be read or when no usable video is left, naming the commonest reasons.
+    """
+    if not config.path:
+        raise ConfigError("data.path is empty; set it to a manifest.jsonl, a CSV/JSON file or a folder of videos")
+    shelf = _Shelf(config)
+    for text in (config.path, *config.extra):
+        shelf.add(_source(Path(text).expanduser(), config))
+    if not shelf.videos:
+        raise DataError(_nothing_left(shelf))
+    videos = assign_splits(shelf.videos, shelf.named_split, shelf.file_keys, config, seed)
+    return videos, shelf.rejected, shelf.sets.result()
+
+
+class _Shelf:
+    """What has been read so far: videos by id, so that ids stay unique over all sources."""
+
+    def __init__(self, config: DataConfig) -> None:
+        self.config = config
+        self.videos: dict[str, LabeledVideo] = {}
+        self.rejected: list[Rejected] = []
+        self.sets = LabelSets()
+        self.named_split: set[str] = set()
+        self.file_keys: dict[str, str] = {}
+        self.sources: list[Source] = []
+        self._where: dict[str, str] = {}
+        self._by_window: dict[tuple[str, float | None, float | None], str] = {}
+        self._taken_before: set[str] = set()
+
+    def add(self, source: Source) -> None:
+        self.sources.append(source)
+        declared, rows = READERS[source.reader](source)
+        self.rejected += self.sets.declare(declared, source.path.name)
+        self._taken_before = set(self.videos)
+        for row in rows:
+            if isinstance(row, Rejected):
+                self.rejected.append(row)
+                continue
+            self.rejected += self.sets.declare(row.sets, row.where)
+            made = build(row, source, self.sets)
+            if isinstance(made, Rejected):
+                self.rejected.append(made)
+            else:
+                self._put(made, row, source)
+
+    def _put(self, video: LabeledVideo, row: Row, source: Source) -> None:
+        if not row.own_id and video.id in self._taken_before:
+            video = dataclasses.replace(video, id=f"{source.name}/{video.id}")
+        window = merge_key(video)
+        first = self._by_window.get(window)
+        if first is not None and all(label.question for label in video.labels):
+            self._merge(first, video, row)
+        elif first is not None:
+            what = f"the same file and window as {self._where[first]}; put all labels of a video into one row"
+            self._reject(video, "duplicate_video", row, what)
+        elif video.id in self.videos:
+            what = f"id {video.id!r} is already taken by {self._where[video.id]}; ids must be unique"
+            self._reject(video, "duplicate_id", row, what)
+        else:
+            self.videos[video.id] = video
+            self._where[video.id] = row.where
+            self._by_window[window] = video.id
+            self.file_keys[video.id] = source.relative(video.path)
+            if row.values.get("split"):
+                self.named_split.add(video.id)
+            self.sets.note(video)
+
+    def _merge(self, first: str, video: LabeledVideo, row: Row) -> None:
+        """A further question about a video that is already there."""
+        held = self.videos[first]
+        new = tuple(label for label in video.labels if label not in held.labels)
+        if not new:
+            self._reject(video, "duplicate_video", row, f"the same video and question as {self._where[first]}")
+            return
+        self.videos[first] = dataclasses.replace(held, labels=held.labels + new)
+        self.sets.note(self.videos[first])
+
+    def _reject(self, video: LabeledVideo, reason: str, row: Row, what: str) -> None:
+        self.rejected.append(Rejected("read", video.id, reason, f"{row.where}: {what}"))
+
+
+def _source(path: Path, config: DataConfig) -> Source:
+    if not path.exists():
+        raise DataError(f"data path {path} does not exist; check data.path and data.extra")
+    reader, path, why = _pick(path, config.reader)
+    folder_of = path if path.is_dir() else path.parent
+    root = Path(config.root).expanduser() if config.root else folder_of
+    if not root.is_dir():
+        raise DataError(f"data.root {root} is not a folder")
+    return Source(path, root.resolve(), reader, why, config)
+
+
+def _pick(path: Path, reader: str) -> tuple[str, Path, str]:
+    """Reader, the path it is to read, and why."""
+    if reader != "auto":
+        inner = path / "manifest.jsonl"
+        return reader, inner if reader == "manifest" and inner.is_file() else path, "data.reader says so"
+    if path.is_dir():
+        for name, found in (("manifest.jsonl", "manifest"), ("metadata.csv", "csv"), ("metadata.jsonl", "jsonl")):
+            if (path / name).is_file():
+                return found, path / name, f"the folder holds a {name}"
+        return "folder", path, "it is a folder without a manifest.jsonl or metadata file"
+    suffix = path.suffix.lower()
+    if suffix == ".jsonl":
+        is_manifest = manifest.has_header(path)
+        line = "its first line is" if is_manifest else "its first line is not"
+        return "manifest" if is_manifest else "jsonl", path, f"{line} a manifest header"
+    by_suffix = {".csv": "csv", ".tsv": "csv", ".json": "json"}
+    if suffix not in by_suffix:
+        raise DataError(
+            f"cannot tell how to read {path}: it is neither a folder nor .csv, .tsv, .json or .jsonl; "
+            f"set data.reader to one of {', '.join(READERS)}"
+        )
+    return by_suffix[suffix], path, f"its name ends in {suffix}"
+
+
+def _nothing_left(shelf: _Shelf) -> str:
+    read_as = "; ".join(f"{s.path} read as {s.reader!r}, because {s.why}" for s in shelf.sources)
+    if not shelf.rejected:
+        return f"no videos found ({read_as})"
+    counts = Counter(r.reason for r in shelf.rejected).most_common(3)
+    first = {reason: next(r.detail for r in shelf.rejected if r.reason == reason) for reason, _ in counts}
+    reasons = "; ".join(f"{n} x {reason}, e.g. {first[reason]}" for reason, n in counts)
+    return f"no usable video is left of {len(shelf.rejected)} rows ({read_as}): {reasons}"

@@ -1,0 +1,73 @@
+"""Which split a video belongs to."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections import Counter
+from collections.abc import Mapping
+
+from vstar_fast.config import DataConfig
+from vstar_fast.records import LabeledVideo
+
+SPLIT_NAMES = {
+    "train": "train",
+    "training": "train",
+    "dev": "dev",
+    "val": "dev",
+    "valid": "dev",
+    "validate": "dev",
+    "validation": "dev",
+    "test": "test",
+    "testing": "test",
+}
+
+
+def assign_splits(
+    videos: Mapping[str, LabeledVideo],
+    named: set[str],
+    file_keys: Mapping[str, str],
+    config: DataConfig,
+    seed: int,
+) -> list[LabeledVideo]:
+    """Videos with their final split.
+
+    `named`: ids whose split came with the data. The rest, and `train` where the data has no `dev` or no `test`,
+    are dealt by hash of (seed, file): windows of one file stay together, and more data moves no file. A missing
+    split gets at least one file as long as `train` keeps one.
+    """
+    held = {videos[id].split for id in named}
+    open_ids = [id for id in videos if id not in named or videos[id].split == "train"]
+    tied = {file_keys[id] for id in open_ids if id in named}
+    shares = {"test": config.test_fraction, "dev": config.dev_fraction}
+    dealt: dict[str, str] = {}
+    for key in sorted({file_keys[id] for id in open_ids}, key=lambda key: _place(seed, key)):
+        split = _deal(_place(seed, key), shares)
+        dealt[key] = "train" if key in tied and split in held else split
+    _fill([s for s in shares if shares[s] > 0 and s not in held], dealt)
+    final = {id: dealt[file_keys[id]] for id in open_ids}
+    return [dataclasses.replace(video, split=final.get(id, video.split)) for id, video in videos.items()]
+
+
+def _place(seed: int, key: str) -> float:
+    digest = hashlib.blake2b(f"{seed}\0{key}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") / 2**64
+
+
+def _deal(place: float, shares: Mapping[str, float]) -> str:
+    for split, share in shares.items():
+        if place < share:
+            return split
+        place -= share
+    return "train"
+
+
+def _fill(missing: list[str], dealt: dict[str, str]) -> None:
+    """Give `train`, then each missing split, a file from whichever split can best spare one."""
+    order = ["train", *missing]
+    for rank, split in enumerate(order):
+        counts = Counter(dealt.values())
+        spare = [s for s in order if counts[s] > 1 or (counts[s] and order.index(s) > rank)]
+        if counts[split] == 0 and spare:
+            donor = max(spare, key=lambda s: (counts[s], order.index(s)))
+            dealt[next(key for key, s in dealt.items() if s == donor)] = split
