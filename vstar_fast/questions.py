@@ -68,7 +68,7 @@ ANSWER_FORMS: dict[str, Callable[[Label], str]] = {
     "answer": lambda _: "a short answer",
     "number": lambda label: _number_form(label.unit),
     "interval": lambda _: "the start and end in seconds",
-    "sequence": lambda label: f"the {_plural(_words(label.name))} in order",
+    "sequence": lambda label: f"the {_names(label)} in order",
 }
 
 COUNT_UNITS = ("times", "time", "repetitions", "reps")
@@ -160,7 +160,7 @@ def _question(
     name = _words(label.name)
     text = templates[index].format(
         name=name,
-        names=_plural(name),
+        names=_names(label),
         event=_event(label),
         unit=label.unit or "",
         options=", ".join(options),
@@ -214,6 +214,13 @@ def _plural(word: str) -> str:
     if word.endswith("s"):
         return word
     return word[:-1] + "ies" if word.endswith("y") and word[-2:-1] not in "aeiou" else word + "s"
+
+
+def _names(label: Label) -> str:
+    """Plural of what the label names; the items of a sequence go by a label set such as `actions`."""
+    if label.kind == "sequence" and label.set and label.set.isalpha() and label.set.endswith("s"):
+        return label.set
+    return _plural(_words(label.name))
 
 
 def _event(label: Label) -> str:
