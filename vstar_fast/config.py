@@ -40,9 +40,9 @@ class DataConfig:
     root: str = ""
     """Folder that relative video paths start from; default: the folder of `path`. Paths may not leave it."""
     dev_fraction: float = 0.15
-    """Share of videos put aside for `dev` where the data names no split (by hash of the video id)."""
+    """Share of videos put aside for `dev` where the data has none (by hash of seed and file)."""
     test_fraction: float = 0.15
-    """Share of videos put aside for `test` where the data names no split."""
+    """Share of videos put aside for `test` where the data has none."""
     max_duration_s: float = 3600.0
     """Longer files are recorded as rejected (cut a window with start_s/end_s instead)."""
     questions_per_video: int = 0
