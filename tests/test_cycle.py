@@ -1,0 +1,210 @@
+"""The whole cycle on a tiny model: what it keeps, that it resumes, that a switch does what it says."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import tiny
+from vstar_fast import config as settings
+from vstar_fast import cycle
+from vstar_fast.errors import DataError, RunError
+from vstar_fast.profiling import Profiler
+from vstar_fast.progress import Progress
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory):
+    root = tmp_path_factory.mktemp("tiny")
+    return tiny.settings(tiny.write_data(root / "data"), tiny.write_model(root / "model"))
+
+
+def make(project, **sections):
+    return settings.from_dict(settings.merge(project, sections))
+
+
+def go(config, folder, **kwargs):
+    return cycle.run(config, folder, profiler=Profiler("off"), progress=Progress(quiet=True), **kwargs)
+
+
+def lines(path):
+    return [json.loads(x) for x in Path(path).read_text().splitlines()]
+
+
+def steady(summary):
+    """What must not depend on time or interruptions."""
+    drop = ("stages", "backends", "state")
+    return {k: v for k, v in summary.items() if k not in drop}
+
+
+@pytest.fixture(scope="module")
+def done(project, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run")
+    return folder, go(make(project), folder, controls=True)
+
+
+def test_summary_has_the_documented_fields(done):
+    folder, summary = done
+    assert json.loads((folder / "summary.json").read_text()) == json.loads(json.dumps(summary))
+    assert set(summary["base"]["accuracy"]) == {"value", "low", "high", "n"}
+    assert len(summary["cycles"]) == 2 and summary["state"] == "done"
+    for c in summary["cycles"]:
+        assert c["accuracy"]["n"] == 3 and 0 <= c["accuracy"]["low"] <= c["accuracy"]["value"] <= c["accuracy"]["high"] <= 1
+        assert set(c["kept"]) == {"direct", "rationalized"} and c["asked"]["direct"] == 6
+        assert c["dev"]["accuracy"]["n"] == 3 and "class" in c["metrics"]
+    assert summary["cycles"][0]["chance_acceptance"] == pytest.approx(1 - (2 / 3) ** 4)
+    assert {"labels_only", "shuffled"} <= set(summary["controls"])
+    assert {"generate", "finetune", "evaluate", "encode"} <= set(summary["stages"])
+    assert summary["backends"]["frames"] and summary["backends"]["label_match"] and summary["backends"]["sample"]
+
+
+def test_every_example_is_a_candidate_that_passed(done):
+    folder, summary = done
+    for n, counted in enumerate(summary["cycles"]):
+        where = folder / f"cycle-{n:02d}"
+        judged = [x for m in ("generate", "rationalize") for p in (where / m).glob("*.jsonl") for x in lines(p)]
+        passed = {(x["candidate"]["question_id"], x["candidate"]["mode"], x["candidate"]["text"].strip()) for x in judged if x["verdict"]["passed"]}
+        examples = lines(where / "examples.jsonl")
+        assert examples and all((e["question_id"], e["source"], e["answer"]) in passed for e in examples)
+        counts = {m: sum(e["source"] == m for e in examples) for m in ("direct", "rationalized")}
+        assert counts == counted["kept"]
+        failed = sum(not x["verdict"]["passed"] for x in judged)
+        assert sum(counted["rejected"].values()) == failed
+
+
+def test_the_hint_reaches_neither_examples_nor_evaluation(done):
+    folder, _ = done
+    for path in folder.rglob("examples.jsonl"):
+        assert "right answer is" not in path.read_text()
+    assert not [p for p in (folder / "cycle-00" / "metrics").rglob("judged.jsonl") if '"rationalized"' in p.read_text()]
+
+
+def test_same_seed_same_result_and_another_seed_another(project, done, tmp_path):
+    _, summary = done
+    again = go(make(project), tmp_path / "again", controls=True)
+    assert steady(again) == steady(summary)
+    other = go(make(project, seed=1), tmp_path / "other")
+    assert lines(tmp_path / "other/cycle-00/generate/judged.jsonl") != lines(tmp_path / "again/cycle-00/generate/judged.jsonl")
+    assert other["seed"] == 1
+
+
+def test_a_second_call_only_reads(project, tmp_path):
+    config = make(project, loop={"max_cycles": 1})
+    first = go(config, tmp_path)
+    stamps = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("parts/*.jsonl")}
+    stamps |= {p: p.stat().st_mtime_ns for p in tmp_path.rglob("adapter_model.safetensors")}
+    second = go(config, tmp_path)
+    assert {p: p.stat().st_mtime_ns for p in stamps} == stamps
+    assert steady(first) == steady(second)
+
+
+def test_a_sample_does_not_depend_on_the_batch(project, tmp_path):
+    rows = {}
+    for size in (4, 24):
+        config = make(project, generate={"batch_size": size})
+        cycle.run_stage("generate", config, tmp_path / str(size), 0, profiler=Profiler("off"), progress=Progress(quiet=True))
+        judged = lines(tmp_path / str(size) / "cycle-00/generate/judged.jsonl")
+        rows[size] = {(x["candidate"]["question_id"], x["candidate"]["sample"]): x["candidate"]["token_ids"] for x in judged}
+    assert rows[4] == rows[24]
+
+
+def test_ablations_do_what_they_say(project, tmp_path):
+    one = {"max_cycles": 1}
+    nothing_hinted = go(make(project, loop=one, rationalize={"enabled": False}), tmp_path / "a")
+    assert nothing_hinted["cycles"][0]["asked"]["rationalized"] == 0
+    unfiltered = go(make(project, loop=one | {"filter": False}), tmp_path / "b")
+    assert unfiltered["cycles"][0]["kept"]["direct"] == 6 * 4
+    hinted = go(make(project, loop=one | {"direct": False}), tmp_path / "c")
+    assert hinted["cycles"][0]["kept"]["direct"] == 0 < hinted["cycles"][0]["asked"]["rationalized"]
+
+
+def test_continue_starts_from_the_last_adapter(project, done, tmp_path):
+    go(make(project, loop={"restart": "continue"}), tmp_path)
+    kept = [(p / "cycle-01/adapter/key.json").read_text() for p in (done[0], tmp_path)]
+    assert kept[0] != kept[1]
+
+
+def test_paper_recipe_ends_on_direct_answers_only(project, tmp_path):
+    config = make({**project, "recipe": "paper"}, generate={"samples": 3}, loop={"max_cycles": 1})
+    summary = go(config, tmp_path)
+    assert summary["recipe"] == "paper"
+    if summary["cycles"][0]["kept"]["rationalized"]:
+        assert summary["final"]["kept"] == summary["cycles"][0]["kept"]["direct"]
+
+
+def test_another_start_checkpoint_is_used_for_training(project, done, tmp_path, tmp_path_factory):
+    other = tiny.write_model(tmp_path_factory.mktemp("other") / "model", seed=7)
+    summary = go(make(project, model={"init": str(other)}, loop={"max_cycles": 1}), tmp_path)
+    assert summary["base"] == done[1]["base"]
+    assert summary["cycles"][0]["kept"] == done[1]["cycles"][0]["kept"]
+    keys = [(p / "cycle-00/adapter/key.json").read_text() for p in (done[0], tmp_path)]
+    assert keys[0] != keys[1]
+
+
+def test_a_bad_video_is_a_counted_row_and_the_run_goes_on(project, tmp_path, tmp_path_factory):
+    root = tmp_path_factory.mktemp("bad")
+    data = tiny.write_data(root)
+    (root / "train/0.mp4").write_bytes(b"this is not a video" * 50)
+    whole = (root / "train/1.mp4").read_bytes()
+    (root / "train/1.mp4").write_bytes(whole[: len(whole) // 2])
+    summary = go(make(project, data={"path": str(data)}, loop={"max_cycles": 1}), tmp_path)
+    assert summary["cycles"][0]["asked"]["direct"] == 4
+    assert sum(summary["input_rejected"].values()) == 2
+    assert {r["id"] for r in lines(tmp_path / "rejected.jsonl")} == {"train-0", "train-1"}
+
+
+def test_nothing_usable_is_an_error(project, tmp_path, tmp_path_factory):
+    root = tmp_path_factory.mktemp("none")
+    data = tiny.write_data(root)
+    for clip in root.rglob("*.mp4"):
+        clip.write_bytes(b"")
+    with pytest.raises(DataError, match="usable"):
+        go(make(project, data={"path": str(data)}), tmp_path)
+
+
+def test_a_stage_needs_the_cycle_before(project, tmp_path):
+    with pytest.raises(RunError, match="cycle 0 has no adapter; run `vstar-fast finetune --cycle 0` first"):
+        cycle.run_stage("generate", make(project), tmp_path, 1, profiler=Profiler("off"), progress=Progress(quiet=True))
+
+
+CHILD = """
+import json, sys
+from vstar_fast import config, cycle
+from vstar_fast.profiling import Profiler
+from vstar_fast.progress import Progress
+cycle.run(config.from_dict(json.loads(sys.argv[1])), sys.argv[2], profiler=Profiler("off"), progress=Progress(quiet=True))
+"""
+
+
+def killed(project, folder, seconds):
+    """Run in a child and kill it after so many seconds; True when it got to its end before."""
+    child = subprocess.Popen([sys.executable, "-c", CHILD, json.dumps(project), str(folder)])
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if child.poll() is not None:
+            return child.returncode == 0
+        time.sleep(0.02)
+    os.kill(child.pid, signal.SIGKILL)
+    child.wait()
+    return False
+
+
+@pytest.mark.parametrize("points", [pytest.param(2), pytest.param(10, marks=pytest.mark.slow)])
+def test_killed_anywhere_it_ends_with_the_same_result(project, done, tmp_path, points):
+    config = {**project, "seed": 0}
+    started = time.monotonic()
+    subprocess.run([sys.executable, "-c", CHILD, json.dumps(config), str(tmp_path / "whole")], check=True)
+    lasted = time.monotonic() - started
+    rng = random.Random(points)
+    for _ in range(points):
+        killed(config, tmp_path / "run", rng.uniform(0.3, 1.0) * lasted)
+    summary = go(settings.from_dict(config), tmp_path / "run")
+    expected = json.loads((tmp_path / "whole/summary.json").read_text())
+    assert json.loads(json.dumps(steady(summary))) == steady(expected)
+    for name in ("cycle-00", "cycle-01"):
+        assert lines(tmp_path / "run" / name / "examples.jsonl") == lines(tmp_path / "whole" / name / "examples.jsonl")

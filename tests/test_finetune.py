@@ -1,0 +1,123 @@
+"""Fine-tuning: loss, accumulation, what is trained, what is saved."""
+
+import dataclasses
+import math
+
+import pytest
+import tiny
+import torch
+from vstar_fast import frames, models, readers
+from vstar_fast.config import DataConfig, FinetuneConfig, FramesConfig
+from vstar_fast.errors import RunError
+from vstar_fast.finetune import _accumulate, _batches, count_steps, finetune, lora_settings
+from vstar_fast.records import Example
+
+CONFIG = FinetuneConfig(batch_size=4, micro_batch_size=4, lora_r=2, lora_alpha=4, epochs=1.0)
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory):
+    root = tmp_path_factory.mktemp("tiny")
+    model = tiny.write_model(root / "model")
+    data = tiny.write_data(root / "data")
+    videos, rejected, _ = readers.read(DataConfig(path=str(data)))
+    assert not rejected
+    return model, videos[:4]
+
+
+@pytest.fixture
+def setup(project):
+    from peft import get_peft_model
+
+    path, videos = project
+    lm = models.load(str(path))
+    batch = frames.to_batch(list(frames.read(videos, FramesConfig(count=4))), videos)
+    features = dict(zip([x.id for x in videos], lm.encode(batch), strict=True))
+    answers = ["I see red .", "Answer: blue", "I see a colour . Answer: green", "red"]
+    examples = [Example(x.id, x.id, "which colour", a, "direct") for x, a in zip(videos, answers, strict=True)]
+
+    def rows(part):
+        return ["which colour" for _ in part], [features[e.video_id] for e in part]
+
+    torch.manual_seed(0)
+    peft = get_peft_model(lm.model, lora_settings(lm, CONFIG))
+    return lm, peft, examples, rows
+
+
+def gradients(peft):
+    return {n: p.grad.clone() for n, p in peft.named_parameters() if p.grad is not None}
+
+
+def test_loss_is_the_models_own_over_answer_tokens(setup):
+    lm, peft, examples, rows = setup
+    loss, tokens = _accumulate(lm, peft, examples, rows, 4)
+    texts, features = rows(examples)
+    inputs = lm.inputs(texts, features, [e.answer for e in examples])
+    assert tokens == (inputs["labels"] != -100).sum()
+    assert loss == pytest.approx(peft(**inputs).loss.item(), abs=1e-5)
+
+
+def test_micro_batches_change_neither_loss_nor_gradient(setup):
+    lm, peft, examples, rows = setup
+    whole, _ = _accumulate(lm, peft, examples, rows, 4)
+    expected = gradients(peft)
+    peft.zero_grad()
+    pieces, _ = _accumulate(lm, peft, examples, rows, 1)
+    found = gradients(peft)
+    assert pieces == pytest.approx(whole, abs=1e-5)
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, atol=1e-5, rtol=1e-4)
+
+
+def test_weights_count(setup):
+    lm, peft, examples, rows = setup
+    heavy = [dataclasses.replace(examples[0], weight=3.0), examples[1]]
+    loss, _ = _accumulate(lm, peft, heavy, rows, 4)
+    alone = [_accumulate(lm, peft, [e], rows, 4) for e in examples[:2]]
+    (a, n), (b, m) = alone
+    assert loss == pytest.approx((3 * a * n + b * m) / (3 * n + m), abs=1e-5)
+
+
+def test_only_lora_and_projector_are_trained_and_the_loss_falls(setup, tmp_path):
+    lm, peft, examples, rows = setup
+    frozen = {n: p.clone() for n, p in peft.named_parameters() if not p.requires_grad}
+    trained = [n for n, p in peft.named_parameters() if p.requires_grad]
+    assert all("lora_" in n or "multi_modal_projector" in n for n in trained)
+    assert any("lora_" in n for n in trained) and any("multi_modal_projector" in n for n in trained)
+    config = dataclasses.replace(CONFIG, steps=30, lr=2e-2, projector_lr=2e-2)
+    log = finetune(lm, peft, examples, rows, config, tmp_path / "adapter", seed=0)
+    assert log["steps"] == 30 and log["loss"][-1] < 0.5 * log["loss"][0]
+    for name, value in frozen.items():
+        torch.testing.assert_close(dict(peft.named_parameters())[name], value, atol=0, rtol=0)
+
+
+def test_saved_adapter_loads_with_plain_peft(setup, project, tmp_path):
+    from peft import PeftModel
+
+    lm, peft, examples, rows = setup
+    finetune(lm, peft, examples, rows, dataclasses.replace(CONFIG, steps=3, lr=1e-2), tmp_path / "a", seed=0)
+    texts, features = rows(examples)
+    inputs = lm.inputs(texts, features)
+    expected = peft(**inputs).logits
+    again = models.load(str(project[0]))
+    loaded = PeftModel.from_pretrained(again.model, str(tmp_path / "a")).eval()
+    torch.testing.assert_close(loaded(**inputs).logits, expected, atol=1e-6, rtol=0)
+
+
+def test_nan_stops_with_the_setting_to_change(setup, tmp_path):
+    lm, peft, examples, rows = setup
+    with torch.no_grad():
+        next(p for n, p in peft.named_parameters() if "lora_A" in n).fill_(math.nan)
+    with pytest.raises(RunError, match=r"loss is nan at step 0; lower finetune\.lr"):
+        finetune(lm, peft, examples, rows, dataclasses.replace(CONFIG, steps=2), tmp_path / "a", seed=0)
+
+
+def test_batches_cover_every_example_once_an_epoch():
+    examples = [Example(str(i), str(i), "", "", "direct") for i in range(10)]
+    config = FinetuneConfig(batch_size=4, micro_batch_size=4, epochs=2.0)
+    steps = count_steps(config, len(examples))
+    assert steps == 5
+    seen = [e.video_id for b in _batches(examples, 4, steps, seed=1) for e in b]
+    assert sorted(seen[:10]) == sorted(seen[10:]) == sorted(e.video_id for e in examples)
+    assert seen[:10] != seen[10:]

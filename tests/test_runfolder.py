@@ -1,0 +1,89 @@
+"""Run folder: atomic files, content keys, locks, a full disk."""
+
+import errno
+import os
+
+import pytest
+from vstar_fast.errors import RunError
+from vstar_fast.records import Rejected
+from vstar_fast.runfolder import (
+    RunFolder,
+    content_key,
+    file_key,
+    read_json,
+    read_jsonl,
+    write_atomic,
+    write_json,
+)
+
+
+def test_content_key_changes_with_any_value_and_with_nothing_else():
+    assert content_key({"a": 1, "b": 2}) == content_key({"b": 2, "a": 1})
+    assert content_key({"a": 1}) != content_key({"a": 2})
+    assert content_key([1], 2) != content_key([1, 2])
+
+
+def test_file_key_sees_changes_at_start_middle_and_end(tmp_path):
+    path = tmp_path / "x"
+    data = bytearray(5 << 20)
+    keys = set()
+    for place in (None, 10, len(data) // 2, len(data) - 1):
+        changed = bytearray(data)
+        if place is not None:
+            changed[place] = 1
+        path.write_bytes(changed)
+        keys.add(file_key(path))
+    assert len(keys) == 4
+
+
+def test_part_is_computed_once(tmp_path):
+    folder = RunFolder(tmp_path / "run")
+    calls = []
+
+    def compute():
+        calls.append(1)
+        return [{"n": 1}, {"n": 2}]
+
+    assert folder.part(tmp_path / "run" / "p", "key", compute) == [{"n": 1}, {"n": 2}]
+    assert folder.part(tmp_path / "run" / "p", "key", compute) == [{"n": 1}, {"n": 2}]
+    assert len(calls) == 1
+
+
+def test_full_disk_leaves_no_file_and_says_so(tmp_path):
+    def fill(temporary):
+        temporary.write_text("half a part")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with pytest.raises(RunError, match="disk is full.*run the same command again"):
+        write_atomic(tmp_path / "part.jsonl", fill)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_second_process_is_refused(tmp_path):
+    first = RunFolder(tmp_path)
+    with pytest.raises(RunError, match="another process"):
+        RunFolder(tmp_path)
+    first.close()
+    RunFolder(tmp_path).close()
+
+
+def test_damaged_file_is_named(tmp_path):
+    path = tmp_path / "a.json"
+    path.write_text('{"a": ')
+    for read in (read_json, read_jsonl):
+        with pytest.raises(RunError, match=r"a\.json is damaged.*delete it"):
+            read(path)
+
+
+def test_rejected_rows_are_kept_once(tmp_path):
+    folder = RunFolder(tmp_path)
+    row = Rejected("frames", "v1", "truncated", "at 1.2 s")
+    folder.reject([row])
+    folder.reject([row, Rejected("frames", "v2", "not_a_video")])
+    assert [r["id"] for r in read_jsonl(tmp_path / "rejected.jsonl")] == ["v1", "v2"]
+
+
+def test_write_json_replaces_whole_files(tmp_path):
+    write_json(tmp_path / "a.json", {"a": 1})
+    write_json(tmp_path / "a.json", {"b": 2})
+    assert read_json(tmp_path / "a.json") == {"b": 2}
