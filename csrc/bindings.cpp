@@ -5,6 +5,7 @@
 #include <pybind11/stl.h>
 
 #include "label_match.h"
+#include "sample.h"
 
 namespace py = pybind11;
 
@@ -57,6 +58,24 @@ void bind_label_match(py::module_& m) {
   m.def("char_fold", &char_fold);
 }
 
+void bind_sample(py::module_& m) {
+  m.def("sample_cpu", [](uintptr_t logits, uintptr_t allowed, uintptr_t seeds, uintptr_t ids,
+                         uintptr_t logprobs, int32_t rows, int32_t columns, int64_t logits_stride,
+                         int64_t allowed_stride, uint64_t step, float scale, int threads) {
+    const SampleRows view{pointer<const float>(logits),
+                          pointer<const float>(allowed),
+                          pointer<const int64_t>(seeds),
+                          pointer<int64_t>(ids),
+                          pointer<float>(logprobs),
+                          rows,
+                          columns,
+                          logits_stride,
+                          allowed_stride};
+    py::gil_scoped_release release;
+    sample_cpu(view, step, scale, threads);
+  });
+}
+
 }  // namespace
 }  // namespace vstar
 
@@ -68,4 +87,5 @@ PYBIND11_MODULE(_C, m) {
   m.attr("has_cuda") = false;
 #endif
   vstar::bind_label_match(m);
+  vstar::bind_sample(m);
 }

@@ -22,3 +22,17 @@ def label_match_cuda(
 ) -> None: ...
 def char_kind(code_point: int) -> int: ...
 def char_fold(code_point: int) -> int: ...
+def sample_cpu(
+    logits: int,
+    allowed: int,
+    seeds: int,
+    ids: int,
+    logprobs: int,
+    rows: int,
+    columns: int,
+    logits_stride: int,
+    allowed_stride: int,
+    step: int,
+    scale: float,
+    threads: int,
+) -> None: ...
