@@ -41,6 +41,9 @@ REASONS = (
 _NOT_VIDEO = frozenset({"tty", "hls", "applehttp", "concat", "dash", "sdp", "ffmetadata", "lavfi"})
 # Unneeded pictures that nothing refers to may be skipped; exact for these decoders only.
 _SKIPPABLE = frozenset({"h264", "hevc"})
+# Packets that tell where a clip starts: no codec puts more of them before the picture that is shown first.
+_HEAD = 32
+_SEEK_AFTER_S = 10.0
 _MAGIC = ((4, b"ftyp"), (0, b"\x1aE\xdf\xa3"), (0, b"RIFF"), (0, b"OggS"), (0, b"FLV\x01"), (0, b"\x00\x00\x01\xba"))
 
 
@@ -190,15 +193,17 @@ def _scan(container: av.container.InputContainer, video: LabeledVideo, limit_s: 
     if video.start_s is None and video.end_s is None and container.duration is not None:
         _check_length(container.duration / av.time_base, limit_s)
     try:
-        first = _packets(container, stream, head=32)
-        if any(pts is None for pts, *_ in first):
-            return _count(container, stream)
-        zero = min(pts for pts, *_ in first)
-        packets = _window_packets(container, stream, video, zero) or _packets(container, stream)
+        packets = _packets(container, stream, head=_HEAD)
+        if not packets:
+            raise _Unusable("truncated", "the video stream holds no pictures")
+        if any(pts is None for pts, *_ in packets):
+            return _count(video.path)
+        zero = min(pts for pts, *_ in packets)
+        packets = _needed_packets(container, stream, video, zero, packets)
     except av.FFmpegError as error:
         raise _Unusable("truncated", f"breaks off while it is read: {error}") from error
     if any(pts is None for pts, *_ in packets):
-        return _count(container, stream)
+        return _count(video.path)
     last, length = max((pts, duration or 0) for pts, duration, _ in packets)
     index = _Index(
         ticks=sorted({pts for pts, *_ in packets}),
@@ -220,9 +225,7 @@ _Packet = tuple[Any, int | None, bool]
 def _packets(
     container: av.container.InputContainer, stream: av.VideoStream, head: int = 0, until: float | None = None
 ) -> list[_Packet]:
-    """Shown packets from where the file stands: the first `head`, those before tick `until`, or all."""
-    if not head and until is None:
-        container.seek(0, backward=True)
+    """Shown packets from where the file stands: the next `head`, those before tick `until`, or all."""
     found: list[_Packet] = []
     for packet in container.demux(stream):
         if packet.is_corrupt:
@@ -231,32 +234,39 @@ def _packets(
             found.append((packet.pts, packet.duration, packet.is_keyframe))
         if (head and len(found) >= head) or (until is not None and packet.dts is not None and packet.dts > until):
             break
-    if not found:
-        raise _Unusable("no_video_stream" if head else "truncated", "the video stream holds no pictures")
     return found
 
 
-def _window_packets(
-    container: av.container.InputContainer, stream: av.VideoStream, video: LabeledVideo, zero: int
+def _needed_packets(
+    container: av.container.InputContainer,
+    stream: av.VideoStream,
+    video: LabeledVideo,
+    zero: int,
+    head: list[_Packet],
 ) -> list[_Packet]:
-    """Packets from the key picture before a window to its end; none when the file cannot be entered there."""
-    if video.end_s is None:
-        return []
+    """The `head` and all that follow, up to the end of the window; of a late window only those around it."""
     base = float(_base(stream))
     start = zero + int((video.start_s or 0) / base)
+    until = None if video.end_s is None else zero + video.end_s / base
+    if until is None or not stream.index_entries or (start - zero) * base < _SEEK_AFTER_S:
+        return head + _packets(container, stream, until=until)
     container.seek(start, stream=stream, backward=True)
-    packets = _packets(container, stream, until=zero + video.end_s / base)
-    entered = packets[0][0] is not None and packets[0][2] and packets[0][0] <= max(start, zero)
-    return packets if entered else []
+    packets = _packets(container, stream, until=until)
+    if packets and packets[0][0] is not None and packets[0][2] and packets[0][0] <= start:
+        return packets
+    with _open(video.path) as again:
+        return _packets(again, _video_stream(again), until=until)
 
 
-def _count(container: av.container.InputContainer, stream: av.VideoStream) -> _Index:
+def _count(path: str) -> _Index:
     """Index of a file without time stamps (a bare H.264 stream): pictures are counted."""
-    container.seek(0, backward=True)
-    total = sum(1 for _ in container.decode(stream))
+    with _open(path) as container:
+        stream = _video_stream(container)
+        total = sum(1 for _ in container.decode(stream))
+        rate = stream.guessed_rate or stream.average_rate or Fraction(25)
     if not total:
         raise _Unusable("truncated", "no picture decodes")
-    return _Index(list(range(total)), [0], 0, total, 1 / (stream.average_rate or Fraction(25)), True)
+    return _Index(list(range(total)), [0], 0, total, 1 / rate, True)
 
 
 def _base(stream: av.VideoStream) -> Fraction:
@@ -266,7 +276,7 @@ def _base(stream: av.VideoStream) -> Fraction:
 
 def _tick_length(stream: av.VideoStream) -> int:
     """How long one picture is shown where the file does not say."""
-    rate = stream.average_rate or Fraction(25)
+    rate = stream.guessed_rate or stream.average_rate or Fraction(25)
     return max(1, round(1 / (rate * _base(stream))))
 
 
@@ -279,7 +289,8 @@ def _check_length(duration_s: float, limit_s: float) -> None:
 def _check_complete(container: av.container.InputContainer, stream: av.VideoStream, index: _Index) -> None:
     """Compare what is there with what the file's header promises."""
     promised_s = _promised_s(container, stream)
-    found_s = float((index.end - index.zero) * index.base)
+    # Some formats promise a length, some the time of the end.
+    found_s = float(max(index.end, index.end - index.zero) * index.base)
     if promised_s and found_s < 0.95 * promised_s - 1.5 * float(_tick_length(stream) * index.base):
         raise _Unusable("truncated", f"has {found_s:.2f} s of pictures, its header promises {promised_s:.2f} s")
 

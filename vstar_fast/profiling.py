@@ -90,12 +90,14 @@ class Profiler:
         self._open.append(name)
         self._done.setdefault(name, _Stage()).calls += 1
         label = "-".join([name, *(f"{k}{v}" for k, v in info.items())])
-        try:
-            with self._traced(label):
+        with self._traced(label):
+            if len(self._open) == 1:
+                self._mark = (time.perf_counter(), time.process_time())
+            try:
                 yield
-        finally:
-            self._book()
-            self._open.pop()
+            finally:
+                self._book()
+                self._open.pop()
 
     def count(self, item: str, n: float = 1) -> None:
         """Add `n` items (tokens, videos, ...) to the stage that is running."""
