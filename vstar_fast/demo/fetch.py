@@ -8,8 +8,10 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from vstar_fast.errors import VstarError
 
-class FetchError(RuntimeError):
+
+class FetchError(VstarError):
     """A pinned download failed; the message names the package and the command to run."""
 
 
@@ -45,9 +47,7 @@ def fetch_wheel(
     command += [part for platform in platforms for part in ("--platform", platform)]
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".fetch-", dir=folder) as temporary:
-        run = subprocess.run(
-            [*command, "--dest", temporary, requirement], capture_output=True, text=True, check=False
-        )
+        run = subprocess.run([*command, "--dest", temporary, requirement], capture_output=True, text=True, check=False)
         if run.returncode != 0:
             raise FetchError(_pip_failed(requirement, command, run.stderr))
         found = Path(temporary) / filename

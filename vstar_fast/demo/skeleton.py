@@ -110,7 +110,8 @@ def mix(a: Floats, b: Floats, weight: Floats) -> Floats:
 def yaw_between(a: Floats, b: Floats) -> float:
     """Turn about the vertical, in radians, that carries root rotation `a` [4] nearest to `b` [4]."""
     turn = multiply(b, a * np.array([1, -1, -1, -1], np.float32))
-    return float(2 * np.arctan2(turn[2], turn[0]))
+    yaw = float(2 * np.arctan2(turn[2], turn[0]))
+    return (yaw + np.pi) % (2 * np.pi) - np.pi
 
 
 def move(poses: Poses, yaw: float, offset: Floats) -> Poses:
