@@ -30,8 +30,12 @@ void match_row(const LabelTables& t, const LabelRows& rows, int32_t r) {
   int32_t first_begin = -1, first_end = -1, last_begin = -1, last_end = -1, longest = 0;
   bool outside = false;
   const int32_t start = search_start(t, text, end);
-  for (int32_t p = start; start >= 0 && p < end; ++p) {
-    const Ends ends = match_at(t, text, p, end, rows.own[r], seen);
+  bool inside_word = start > 0 && word_before(t, text, start);
+  for (int32_t p = start, next; start >= 0 && p < end; p = next) {
+    const Char c = read_char(t, text, p, end);
+    next = c.next;
+    const Ends ends = inside_word ? Ends{0, 0} : match_from(t, text, c, end, rows.own[r], seen);
+    inside_word = is_word(c.code);
     if (ends.own) {
       if (first_begin < 0) first_begin = p, first_end = ends.own;
       last_begin = p, last_end = ends.own;

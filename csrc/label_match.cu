@@ -55,7 +55,9 @@ __global__ void match_rows(LabelTables t, LabelRows rows) {
   const int32_t start = search_start(t, text, end, lane);
   for (int32_t base = start; start >= 0 && base < end; base += kWarp) {
     const int32_t p = base + lane;
-    const Ends ends = p < end ? match_at(t, text, p, end, own, seen) : Ends{0, 0};
+    Ends ends{0, 0};
+    if (p < end && !word_before(t, text, p))
+      ends = match_from(t, text, read_char(t, text, p, end), end, own, seen);
     int32_t chunk_longest;
     const int32_t before = max(longest, max_before(ends.longest, lane, &chunk_longest));
     const bool free = ends.own && ends.own == ends.longest && ends.own > before;

@@ -130,14 +130,13 @@ struct Ends {
   int32_t own, longest;
 };
 
-// All labels that start at byte p; calls seen(label) for each.
+// All labels that start with the character `c`, which no word character stands before; calls seen(label) for
+// each.
 template <class Seen>
-VSTAR_HD Ends match_at(const LabelTables& t, const uint8_t* text, int32_t p, int32_t end, int32_t own,
-                       Seen seen) {
+VSTAR_HD Ends match_from(const LabelTables& t, const uint8_t* text, Char c, int32_t end, int32_t own,
+                         Seen seen) {
   Ends ends{0, 0};
-  Char c = read_char(t, text, p, end);
   int32_t state = t.root_child[symbol_of(c.code)];
-  if (state == 0 || word_before(t, text, p)) return ends;
   while (state != 0) {
     const int32_t here = c.next;
     const bool at_end = here >= end;

@@ -148,7 +148,7 @@ def _own_ids(own: Sequence[int | str] | torch.Tensor, labels: LabelSet, rows: in
         raise DataError(f"own names {tuple(own.shape)} labels for {rows} texts; give one label a text")
     if own.dtype not in (torch.int32, torch.int64):
         raise DataError(f"own must hold label ids (int32 or int64) or names, not {own.dtype}")
-    if own.device.type == "cpu" and rows and not (-1 <= int(own.min()) and int(own.max()) < len(labels)):
+    if own.device.type == "cpu" and rows and not (int(own.min()) >= -1 and int(own.max()) < len(labels)):
         raise DataError(f"own has label id {int(own.max())} or {int(own.min())}; ids are -1 to {len(labels) - 1}")
     return own.to(torch.int32).contiguous()
 

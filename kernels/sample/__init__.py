@@ -60,9 +60,7 @@ def sample(
     return ids, logprobs
 
 
-def _check(
-    logits: torch.Tensor, seeds: torch.Tensor, step: int, temperature: float, top_p: float, top_k: int
-) -> None:
+def _check(logits: torch.Tensor, seeds: torch.Tensor, step: int, temperature: float, top_p: float, top_k: int) -> None:
     if logits.dim() != 2 or logits.dtype not in (torch.float32, torch.float16, torch.bfloat16):
         raise ConfigError(f"logits must be [B, V] fp32, fp16 or bf16, not {tuple(logits.shape)} {logits.dtype}")
     if not 0 < logits.shape[1] <= MAX_VOCABULARY:

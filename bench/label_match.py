@@ -1,0 +1,118 @@
+"""`label_match` against Python's `re`, over answers with one reasoning paragraph, texts on the host."""
+
+from __future__ import annotations
+
+import functools
+import random
+import re
+from typing import TYPE_CHECKING
+
+import torch
+
+from vstar_fast import backends
+from vstar_fast.ops import LabelMatch, LabelSet, label_match
+
+if TYPE_CHECKING:
+    from vstar_fast.bench.runner import Bench
+
+STEMS = (
+    "walk run jump backflip cartwheel kick punch crawl roll spin dive throw catch lift push pull climb swim row paddle "
+    "skate surf ski juggle stretch wave clap nod point sit stand kneel crouch lean turn bend reach carry drag drop"
+)
+WAYS = "forward backward left right slow fast high low double single wide narrow front back side long short up"
+FILLER = (
+    "the person in the video keeps both feet on the floor then moves the arms and hips while the body rises and "
+    "turns before landing so what we see is most likely this action"
+)
+
+Found = list[tuple[int, int] | None]
+
+
+def make_labels(count: int) -> list[str]:
+    """`count` names of two words, no name the beginning of another."""
+    return [f"{stem} {way}" for way in WAYS.split() for stem in STEMS.split()][:count]
+
+
+def make_texts(names: list[str], rows: int) -> tuple[list[str], list[int]]:
+    """Answers in ASCII, about 60 words, and the row's own label; two in three name it, in some spelling."""
+    rng = random.Random(0)
+    texts, own = [], []
+    for _ in range(rows):
+        label = rng.randrange(len(names))
+        said = label if rng.random() < 0.66 else rng.randrange(len(names))
+        written = rng.choice((str.upper, str.title, str))(names[said]).replace(" ", rng.choice((" ", "_", "-", "  ")))
+        words = rng.choices(FILLER.split(), k=rng.randint(40, 80))
+        texts.append(f"{' '.join(words)}. Answer: {written}.")
+        own.append(label)
+    return texts, own
+
+
+@functools.cache
+def pattern_of(name: str) -> re.Pattern[str]:
+    """One label: case, separators and boundaries as `label_match` has them, for ASCII."""
+    return re.compile(rf"(?<![^\W_]){spelt(name)}(?![^\W_])", re.IGNORECASE)
+
+
+@functools.cache
+def alternation(names: tuple[str, ...]) -> re.Pattern[str]:
+    """All labels as one pattern with a group each, nested in a lookahead so that matches may overlap."""
+    groups = "|".join(f"({spelt(name)})(?![^\\W_])" for name in names)
+    return re.compile(rf"(?<![^\W_])(?={groups})", re.IGNORECASE)
+
+
+def spelt(name: str) -> str:
+    """The label with any run of separators between its words."""
+    return r"[\s_-]+".join(map(re.escape, name.split()))
+
+
+def re_own(texts: list[str], own: list[int], names: list[str]) -> Found:
+    """First span of each row's own label."""
+    found = (pattern_of(names[label]).search(text) for text, label in zip(texts, own, strict=True))
+    return [match and match.span() for match in found]
+
+
+def re_which(texts: list[str], names: tuple[str, ...]) -> list[tuple[int, ...]]:
+    """Labels that occur in each row."""
+    every = alternation(names)
+    return [tuple(sorted({m.lastindex - 1 for m in every.finditer(text) if m.lastindex})) for text in texts]
+
+
+def spans(match: LabelMatch) -> Found:
+    """First spans of a result, None where there is none."""
+    return [(first, last) if first >= 0 else None for first, last in match.first.tolist()]
+
+
+def run(bench: Bench, quick: bool) -> None:
+    """15 and 700 labels; the own label, and every label."""
+    rows = 500 if quick else 5000
+    backend = backends.choose("label_match", bench.device).name
+    for count in (15, 700):
+        names = make_labels(count)
+        labels = LabelSet(names)
+        texts, own = make_texts(names, rows)
+        ids = torch.tensor(own, dtype=torch.int32)
+
+        def ours(texts: list[str] = texts, ids: torch.Tensor = ids, labels: LabelSet = labels) -> LabelMatch:
+            return label_match(texts, labels, ids, device=bench.device)
+
+        def with_re(texts: list[str] = texts, own: list[int] = own, names: list[str] = names) -> Found:
+            return re_own(texts, own, names)
+
+        few = texts[: max(20, rows // 50)] if count > 100 else texts
+
+        def re_all(few: list[str] = few, names: list[str] = names) -> list[tuple[int, ...]]:
+            return re_which(few, tuple(names))
+
+        def ours_few(few: list[str] = few, ids: torch.Tensor = ids, labels: LabelSet = labels) -> LabelMatch:
+            return label_match(few, labels, ids[: len(few)], which=True, device=bench.device)
+
+        work = (rows, "row")
+        bench.compare(
+            f"own of {count} labels", ours, with_re, equal=lambda m, f: spans(m) == f,
+            names=("vstar-fast", "re, one pattern a label"), work=work, backend=backend,
+        )  # fmt: skip
+        bench.compare(
+            f"all of {count} labels, {len(few)} rows", ours_few, re_all,
+            equal=lambda m, f: [m.labels_in(i) for i in range(len(f))] == f,
+            names=("vstar-fast", "re, one alternation"), work=(len(few), "row"), backend=backend,
+        )  # fmt: skip

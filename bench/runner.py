@@ -1,0 +1,293 @@
+"""Benchmarks that first prove equality, then time subject and baseline in turn, and name the machine.
+
+A bench is a file of this folder with `def run(bench: Bench, quick: bool) -> None`:
+
+    def run(bench, quick):
+        bench.compare("64 x 49152", ours, theirs, equal=same, names=("vstar-fast", "torch"), target=4.0)
+
+`main(name, quick, json_path)` runs one and prints its rows; the JSON holds a header and the rows.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import importlib.util
+import json
+import pkgutil
+import platform
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from vstar_fast.errors import ConfigError, VstarError
+
+HELPERS = {"runner", "compile_kernels"}
+SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class Row:
+    """One figure. `ratio` above 1: the subject is better; None where there is nothing to compare with."""
+
+    case: str
+    subject: str
+    baseline: str
+    metric: str
+    value: float | None
+    unit: str
+    ratio: float | None
+    equal: bool
+    target: float | None
+    met: bool | None
+    threads: int
+    backend: str
+
+
+@dataclass
+class Bench:
+    """Collects the rows of one bench. `device` is "cpu" or "cuda"."""
+
+    name: str
+    quick: bool = False
+    device: str = "cpu"
+    echo: bool = True
+    rows: list[Row] = field(default_factory=list)
+
+    def compare(
+        self,
+        case: str,
+        subject: Callable[[], Any],
+        baseline: Callable[[], Any],
+        *,
+        equal: Callable[[Any, Any], bool],
+        names: tuple[str, str],
+        work: tuple[int, str] = (1, "call"),
+        target: float | None = None,
+        metric: str | None = None,
+        backend: str = "auto",
+        threads: int | None = None,
+    ) -> None:
+        """Rows "cpu" and "wall" (on a GPU "gpu" and "wall") of one case, in microseconds for each unit of work.
+
+        `equal(subject's result, baseline's result)` must hold, else the row says so and nothing is timed.
+        `work` is (how many, of what) one call does. `target` is the ratio wanted of `metric` (default: the first).
+        """
+        wanted = metric or self.metrics()[0]
+        threads = threads or _threads()
+        fixed = {"case": case, "subject": names[0], "baseline": names[1], "threads": threads, "backend": backend}
+        if not equal(subject(), baseline()):
+            self.add(metric=wanted, value=None, unit=f"us/{work[1]}", ratio=None, equal=False, target=target, **fixed)
+            return
+        turns = self._turns(subject, baseline)
+        for name in self.metrics():
+            value = median(mine[name] for mine, _ in turns)
+            ratio = median(theirs[name] / max(mine[name], 1e-9) for mine, theirs in turns)
+            goal = target if name == wanted else None
+            shown = value * 1e6 / work[0]
+            self.add(metric=name, value=shown, unit=f"us/{work[1]}", ratio=ratio, equal=True, target=goal, **fixed)
+
+    def add(
+        self,
+        *,
+        case: str,
+        subject: str,
+        baseline: str,
+        metric: str,
+        value: float | None,
+        unit: str,
+        ratio: float | None,
+        equal: bool,
+        target: float | None = None,
+        threads: int | None = None,
+        backend: str = "auto",
+    ) -> None:
+        """A row whose figure was taken elsewhere, such as bytes of memory; `ratio` above 1 is better."""
+        met = None if target is None else bool(equal and ratio is not None and ratio >= target)
+        row = Row(
+            case, subject, baseline, metric, value, unit, ratio, equal, target, met, threads or _threads(), backend
+        )
+        self.rows.append(row)
+        if self.echo:
+            print(describe(row), flush=True)
+
+    def metrics(self) -> tuple[str, str]:
+        """The times taken: of the device, and of the clock on the wall."""
+        return ("gpu", "wall") if self.device == "cuda" else ("cpu", "wall")
+
+    def _turns(
+        self, subject: Callable[[], Any], baseline: Callable[[], Any]
+    ) -> list[tuple[dict[str, float], dict[str, float]]]:
+        """Seconds a call of both, in turn, the first one changing each turn; 5 or more turns."""
+        floor, budget, least = (0.01, 2.0, 3) if self.quick else (0.1, 12.0, 7)
+        calls = [_calls_for(function, floor) for function in (subject, baseline)]
+        turns: list[tuple[dict[str, float], dict[str, float]]] = []
+        began = time.perf_counter()
+        while len(turns) < least or (len(turns) < 25 and time.perf_counter() - began < budget):
+            sides = [(subject, calls[0]), (baseline, calls[1])]
+            order = (0, 1) if len(turns) % 2 == 0 else (1, 0)
+            taken = {i: self._time(*sides[i]) for i in order}
+            turns.append((taken[0], taken[1]))
+        return turns
+
+    def _time(self, function: Callable[[], Any], calls: int) -> dict[str, float]:
+        """Seconds a call, by metric."""
+        if self.device == "cuda":
+            return _time_on_gpu(function, calls)
+        wall, cpu = time.perf_counter(), time.process_time()
+        for _ in range(calls):
+            function()
+        cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
+        return {"cpu": cpu / calls, "wall": wall / calls}
+
+
+def _calls_for(function: Callable[[], Any], floor_s: float) -> int:
+    """Calls that together take at least `floor_s`; also the warm-up."""
+    calls = 1
+    while True:
+        began = time.perf_counter()
+        for _ in range(calls):
+            function()
+        taken = time.perf_counter() - began
+        if taken >= floor_s or calls >= 1 << 16:
+            return calls
+        calls = max(calls * 2, int(calls * floor_s / max(taken, 1e-7)))
+
+
+def _time_on_gpu(function: Callable[[], Any], calls: int) -> dict[str, float]:
+    import torch
+
+    start, stop = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    torch.cuda.synchronize()
+    wall = time.perf_counter()
+    start.record()
+    for _ in range(calls):
+        function()
+    stop.record()
+    torch.cuda.synchronize()
+    wall = time.perf_counter() - wall
+    return {"gpu": start.elapsed_time(stop) / 1e3 / calls, "wall": wall / calls}
+
+
+def describe(row: Row) -> str:
+    """One line for people."""
+    if not row.equal:
+        return f"{row.case}: {row.subject} and {row.baseline} DIFFER; not timed"
+    value = "" if row.value is None else f"{row.value:.4g} {row.unit}"
+    ratio = "" if row.ratio is None else f", {row.ratio:.2f}x {row.baseline}"
+    goal = "" if row.target is None else f" (target {row.target:g}x: {'met' if row.met else 'MISSED'})"
+    return f"{row.case}: {row.subject} {value} {row.metric}{ratio}{goal} [{row.backend}, {row.threads} threads]"
+
+
+def names() -> tuple[str, ...]:
+    """Benches there are: files of this folder that define run(bench, quick)."""
+    import vstar_fast.bench as folder
+
+    found = []
+    for info in pkgutil.iter_modules(folder.__path__):
+        spec = importlib.util.find_spec(f"vstar_fast.bench.{info.name}")
+        if info.name not in HELPERS and spec and spec.origin and "\ndef run(" in Path(spec.origin).read_text():
+            found.append(info.name)
+    return tuple(sorted(found))
+
+
+def header(name: str, quick: bool, device: str) -> dict[str, Any]:
+    """What ran where: machine, versions, date."""
+    import os
+
+    import torch
+
+    import vstar_fast
+    from vstar_fast import backends
+
+    gpu = backends.available("torch-cuda")
+    return {
+        "schema": SCHEMA,
+        "bench": name,
+        "quick": quick,
+        "device": device,
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "machine": platform.machine(),
+        "system": platform.platform(),
+        "cpu": _cpu_name(),
+        "cores": os.cpu_count(),
+        "load": round(os.getloadavg()[0], 2),
+        "gpu": torch.cuda.get_device_name(0) if gpu.ok else None,
+        "versions": {
+            "vstar-fast": vstar_fast.__version__,
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "cuda": torch.version.cuda,
+            **{package: _version(package) for package in ("triton", "transformers", "numpy", "av")},
+        },
+    }
+
+
+def run(name: str, quick: bool = False, *, echo: bool = True) -> dict[str, Any]:
+    """Run one bench: {"header": ..., "rows": [...], "ran": what backends ran, "seconds": ...}."""
+    from vstar_fast import backends
+
+    if name not in names():
+        raise ConfigError(f"no bench named {name!r}; there are: {', '.join(names())}")
+    module = importlib.import_module(f"vstar_fast.bench.{name}")
+    bench = Bench(name, quick, backends.device(), echo)
+    backends.reset_report()
+    began = time.perf_counter()
+    module.run(bench, quick)
+    rows = [asdict(row) for row in bench.rows]
+    seconds = round(time.perf_counter() - began, 2)
+    return {"header": header(name, quick, bench.device), "rows": rows, "ran": backends.report(), "seconds": seconds}
+
+
+def main(name: str, quick: bool = False, json_path: str | Path | None = None) -> int:
+    """Run bench `name`, or "all"; exit status 1 when results differ or there is no row, 2 on a VstarError."""
+    try:
+        reports = [run(each, quick) for each in (names() if name == "all" else (name,))]
+        if json_path is not None:
+            text = json.dumps(reports if name == "all" else reports[0], indent=1) + "\n"
+            Path(json_path).write_text(text, encoding="utf-8")
+    except (VstarError, OSError) as error:
+        print(f"bench {name}: {error}")
+        return 2
+    good = all(report["rows"] and all(row["equal"] for row in report["rows"]) for report in reports)
+    return 0 if good else 1
+
+
+def _threads() -> int:
+    import torch
+
+    return torch.get_num_threads()
+
+
+def _cpu_name() -> str:
+    """Model name from /proc/cpuinfo, else what Python knows."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next(
+        (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.processor()
+    )
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+if __name__ == "__main__":
+    import argparse
+    import sys
+
+    parser = argparse.ArgumentParser(description="Run a bench of vstar-fast.")
+    parser.add_argument("name", help=f"one of {', '.join(names())}, or all")
+    parser.add_argument("--quick", action="store_true", help="end within a minute")
+    parser.add_argument("--json", metavar="FILE", help="write header and rows here")
+    arguments = parser.parse_args()
+    sys.exit(main(arguments.name, arguments.quick, arguments.json))
