@@ -1,0 +1,56 @@
+"""What will run on this machine, and why: every op, stage and optional package, versions, GPU, cache."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+from typing import Any
+
+from vstar_fast import __version__, backends
+from vstar_fast.paths import cache_dir
+
+VERSIONS = ("torch", "torchvision", "transformers", "peft", "accelerate", "safetensors", "numpy", "av", "triton")
+
+
+def examine() -> dict[str, Any]:
+    """Machine, versions, GPU, cache folder and one row for each op, stage and optional package."""
+    return {
+        "machine": {
+            "vstar-fast": __version__,
+            "python": platform.python_version(),
+            "system": platform.platform(),
+            "cpus": len(os.sched_getaffinity(0)),
+            "gpu": _gpu(),
+            "cache": str(cache_dir()),
+        },
+        "versions": {name: _version(name) for name in VERSIONS},
+        "backends": [row._asdict() for row in backends.doctor()],
+    }
+
+
+def show(found: dict[str, Any]) -> None:
+    """Print what `examine` found."""
+    from vstar_fast import console
+
+    machine = {**found["machine"], **found["versions"]}
+    console.show_rows("machine", ("", ""), [(k, str(v)) for k, v in machine.items()])
+    rows = [(r["kind"], r["name"], r["backend"], r["why"]) for r in found["backends"]]
+    console.show_rows("\nwhat runs", ("", "name", "backend", "why"), rows)
+
+
+def _version(name: str) -> str:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def _gpu() -> str:
+    import torch
+
+    if not torch.cuda.is_available():
+        return "none"
+    properties = torch.cuda.get_device_properties(0)
+    memory = f"{properties.total_memory / (1 << 30):.0f} GiB"
+    return f"{properties.name}, {memory}, compute {properties.major}.{properties.minor}, CUDA {torch.version.cuda}"

@@ -1,0 +1,63 @@
+"""Settings for someone's own data and model, written after both have been looked at."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+from vstar_fast import config as settings
+from vstar_fast.config import CycleConfig, DataConfig, ModelConfig
+from vstar_fast.errors import ConfigError, ModelError
+
+PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json", "video_preprocessor_config.json")
+
+
+def write(data: Path, model: str, out: Path, *, force: bool = False) -> list[str]:
+    """Write commented settings to `out`; returns lines that say what was found.
+
+    Raises DataError when no labelled video can be read, ModelError when the model folder lacks a file.
+    """
+    from vstar_fast import readers
+
+    if out.exists() and not force:
+        raise ConfigError(f"{out} exists; give another --out, or --force to overwrite it")
+    path = data.expanduser().resolve()
+    videos, rejected, sets = readers.read(DataConfig(path=str(path)))
+    source = _check_model(model)
+    config = CycleConfig(data=DataConfig(path=str(path)), model=ModelConfig(base=source))
+    out.write_text(
+        f"# Settings of a vstar-fast run: vstar-fast cycle --config {out}\n" + _text(config), encoding="utf-8"
+    )
+    splits = Counter(v.split for v in videos)
+    kinds = Counter(label.kind for v in videos for label in v.labels)
+    lines = [
+        f"{len(videos)} videos: " + ", ".join(f"{splits[s]} {s}" for s in ("train", "dev", "test")),
+        "labels: " + ", ".join(f"{n} {kind}" for kind, n in kinds.most_common()),
+        *(f"label set {name}: {len(values)} names" for name, values in sets.items()),
+    ]
+    if rejected:
+        reasons = Counter(r.reason for r in rejected).most_common(3)
+        first = rejected[0]
+        lines.append(
+            f"{len(rejected)} rows left out: {', '.join(f'{r} {n}' for r, n in reasons)}; first: {first.detail}"
+        )
+    return [*lines, f"{out} is written; next: vstar-fast cycle --config {out}"]
+
+
+def _text(config: CycleConfig) -> str:
+    return settings.to_toml(config, comments=True)
+
+
+def _check_model(model: str) -> str:
+    """The model as it goes into the settings: an absolute folder that is complete, or a hub id."""
+    folder = Path(model).expanduser()
+    if not folder.is_dir():
+        parts = model.split("/")
+        if len(parts) == 2 and all(parts) and not folder.exists() and parts[0] not in (".", "..", "~"):
+            return model
+        raise ModelError(f"{model} is neither a model folder nor a hub id (owner/name)")
+    if not (folder / "config.json").is_file():
+        raise ModelError(f"model folder {folder} has no config.json; give a folder written by `save_pretrained`")
+    if not any((folder / name).is_file() for name in PROCESSOR_FILES):
+        raise ModelError(f"model folder {folder} has no processor; it needs one of {', '.join(PROCESSOR_FILES)}")
+    return str(folder.resolve())
