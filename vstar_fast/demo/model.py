@@ -107,9 +107,7 @@ def read_tokenizer(gguf: Path) -> PreTrainedTokenizerFast:
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
     read = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
-    backend = Tokenizer.from_str(
-        read.backend_tokenizer.to_str().replace(f'"{FREE_TOKEN}"', f'"{VIDEO_TOKEN}"')
-    )
+    backend = Tokenizer.from_str(read.backend_tokenizer.to_str().replace(f'"{FREE_TOKEN}"', f'"{VIDEO_TOKEN}"'))
     digits, byte_level = (
         pre_tokenizers.Digits(individual_digits=True),
         pre_tokenizers.ByteLevel(add_prefix_space=False),
@@ -152,7 +150,14 @@ def _join(gguf: Path, tower: Path, projector: Path | None) -> VStarDemoForCondit
 def _text_config(read: Any) -> dict[str, Any]:
     """The Llama configuration of the GGUF file without what describes that file."""
     values: dict[str, Any] = read.to_dict()
-    for name in ("quantization_config", "_name_or_path", "_model_name_or_path", "architectures", "transformers_version", "dtype"):
+    for name in (
+        "quantization_config",
+        "_name_or_path",
+        "_model_name_or_path",
+        "architectures",
+        "transformers_version",
+        "dtype",
+    ):
         values.pop(name, None)
     return {**values, "rms_norm_eps": 1e-5, "pad_token_id": 0}
 
