@@ -49,7 +49,7 @@ class LabelMatch(NamedTuple):
         bits = self._bits()
         shifts = torch.arange(32, dtype=torch.int32, device=bits.device)
         spread = (bits[:, :, None] >> shifts) & 1
-        return spread.reshape(bits.shape[0], -1)[:, : len(self.labels)].bool()
+        return spread.flatten(1)[:, : len(self.labels)].bool()
 
     def labels_in(self, row: int) -> tuple[int, ...]:
         """Ids of the labels that occur in one row, ascending."""
