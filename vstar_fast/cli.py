@@ -69,9 +69,7 @@ _source = _options(
     click.option("--run", "run_dir", type=FOLDER, help="Run folder (default: runs/demo or runs/NAME of the config)."),
     click.option("--set", "sets", multiple=True, metavar="SECTION.KEY=VALUE", help="Override one setting; repeatable."),
     click.option("--seed", type=int, help="Random seed of everything."),
-    click.option(
-        "--profile", type=click.Choice(["off", "nvtx", "torch"]), default="off", help="Time per stage in detail."
-    ),
+    click.option("--profile", type=click.Choice(["off", "nvtx", "torch"]), default="off", help="Trace the stages."),
     click.option("--quiet", is_flag=True, help="Say nothing but errors."),
     click.option("--json", "as_json", is_flag=True, help="Progress and results as JSON lines on stdout."),
 )
@@ -147,9 +145,7 @@ def export(
     from vstar_fast import export as exporting
 
     if form is None and merged is None:
-        raise ConfigError(
-            "say what to export: --format llava|sharegpt|swift|hf for the data, --merged DIR for the model"
-        )
+        raise ConfigError(f"say what to export: --format {'|'.join(FORMATS)} for data, --merged DIR for the model")
     if form is not None:
         written = exporting.write_examples(run_dir, form, out, cycle=number, plain=plain)
         click.echo(f"{written.path}: {written.examples} examples")
@@ -221,8 +217,20 @@ def _start(options: dict[str, Any]) -> tuple[CycleConfig, Path, Progress, Profil
     progress = Progress(options["quiet"], options["as_json"])
     run_dir: Path | None = options["run_dir"]
     config = _settings(options, run_dir, progress)
+    _quieten(config)
     run_dir = run_dir or Path("runs") / (options["config"].stem if options["config"] else "demo")
     return config, run_dir, progress, Profiler(options["profile"], run_dir / "traces")
+
+
+def _quieten(config: CycleConfig) -> None:
+    """Keep other libraries' bars and advice off the terminal; downloads from the hub still show theirs."""
+    import os
+    import warnings
+
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    if Path(config.model.base).is_dir():
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers|peft|torch")
 
 
 def _settings(options: dict[str, Any], run_dir: Path | None, progress: Progress) -> CycleConfig:
@@ -275,7 +283,7 @@ def _setting(text: str) -> dict[str, Any]:
         nested = value
     for part in reversed(name.strip().split(".")):
         nested = {part: nested}
-    return nested  # type: ignore[no-any-return]
+    return dict(nested)
 
 
 def _benches() -> list[str]:

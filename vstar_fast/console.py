@@ -9,6 +9,7 @@ from typing import Any, TextIO
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from vstar_fast.progress import clock
 
@@ -42,8 +43,9 @@ def show_values(values: Mapping[str, Any], out: TextIO | None = None) -> None:
 def show_rows(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], out: TextIO | None = None) -> None:
     """Print a plain table of texts."""
     table = _table(title, *columns)
+    table.show_header = any(columns)
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*(Text(cell) for cell in row))
     _console(out).print(table)
 
 

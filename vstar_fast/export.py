@@ -1,4 +1,4 @@
-"""What a run hands on: its accepted examples in the forms other trainers read, and its model with the adapter merged."""
+"""What a run hands on: its accepted examples in the forms other trainers read, and its model, adapter merged in."""
 
 from __future__ import annotations
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from vstar_fast import config as settings
 from vstar_fast.config import CycleConfig, DataConfig, ModelConfig
 from vstar_fast.errors import ConfigError, ModelError
+from vstar_fast.runfolder import write_text
 
 PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json", "video_preprocessor_config.json")
 
@@ -25,9 +26,7 @@ def write(data: Path, model: str, out: Path, *, force: bool = False) -> list[str
     videos, rejected, sets = readers.read(DataConfig(path=str(path)))
     source = _check_model(model)
     config = CycleConfig(data=DataConfig(path=str(path)), model=ModelConfig(base=source))
-    out.write_text(
-        f"# Settings of a vstar-fast run: vstar-fast cycle --config {out}\n" + _text(config), encoding="utf-8"
-    )
+    write_text(out, f"# Run it: vstar-fast cycle --config {out}\n{settings.to_toml(config, comments=True)}")
     splits = Counter(v.split for v in videos)
     kinds = Counter(label.kind for v in videos for label in v.labels)
     lines = [
@@ -36,16 +35,9 @@ def write(data: Path, model: str, out: Path, *, force: bool = False) -> list[str
         *(f"label set {name}: {len(values)} names" for name, values in sets.items()),
     ]
     if rejected:
-        reasons = Counter(r.reason for r in rejected).most_common(3)
-        first = rejected[0]
-        lines.append(
-            f"{len(rejected)} rows left out: {', '.join(f'{r} {n}' for r, n in reasons)}; first: {first.detail}"
-        )
+        reasons = ", ".join(f"{r} {n}" for r, n in Counter(r.reason for r in rejected).most_common(3))
+        lines.append(f"{len(rejected)} rows left out: {reasons}; first: {rejected[0].detail}")
     return [*lines, f"{out} is written; next: vstar-fast cycle --config {out}"]
-
-
-def _text(config: CycleConfig) -> str:
-    return settings.to_toml(config, comments=True)
 
 
 def _check_model(model: str) -> str:
