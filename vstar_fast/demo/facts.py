@@ -101,10 +101,9 @@ def _lasts(mask: Bools, fps: float, seconds: float) -> bool:
 def _levels(body: Skeleton, fps: float) -> set[str]:
     """Lying, low, upside down, airborne."""
     head, hips, up = body.at("head")[:, 1], body.at("root")[:, 1], trunk_up(body)
-    ankles = np.maximum(body.at("right_ankle")[:, 1], body.at("left_ankle")[:, 1])
     low = head < 0.8
-    lying = ((hips < 0.4) & low & (np.abs(up) < 0.5) & (ankles < 0.4))[: max(2, int(0.12 * fps))].all()
-    rises = bool(lying and head[-1] > head[0] + 0.4)
+    down_s = (len(low) if low.all() else int(np.argmin(low))) / fps
+    rises = bool(down_s > 0.9 and hips[0] < 0.45 and head[-1] > head[0] + 0.4)
     face_down = body.chest_turn[: max(2, int(0.12 * fps)), 1, 0].mean() < 0
     checks = {
         "rises_face_down": rises and face_down,

@@ -34,12 +34,12 @@ class Camera:
         forward = -(np.cos(elevation) * level + np.sin(elevation) * np.array((0, 1, 0)))
         right = np.cross(forward, (0, 1, 0))
         right /= np.linalg.norm(right)
-        return np.array((right, np.cross(right, forward), forward), np.float32)
+        return np.stack((right, np.cross(right, forward), forward)).astype(np.float32)
 
     def view(self, points: Floats) -> Floats:
         """World points [T, K, 3] -> camera axes (right, up, depth) [T, K, 3]."""
         out = (points - self.target[:, None]) @ self.axes().T
-        return out + np.array((0, 0, self.distance_m), np.float32)
+        return (out + np.array((0, 0, self.distance_m), np.float32)).astype(np.float32, copy=False)
 
     def during(self, part: slice) -> "Camera":
         """The same camera for some of its frames."""
