@@ -80,11 +80,13 @@ __global__ void match_rows(LabelTables t, LabelRows rows) {
 
 }  // namespace
 
+#ifdef __CUDACC__
 void label_match_cuda(const LabelTables& tables, const LabelRows& rows, uintptr_t stream) {
   if (rows.rows == 0) return;
   const int blocks = (rows.rows + kRowsPerBlock - 1) / kRowsPerBlock;
   match_rows<<<blocks, kRowsPerBlock * kWarp, 0, reinterpret_cast<cudaStream_t>(stream)>>>(tables, rows);
   check_cuda(cudaGetLastError(), "label_match");
 }
+#endif
 
 }  // namespace vstar

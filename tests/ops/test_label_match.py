@@ -10,11 +10,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from vstar_fast.kernels.label_match import LabelMatch, characters, encode
+from vstar_fast.kernels.label_match.characters import fold, fold_name, kind
 
 from vstar_fast import _C, backends
 from vstar_fast.errors import BackendError, DataError
-from vstar_fast.kernels.label_match import LabelMatch, characters, encode
-from vstar_fast.kernels.label_match.characters import fold, fold_name, kind
 from vstar_fast.ops import LabelSet, char_span, label_match
 
 pytestmark = pytest.mark.usefixtures("poison")
