@@ -36,6 +36,13 @@ def _check_number(what: str, value: Any) -> None:
         raise DataError(f"{what} must be a finite number, got {value!r}")
 
 
+def _check_from_zero(what: str, value: Any) -> None:
+    if value is not None:
+        _check_number(what, value)
+        if value < 0:
+            raise DataError(f"{what} must be >= 0, got {value!r}")
+
+
 def _check_class(label: Label) -> None:
     _require_word(f"{label.kind} label", label.value)
 
@@ -103,9 +110,13 @@ class Label:
         check(self)
         if isinstance(self.value, list):
             object.__setattr__(self, "value", tuple(self.value))
+        if not isinstance(self.aliases, (tuple, list)):
+            raise DataError(f"aliases of {self.value!r} must be a list of names, got {self.aliases!r}")
         for alias in self.aliases:
             _require_word(f"alias of {self.value!r}", alias)
         object.__setattr__(self, "aliases", tuple(self.aliases))
+        for name in ("abs_tolerance", "rel_tolerance"):
+            _check_from_zero(f"{name} of {self.value!r}", getattr(self, name))
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +139,10 @@ class LabeledVideo:
             raise DataError(f"split of {self.id!r} is {self.split!r}; use one of {', '.join(SPLITS)}")
         if not self.labels:
             raise DataError(f"video {self.id!r} has no labels; a video needs at least one")
-        if self.start_s is not None and self.end_s is not None and not 0 <= self.start_s < self.end_s:
+        object.__setattr__(self, "labels", tuple(self.labels))
+        for name in ("start_s", "end_s", "duration_s"):
+            _check_from_zero(f"{name} of {self.id!r}", getattr(self, name))
+        if self.end_s is not None and not (self.start_s or 0) < self.end_s:
             raise DataError(f"window of {self.id!r} needs 0 <= start_s < end_s, got {self.start_s}..{self.end_s}")
 
 
@@ -306,5 +320,6 @@ def candidate_from_dict(row: dict[str, Any]) -> Candidate:
 def verdict_from_dict(row: dict[str, Any]) -> Verdict:
     """Inverse of `to_dict` for Verdict."""
     spans = tuple(None if s is None else Span(*(tuple(s[k]) for k in ("char", "byte", "token"))) for s in row["spans"])
-    listed = {"extracted": tuple(row["extracted"]), "spans": spans, "scores": tuple(row["scores"])}
+    extracted = tuple(tuple(x) if isinstance(x, list) else x for x in row["extracted"])
+    listed = {"extracted": extracted, "spans": spans, "scores": tuple(row["scores"])}
     return Verdict(**{**row, **listed})
