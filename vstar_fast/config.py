@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import tomllib
 import types
 import typing
@@ -56,10 +57,13 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         _one_of("data.reader", self.reader, ("auto", "manifest", "folder", "csv", "jsonl", "json"))
+        shares = (self.dev_fraction, self.test_fraction)
         _need(
-            0 <= self.dev_fraction and 0 <= self.test_fraction and self.dev_fraction + self.test_fraction < 1,
-            f"data.dev_fraction + data.test_fraction must be in [0, 1), got {self.dev_fraction} + {self.test_fraction}",
+            min(shares) >= 0 and sum(shares) < 1,
+            f"data.dev_fraction and data.test_fraction must be >= 0 and sum to less than 1, got {shares}",
         )
+        _need(self.max_duration_s > 0, f"data.max_duration_s must be > 0, got {self.max_duration_s}")
+        _need(self.questions_per_video >= 0, f"data.questions_per_video must be >= 0, got {self.questions_per_video}")
 
 
 @dataclass(frozen=True)
@@ -128,6 +132,10 @@ class RationalizeConfig:
     leak_guard: bool = True
     """Refuse rationalizations that speak of the hint, or name the label before the reasoning has begun."""
 
+    def __post_init__(self) -> None:
+        _need(self.samples >= 1, f"rationalize.samples must be at least 1, got {self.samples}")
+        _need(self.max_share >= 0, f"rationalize.max_share must be >= 0, got {self.max_share}")
+
 
 @dataclass(frozen=True)
 class MatchConfig:
@@ -149,6 +157,7 @@ class MatchConfig:
         _one_of("match.keep", self.keep, ("first", "all"))
         _need(0 <= self.rel_tolerance < 1, f"match.rel_tolerance must be in [0, 1), got {self.rel_tolerance}")
         _need(0 < self.iou <= 1, f"match.iou must be in (0, 1], got {self.iou}")
+        _need(0 <= self.min_correct <= 1, f"match.min_correct must be in [0, 1], got {self.min_correct}")
 
 
 @dataclass(frozen=True)
@@ -266,6 +275,8 @@ def load(path: str | Path, overrides: dict[str, Any] | None = None) -> CycleConf
         values = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ConfigError(f"no config file {path}; write one with `vstar-fast init`") from None
+    except OSError as error:
+        raise ConfigError(f"cannot read config file {path}: {error.strerror}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not valid TOML: {error}") from None
     return from_dict(merge(values, overrides or {}))
@@ -296,14 +307,15 @@ def to_toml(config: CycleConfig, *, comments: bool = False) -> str:
 
 
 def _section(section: Any, comments: bool) -> list[str]:
-    docs = field_docs(type(section)) if comments else {}
+    docs = field_docs(section.__class__) if comments else {}
     lines = []
     for f in dataclasses.fields(section):
-        lines += [f"# {docs[f.name]}"] if f.name in docs else []
+        lines += [f"# {line.strip()}" for line in docs.get(f.name, "").splitlines()]
         lines.append(f"{f.name} = {_toml_value(getattr(section, f.name))}")
     return lines
 
 
+@functools.cache
 def field_docs(cls: type) -> dict[str, str]:
     """The docstring written under each field of a config dataclass."""
     import ast
@@ -319,6 +331,7 @@ def field_docs(cls: type) -> dict[str, str]:
         and isinstance(a.target, ast.Name)
         and isinstance(b, ast.Expr)
         and isinstance(b.value, ast.Constant)
+        and isinstance(b.value.value, str)
     }
 
 
@@ -330,7 +343,7 @@ def _toml_value(value: Any) -> str:
     if isinstance(value, str):
         import json
 
-        return json.dumps(value, ensure_ascii=False)
+        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
     if isinstance(value, (tuple, list)):
         return "[" + ", ".join(_toml_value(v) for v in value) + "]"
     if isinstance(value, dict):
