@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -140,6 +140,7 @@ class Runtime:
         self._models: dict[str, VideoLM] = {}
         self._stores: dict[str, FeatureStore] = {}
         self._peft: dict[str, Any] = {}
+        self._attached: dict[str, str] = {}
 
     @property
     def init_path(self) -> str:
@@ -165,54 +166,45 @@ class Runtime:
     def plain(self, path: str) -> VideoLM:
         """The model without any adapter."""
         lm = self.lm(path)
-        if path in self._peft:
-            self._peft[path].base_model.disable_adapter_layers()
+        self._detach(path)
         return lm
 
     def adapted(self, adapter: Path) -> VideoLM:
-        """The initial checkpoint with a trained adapter switched on."""
-        lm = self._fresh(adapter)
-        self._attach(lm, adapter, trainable=False)
+        """The initial checkpoint with a trained adapter switched on; the base weights are not copied."""
+        lm = self.lm(self.init_path)
+        if self._attached.get(lm.path) != str(adapter):
+            self._attach(lm, adapter, trainable=False)
+            self._attached[lm.path] = str(adapter)
         return lm
 
-    def trainable(self, settings: Any, start: Path | None, seed: int) -> tuple[VideoLM, Any]:
-        """The initial checkpoint with an adapter to train: new (seeded), or a copy of `start`."""
-        lm = self._fresh(start)
+    def trainable(
+        self, settings: Callable[[VideoLM], Any], start: Path | None, seed: int
+    ) -> tuple[VideoLM, Any]:
+        """The initial checkpoint with an adapter to train: new (seeded, as `settings` says), or a copy of `start`."""
+        from peft import get_peft_model
+
+        lm = self.lm(self.init_path)
         torch.manual_seed(seed)
         if start is not None:
             self._attach(lm, start, trainable=True)
         else:
-            self._wrap(lm, settings)
+            self._detach(lm.path)
+            self._peft[lm.path] = get_peft_model(lm.model, settings(lm))
         return lm, self._peft[lm.path]
-
-    def _fresh(self, adapter: Path | None) -> VideoLM:
-        if adapter is not None and not (adapter / "adapter_config.json").is_file():
-            raise ModelError(f"{adapter} holds no adapter (adapter_config.json is missing); run `vstar-fast finetune` first")
-        return self.lm(self.init_path)
 
     def _attach(self, lm: VideoLM, adapter: Path, *, trainable: bool) -> None:
         from peft import PeftModel
 
-        peft = self._peft.get(lm.path)
-        if peft is None:
-            self._peft[lm.path] = PeftModel.from_pretrained(lm.model, str(adapter), is_trainable=trainable)
-            return
-        peft.delete_adapter("default")
-        peft.load_adapter(str(adapter), "default", is_trainable=trainable)
-        peft.set_adapter("default", inference_mode=not trainable)
-        peft.base_model.enable_adapter_layers()
+        if not (adapter / "adapter_config.json").is_file():
+            raise ModelError(f"{adapter} has no adapter_config.json; run `vstar-fast finetune` first")
+        self._detach(lm.path)
+        self._peft[lm.path] = PeftModel.from_pretrained(lm.model, str(adapter), is_trainable=trainable)
 
-    def _wrap(self, lm: VideoLM, settings: Any) -> None:
-        from peft import get_peft_model
-
-        peft = self._peft.get(lm.path)
-        if peft is None:
-            self._peft[lm.path] = get_peft_model(lm.model, settings)
-            return
-        peft.delete_adapter("default")
-        peft.add_adapter("default", settings)
-        peft.set_adapter("default")
-        peft.base_model.enable_adapter_layers()
+    def _detach(self, path: str) -> None:
+        self._attached.pop(path, None)
+        if path in self._peft:
+            self._peft.pop(path).unload()
+            self._models[path].model.eval()
 
 
 def versions() -> dict[str, str]:

@@ -178,7 +178,7 @@ class Session:
         temporary = out.with_name(f".{out.name}.tmp")
         shutil.rmtree(temporary, ignore_errors=True)
         seed = stream_seed(c.seed, "finetune", key)
-        lm, peft = self.runtime.trainable(lora_settings(self.runtime.lm(self.runtime.init_path), tuning), start, seed)
+        lm, peft = self.runtime.trainable(lambda m: lora_settings(m, tuning), start, seed)
         features = self.runtime.features(self.runtime.init_path, self._videos_of(examples))
         prompts = self._prompts(reason) | (texts or {})
 

@@ -15,12 +15,13 @@ class DemoLM(VideoLM):
 
     @torch.inference_mode()
     def encode_pixels(self, features: list[Features]) -> list[Features]:
-        """Pixels `[1, F, 3, H, W]` of each clip -> tower features `[1, F, C]`, one forward for equal sizes."""
-        pixels = [f.kwargs["pixel_values_videos"].to(self.device) for f in features]
-        sizes = {p.shape for p in pixels}
-        stacked = self.model.encode(torch.cat(pixels)) if len(sizes) == 1 else None
-        rows = stacked.split(1) if stacked is not None else [self.model.encode(p) for p in pixels]
-        return [Features(f.ids, {"video_features": row.cpu()}) for f, row in zip(features, rows, strict=True)]
+        """Pixels `[1, F, 3, H, W]` of each clip -> tower features `[1, F, C]`, frozen and in eval mode."""
+        pixels = [f.kwargs["pixel_values_videos"] for f in features]
+        if self.device.type == "cuda" and len({p.shape for p in pixels}) == 1:
+            encoded = self.model.encode(torch.cat(pixels).to(self.device)).split(1)
+        else:  # on a CPU the tower is bound by its caches: one clip at a time costs a third of eight at once
+            encoded = tuple(self.model.encode(p.to(self.device)) for p in pixels)
+        return [Features(f.ids, {"video_features": row.cpu()}) for f, row in zip(features, encoded, strict=True)]
 
 
 def load(path: str, *, dtype: str, device: str) -> VideoLM:
