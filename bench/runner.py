@@ -79,7 +79,13 @@ class Bench:
         """
         wanted = metric or self.metrics()[0]
         threads = threads or _threads()
-        fixed = {"case": case, "subject": names[0], "baseline": names[1], "threads": threads, "backend": backend}
+        fixed: dict[str, Any] = {
+            "case": case,
+            "subject": names[0],
+            "baseline": names[1],
+            "threads": threads,
+            "backend": backend,
+        }
         if not equal(subject(), baseline()):
             self.add(metric=wanted, value=None, unit=f"us/{work[1]}", ratio=None, equal=False, target=target, **fixed)
             return

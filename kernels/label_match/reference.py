@@ -102,6 +102,7 @@ def run(
     for r, label in enumerate(own.tolist()):
         row, seen = match_row(data[bounds[r] : bounds[r + 1]], forms, owners, label, after)
         out[r] = torch.tensor(row, dtype=torch.int32)
-        for found in seen if which is not None else ():
-            word, bit = divmod(found, 32)
-            which[r, word] |= (1 << bit) - (1 << 32 if bit == 31 else 0)
+        if which is not None:
+            for found in seen:
+                word, bit = divmod(found, 32)
+                which[r, word] |= (1 << bit) - (1 << 32 if bit == 31 else 0)
