@@ -1,0 +1,150 @@
+"""The bench runner: equality before time, the JSON's schema, and every bench once, quickly."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+from vstar_fast.bench import runner
+
+from vstar_fast.errors import ConfigError
+
+ROW = {
+    "case",
+    "subject",
+    "baseline",
+    "metric",
+    "value",
+    "unit",
+    "ratio",
+    "equal",
+    "target",
+    "met",
+    "threads",
+    "backend",
+}
+BENCHES = runner.names()
+
+
+def check_row(row: dict) -> None:
+    """One JSON row has exactly the documented fields, with sound values."""
+    assert set(row) == ROW
+    for name in ("case", "subject", "baseline", "metric", "unit", "backend"):
+        assert isinstance(row[name], str) and row[name]
+    assert row["equal"] is True
+    assert row["value"] > 0
+    assert row["ratio"] is None or row["ratio"] > 0
+    assert (row["target"] is None) == (row["met"] is None)
+    assert row["threads"] >= 1
+
+
+def test_rows_have_exactly_the_documented_fields():
+    assert [field.name for field in fields(runner.Row)] == list(runner.Row.__annotations__)
+    assert {field.name for field in fields(runner.Row)} == ROW
+
+
+def test_benches_are_the_files_that_define_run():
+    folder = Path(runner.__file__).parent
+    assert set(BENCHES) >= {"label_match", "sample"}
+    assert set(BENCHES) == {p.stem for p in folder.glob("*.py") if "\ndef run(" in p.read_text()} - runner.HELPERS
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n == "cycle" else n for n in BENCHES])
+def test_every_bench_runs_quickly(name, tmp_path, capsys):
+    path = tmp_path / "out.json"
+    assert runner.main(name, quick=True, json_path=path) == 0
+    report = json.loads(path.read_text())
+    assert set(report) == {"header", "rows", "ran", "seconds"}
+    assert report["seconds"] < 60
+    assert report["rows"]
+    for row in report["rows"]:
+        check_row(row)
+    head = report["header"]
+    assert head["bench"] == name and head["quick"] is True and head["cores"] >= 1 and head["cpu"]
+    assert set(head["versions"]) >= {"vstar-fast", "python", "torch", "cuda", "triton", "transformers"}
+    assert len(capsys.readouterr().out.splitlines()) >= len(report["rows"])
+
+
+def bench() -> runner.Bench:
+    return runner.Bench("test", quick=True, echo=False)
+
+
+def test_what_is_not_equal_is_not_timed():
+    calls = []
+    made = bench()
+    made.compare(
+        "one", lambda: calls.append(1) or 1, lambda: 2, equal=lambda a, b: a == b, names=("a", "b"), target=2.0
+    )
+    (row,) = made.rows
+    assert calls == [1]
+    assert (row.equal, row.value, row.ratio, row.met) == (False, None, None, False)
+    assert "DIFFER" in runner.describe(row)
+
+
+def test_ratio_says_how_many_times_faster_the_subject_is():
+    def spin(count: int) -> int:
+        return sum(range(count))
+
+    made = bench()
+    made.compare(
+        "sum", lambda: spin(2_000), lambda: spin(60_000), equal=lambda a, b: True, names=("short", "long"),
+        work=(2_000, "item"), target=3.0, threads=1, backend="python",
+    )  # fmt: skip
+    cpu, wall = made.rows
+    assert (cpu.metric, wall.metric, cpu.unit) == ("cpu", "wall", "us/item")
+    assert 8 < cpu.ratio < 120
+    assert cpu.met is True and wall.target is None and wall.met is None
+    assert 0 < cpu.value < 10
+    assert "target 3x: met" in runner.describe(cpu)
+
+
+def test_a_target_that_is_missed_is_told():
+    made = bench()
+    made.add(
+        case="m", subject="a", baseline="b", metric="peak", value=5.0, unit="MiB", ratio=1.5, equal=True, target=2.0
+    )
+    assert made.rows[0].met is False
+    assert "MISSED" in runner.describe(made.rows[0])
+
+
+def test_exit_status(monkeypatch, tmp_path, capsys):
+    assert runner.main("no-such-bench") == 2
+    assert "there are: " in capsys.readouterr().out
+    with pytest.raises(ConfigError, match="no bench named"):
+        runner.run("no-such-bench")
+    row = {"case": "c", "equal": True}
+    for rows, status in (([row], 0), ([{**row, "equal": False}], 1), ([], 1)):
+        monkeypatch.setattr(runner, "run", lambda *_args, rows=rows, **_kw: {"rows": rows})
+        assert runner.main("sample") == status
+    monkeypatch.setattr(runner, "run", lambda *_args, **_kw: {"rows": [row]})
+    assert runner.main("all", json_path=tmp_path / "all.json") == 0
+    assert len(json.loads((tmp_path / "all.json").read_text())) == len(BENCHES)
+    assert runner.main("sample", json_path=tmp_path / "no" / "folder.json") == 2
+
+
+def test_the_torch_baseline_of_sample_draws_what_ours_draws():
+    from vstar_fast.bench import sample
+
+    assert sample.draws_alike("cpu", 0.7)
+    assert not sample.fits(sample.torch.zeros(1000, dtype=int), sample.torch.full((4,), 0.25))
+
+
+def test_triton_kernels_compile_ahead_of_time():
+    """For one architecture here; CI does both."""
+    pytest.importorskip("triton")
+    command = [sys.executable, "-m", "vstar_fast.bench.compile_kernels", "--arch", "90"]
+    env = {**os.environ, "TRITON_INTERPRET": "0"}
+    out = subprocess.run(command, check=True, capture_output=True, text=True, env=env).stdout
+    lines = [line for line in out.splitlines() if line.startswith("sm_90 sample")]
+    assert len(lines) == 3
+    assert all("stack 0 B" in line for line in lines)
+
+
+def test_the_gpu_script_parses_and_says_how_it_is_used():
+    script = Path(__file__).parents[1] / "bench" / "on_gpu.sh"
+    subprocess.run(["bash", "-n", script], check=True)
+    help_text = subprocess.run(["bash", script], capture_output=True, text=True)
+    assert help_text.returncode == 2 and "bench/on_gpu.sh OUTDIR" in help_text.stdout
