@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+
 from vstar_fast.errors import ModelError
 from vstar_fast.models.vstar_demo import register
 
@@ -147,6 +148,19 @@ def test_video_features_stand_where_the_video_tokens_are(model, inputs):
     assert model.get_video_features(inputs["pixel_values_videos"]).pooler_output.shape == (2, 3, 32)
 
 
+def test_positions_are_stretched_from_the_first_to_the_last_frame(model):
+    projector = model.model.multi_modal_projector
+    table = projector.position.weight
+    assert projector._positions(8) is table
+    for frames in (2, 5, 15):
+        stretched = projector._positions(frames)
+        assert stretched.shape == (frames, 32)
+        torch.testing.assert_close(stretched[[0, -1]], table[[0, -1]])
+    torch.testing.assert_close(projector._positions(15)[2], table[1])
+    torch.testing.assert_close(projector._positions(15)[3], (table[1] + table[2]) / 2)
+    assert projector._positions(1).shape == (1, 32)
+
+
 def test_left_padding_changes_nothing(model, processor, inputs):
     alone = inputs_of(processor, ["What?"], [clip(1)])
     assert inputs["attention_mask"][0, 0] == 0
@@ -275,7 +289,7 @@ def test_lora_with_the_projector_trains_saves_and_loads(model, processor, inputs
     peft = get_peft_model(model, config)
     trained = {n for n, p in peft.named_parameters() if p.requires_grad}
     assert sum("lora_" in n for n in trained) == 2 * 7 * 2
-    assert {n.split(".")[-2] for n in trained if "lora_" not in n} == {"norm", "linear_1", "linear_2"}
+    assert {n.split(".")[-2] for n in trained if "lora_" not in n} == {"linear_1", "linear_2", "position"}
     optimizer = torch.optim.AdamW((p for p in peft.parameters() if p.requires_grad), lr=1e-2)
     losses = []
     for _ in range(12):
@@ -352,12 +366,18 @@ def test_real_model_encodes_and_projects_apart(real):
     assert tokens.requires_grad
     assert model.get_video_features(inputs["pixel_values_videos"]).pooler_output.equal(tokens)
     parameters = sum(p.numel() for p in model.model.multi_modal_projector.parameters())
-    assert parameters == 2 * 1280 + 1280 * 576 + 576 + 576 * 576 + 576
+    assert parameters == 1280 * 576 + 576 + 576 * 576 + 576 + 8 * 576
 
 
 def test_real_tokenizer_round_trips_and_splits_digits(real):
     words = real[1].tokenizer
-    for text in ("Answer: spin kick 1234", "It is   3.5 s.\n\nDon't", "get up from the front", "naïve 北京 🙂", "<video>"):
+    for text in (
+        "Answer: spin kick 1234",
+        "It is   3.5 s.\n\nDon't",
+        "get up from the front",
+        "naïve 北京 🙂",
+        "<video>",
+    ):
         assert words.decode(words(text).input_ids) == text
     assert words.tokenize("is   35") == ["is", "ĠĠĠ", "3", "5"]
     assert words.convert_ids_to_tokens(words("<video>").input_ids) == ["<video>"]

