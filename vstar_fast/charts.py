@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any, NamedTuple
 
-WIDTH, HEIGHT = 640, 300
+WIDTH, HEIGHT = 1024, 300
 LEFT, RIGHT, TOP, BOTTOM = 44, 16, 22, 34
 
 
@@ -29,6 +29,8 @@ def accuracy(columns: Sequence[Sequence[Mark]]) -> str:
     trail: list[tuple[float, float]] = []
     for i, column in enumerate(columns):
         x = LEFT + step * (i + 0.5)
+        if i and column[0].kind == "control" != columns[i - 1][0].kind:
+            parts.append(f'<path class="apart" d="M{LEFT + step * i:.1f} {TOP}V{HEIGHT - BOTTOM}"/>')
         parts.append(_text(x, HEIGHT - 12, column[0].name, "name"))
         for mark in column:
             at = x + (22 if mark.kind == "dev" else 0)

@@ -159,7 +159,7 @@ def export(
 @click.argument("run_dir", metavar="RUN", type=FOLDER)
 @click.option("--out", type=FILE, help="HTML file to write (default: RUN/report.html).")
 @click.option("--samples", type=click.IntRange(0), default=600, help="Most samples in the browser.")
-@click.option("--thumbnails", type=click.IntRange(0), default=80, help="Most clips shown with pictures.")
+@click.option("--thumbnails", type=click.IntRange(0), default=150, help="Most clips shown with pictures.")
 def report(run_dir: Path, out: Path | None, samples: int, thumbnails: int) -> None:
     """Write a run as one HTML page that works offline: figures, time, and every sample with its verdict."""
     from vstar_fast import report as reporting

@@ -59,7 +59,7 @@ class Run:
     rejected: list[dict[str, str]] = field(default_factory=list)
 
 
-def write(run_dir: Path, out: Path | None = None, *, samples: int = 600, thumbnails: int = 80) -> Path:
+def write(run_dir: Path, out: Path | None = None, *, samples: int = 600, thumbnails: int = 150) -> Path:
     """Write the report of a run folder to `out` (default: `report.html` in it); returns the file.
 
     At most `samples` answers are shown, some of every cycle, mode and reason, and `thumbnails` clips with pictures.
@@ -203,7 +203,6 @@ def render(run: Run, shown: Sequence[Sample], strips: Mapping[str, str]) -> str:
         unread=Counter(f"{r['stage']}: {r['reason']}" for r in run.rejected).most_common(),
         rejected=run.rejected[:200],
         config=_config(run.root),
-        samples_in_all=len(run.samples),
         style=_resource("report.css"),
         script=_resource("report.js"),
         data=_script_safe(_browser(run, shown, strips)),
@@ -289,7 +288,8 @@ def _browser(run: Run, shown: Sequence[Sample], strips: Mapping[str, str]) -> di
     groups: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for s in shown:
         groups[s.candidate.question_id].append(_sample_row(s, run))
-    return {"questions": [_question_row(run, q, rows) for q, rows in groups.items()], "strips": dict(strips)}
+    questions = [_question_row(run, q, rows) for q, rows in groups.items()]
+    return {"questions": questions, "strips": dict(strips), "total": len(run.samples)}
 
 
 def _question_row(run: Run, question_id: str, rows: list[dict[str, Any]]) -> dict[str, Any]:

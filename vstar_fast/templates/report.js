@@ -111,7 +111,8 @@
     groups = [...byQuestion];
     shown = 0;
     cards.replaceChildren();
-    count.textContent = `${found.length} of ${rows.length} shown`;
+    const rest = data.total > rows.length ? `, of ${data.total} in the run` : "";
+    count.textContent = `${found.length} of ${rows.length} shown${rest}`;
     if (!groups.length) cards.append(node("p", "empty", "No sample fits these filters. “Show all” clears them."));
     showMore();
   }
