@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+
 import tiny
 from vstar_fast import config as settings
 from vstar_fast import cycle
@@ -54,7 +55,10 @@ def test_summary_has_the_documented_fields(done):
     assert set(summary["base"]["accuracy"]) == {"value", "low", "high", "n"}
     assert len(summary["cycles"]) == 2 and summary["state"] == "done"
     for c in summary["cycles"]:
-        assert c["accuracy"]["n"] == 3 and 0 <= c["accuracy"]["low"] <= c["accuracy"]["value"] <= c["accuracy"]["high"] <= 1
+        assert (
+            c["accuracy"]["n"] == 3
+            and 0 <= c["accuracy"]["low"] <= c["accuracy"]["value"] <= c["accuracy"]["high"] <= 1
+        )
         assert set(c["kept"]) == {"direct", "rationalized"} and c["asked"]["direct"] == 6
         assert c["dev"]["accuracy"]["n"] == 3 and "class" in c["metrics"]
     assert summary["cycles"][0]["chance_acceptance"] == pytest.approx(1 - (2 / 3) ** 4)
@@ -68,7 +72,11 @@ def test_every_example_is_a_candidate_that_passed(done):
     for n, counted in enumerate(summary["cycles"]):
         where = folder / f"cycle-{n:02d}"
         judged = [x for m in ("generate", "rationalize") for p in (where / m).glob("*.jsonl") for x in lines(p)]
-        passed = {(x["candidate"]["question_id"], x["candidate"]["mode"], x["candidate"]["text"].strip()) for x in judged if x["verdict"]["passed"]}
+        passed = {
+            (x["candidate"]["question_id"], x["candidate"]["mode"], x["candidate"]["text"].strip())
+            for x in judged
+            if x["verdict"]["passed"]
+        }
         examples = lines(where / "examples.jsonl")
         assert examples and all((e["question_id"], e["source"], e["answer"]) in passed for e in examples)
         counts = {m: sum(e["source"] == m for e in examples) for m in ("direct", "rationalized")}
@@ -89,7 +97,9 @@ def test_same_seed_same_result_and_another_seed_another(project, done, tmp_path)
     again = go(make(project), tmp_path / "again", controls=True)
     assert steady(again) == steady(summary)
     other = go(make(project, seed=1), tmp_path / "other")
-    assert lines(tmp_path / "other/cycle-00/generate/judged.jsonl") != lines(tmp_path / "again/cycle-00/generate/judged.jsonl")
+    assert lines(tmp_path / "other/cycle-00/generate/judged.jsonl") != lines(
+        tmp_path / "again/cycle-00/generate/judged.jsonl"
+    )
     assert other["seed"] == 1
 
 
@@ -107,9 +117,13 @@ def test_a_sample_does_not_depend_on_the_batch(project, tmp_path):
     rows = {}
     for size in (4, 24):
         config = make(project, generate={"batch_size": size})
-        cycle.run_stage("generate", config, tmp_path / str(size), 0, profiler=Profiler("off"), progress=Progress(quiet=True))
+        cycle.run_stage(
+            "generate", config, tmp_path / str(size), 0, profiler=Profiler("off"), progress=Progress(quiet=True)
+        )
         judged = lines(tmp_path / str(size) / "cycle-00/generate/judged.jsonl")
-        rows[size] = {(x["candidate"]["question_id"], x["candidate"]["sample"]): x["candidate"]["token_ids"] for x in judged}
+        rows[size] = {
+            (x["candidate"]["question_id"], x["candidate"]["sample"]): x["candidate"]["token_ids"] for x in judged
+        }
     assert rows[4] == rows[24]
 
 
@@ -178,7 +192,8 @@ import json, sys
 from vstar_fast import config, cycle
 from vstar_fast.profiling import Profiler
 from vstar_fast.progress import Progress
-cycle.run(config.from_dict(json.loads(sys.argv[1])), sys.argv[2], profiler=Profiler("off"), progress=Progress(quiet=True))
+quiet = {"profiler": Profiler("off"), "progress": Progress(quiet=True)}
+cycle.run(config.from_dict(json.loads(sys.argv[1])), sys.argv[2], **quiet)
 """
 
 

@@ -4,6 +4,7 @@ import json
 import math
 
 import pytest
+
 from vstar_fast import dataset
 from vstar_fast.config import MatchConfig, RationalizeConfig
 from vstar_fast.errors import DataError
@@ -23,9 +24,16 @@ QUESTIONS = {f"q{i}": question(i) for i in range(3)}
 
 
 def test_first_passing_sample_is_kept_without_its_hint():
-    rows = [judged(0, 2, True, "third"), judged(0, 1, True, "second"), judged(0, 0, False, "first"), judged(1, 0, False)]
+    rows = [
+        judged(0, 2, True, "third"),
+        judged(0, 1, True, "second"),
+        judged(0, 0, False, "first"),
+        judged(1, 0, False),
+    ]
     kept = dataset.select(rows, QUESTIONS, MatchConfig())
-    assert [(e.question_id, e.answer, e.source, e.question) for e in kept] == [("q0", "second", "direct", "Which action?")]
+    assert [(e.question_id, e.answer, e.source, e.question) for e in kept] == [
+        ("q0", "second", "direct", "Which action?")
+    ]
 
 
 def test_keep_all_drops_copies_and_shares_the_weight():
@@ -45,14 +53,19 @@ def test_cap_is_a_multiple_of_direct_and_seeded():
     rows = [Example(f"v{i}", f"q{i}", "", "", "rationalized") for i in range(10)]
     half = RationalizeConfig(max_share=0.5)
     first = dataset.cap(rows, 8, half, seed=1)
-    assert len(first) == 4 and first == dataset.cap(rows, 8, half, seed=1) and first != dataset.cap(rows, 8, half, seed=2)
+    assert (
+        len(first) == 4 and first == dataset.cap(rows, 8, half, seed=1) and first != dataset.cap(rows, 8, half, seed=2)
+    )
     assert dataset.cap(rows, 0, half, seed=1) == rows
     assert dataset.cap(rows, 1, RationalizeConfig(max_share=math.inf), seed=1) == rows
 
 
 def test_instruction_data_is_read_and_bad_rows_are_named(tmp_path):
     path = tmp_path / "i.json"
-    good = {"video": "a.mp4", "conversations": [{"from": "human", "value": "<video>\nWhy?"}, {"from": "gpt", "value": "So."}]}
+    good = {
+        "video": "a.mp4",
+        "conversations": [{"from": "human", "value": "<video>\nWhy?"}, {"from": "gpt", "value": "So."}],
+    }
     path.write_text(json.dumps([good]))
     (example,) = dataset.instructions(str(path), 1, seed=0)
     assert (example.question, example.answer, example.video_id) == ("Why?", "So.", str(tmp_path / "a.mp4"))

@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 import pytest
+
 from vstar_fast import evaluate
 from vstar_fast.records import Candidate, Estimate, Label, Question, Verdict
 

@@ -4,8 +4,9 @@ import dataclasses
 import math
 
 import pytest
-import tiny
 import torch
+
+import tiny
 from vstar_fast import frames, models, readers
 from vstar_fast.config import DataConfig, FinetuneConfig, FramesConfig
 from vstar_fast.errors import RunError

@@ -4,6 +4,7 @@ import errno
 import os
 
 import pytest
+
 from vstar_fast.errors import RunError
 from vstar_fast.records import Rejected
 from vstar_fast.runfolder import (

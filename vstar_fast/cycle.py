@@ -202,7 +202,13 @@ def _stage(session: Session, name: str, r: Round) -> dict[str, Any]:
 
 
 def run_seeds(
-    config: CycleConfig, run_dir: str | Path, seeds: int, *, profiler: Profiler, progress: Progress, controls: bool = False
+    config: CycleConfig,
+    run_dir: str | Path,
+    seeds: int,
+    *,
+    profiler: Profiler,
+    progress: Progress,
+    controls: bool = False,
 ) -> dict[str, Any]:
     """The same run with `seeds` seeds, each in a folder of its own, and their gain pooled by clip."""
     from vstar_fast.config import replace

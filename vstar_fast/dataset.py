@@ -80,5 +80,7 @@ def _instruction(file: Path, number: int, row: dict[str, object]) -> Example:
         video = str((file.parent / str(row["video"])).resolve())
         answer = turns[1]["value"]  # type: ignore[index]
     except (KeyError, IndexError, TypeError, AttributeError):
-        raise DataError(f"{file}, row {number}: needs `video` and `conversations` of two turns (LLaVA format)") from None
+        raise DataError(
+            f"{file}, row {number}: needs `video` and `conversations` of two turns (LLaVA format)"
+        ) from None
     return Example(video, f"instruction/{number}", question, answer, "instruction")

@@ -50,7 +50,7 @@ def finetune(
     out: Path,
     *,
     seed: int,
-    on_step: Callable[[int, int, float], None] = lambda step, steps, loss: None,
+    on_step: Callable[[int, int, float], None] | None = None,
 ) -> dict[str, Any]:
     """Train the adapter on `examples` and save it in folder `out`; returns steps, tokens and losses.
 
@@ -77,7 +77,8 @@ def finetune(
         optimizer.zero_grad(set_to_none=True)
         losses.append(loss)
         tokens += count
-        on_step(step + 1, steps, loss)
+        if on_step is not None:
+            on_step(step + 1, steps, loss)
     peft.eval()
     peft.save_pretrained(str(out))
     log = {"steps": steps, "examples": len(examples), "answer_tokens": tokens, "loss": losses}
@@ -105,9 +106,7 @@ def _batches(examples: Sequence[Example], size: int, steps: int, seed: int) -> l
     return [order[i * size : (i + 1) * size] for i in range(steps)]
 
 
-def _accumulate(
-    lm: VideoLM, peft: Any, batch: Sequence[Example], rows: Rows, micro: int
-) -> tuple[float, int]:
+def _accumulate(lm: VideoLM, peft: Any, batch: Sequence[Example], rows: Rows, micro: int) -> tuple[float, int]:
     """Backward over one batch in micro-batches; (loss of the batch, answer tokens)."""
     lengths = [len(lm.answer_ids(e.answer)) for e in batch]
     total = sum(n * e.weight for n, e in zip(lengths, batch, strict=True))

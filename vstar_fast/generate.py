@@ -111,9 +111,7 @@ def batches(questions: Sequence[Question], rows: int, samples: int) -> Iterator[
         yield list(questions[start : start + size])
 
 
-def usable(
-    questions: Sequence[Question], features: Mapping[str, Any]
-) -> tuple[list[Question], list[Features]]:
+def usable(questions: Sequence[Question], features: Mapping[str, Any]) -> tuple[list[Question], list[Features]]:
     """The questions whose video could be encoded, with its features."""
     kept = [q for q in questions if isinstance(features[q.video_id], Features)]
     return kept, [features[q.video_id] for q in kept]

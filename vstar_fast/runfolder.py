@@ -48,7 +48,9 @@ def write_atomic(path: Path, write: Callable[[Path], None]) -> None:
     except OSError as error:
         temporary.unlink(missing_ok=True)
         why = "the disk is full" if error.errno in (errno.ENOSPC, errno.EDQUOT) else str(error)
-        raise RunError(f"cannot write {path}: {why}; make room (or mend access) and run the same command again") from error
+        raise RunError(
+            f"cannot write {path}: {why}; make room (or mend access) and run the same command again"
+        ) from error
 
 
 def write_text(path: Path, text: str) -> None:
@@ -99,7 +101,9 @@ class RunFolder:
             self._lock = open(self.root / ".lock", "w")  # noqa: SIM115 - held as long as the run
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise RunError(f"another process is running in {self.root}; wait for it or use another --run folder") from None
+            raise RunError(
+                f"another process is running in {self.root}; wait for it or use another --run folder"
+            ) from None
         except OSError as error:
             raise RunError(f"cannot use run folder {self.root}: {error}") from None
         self._rejected: dict[tuple[str, str], Rejected] = {}

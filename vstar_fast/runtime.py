@@ -177,9 +177,7 @@ class Runtime:
             self._attached[lm.path] = str(adapter)
         return lm
 
-    def trainable(
-        self, settings: Callable[[VideoLM], Any], start: Path | None, seed: int
-    ) -> tuple[VideoLM, Any]:
+    def trainable(self, settings: Callable[[VideoLM], Any], start: Path | None, seed: int) -> tuple[VideoLM, Any]:
         """The initial checkpoint with an adapter to train: new (seeded, as `settings` says), or a copy of `start`."""
         from peft import get_peft_model
 

@@ -58,7 +58,9 @@ class Session:
         asked = questions.ask(videos, config, label_sets=self.label_sets)
         self.questions = {s: [q for q in asked if self.videos[q.video_id].split == s] for s in ("train", "dev", "test")}
         if not self.questions["train"]:
-            raise DataError(f"no training question could be asked of {config.data.path}; see {folder.root}/rejected.jsonl")
+            raise DataError(
+                f"no training question could be asked of {config.data.path}; see {folder.root}/rejected.jsonl"
+            )
 
     # -- keys ----------------------------------------------------------------------------------
 
@@ -98,7 +100,9 @@ class Session:
             dtype = (self.config.model.dtype, self.config.model.device)
             key = content_key(rows, teacher, asdict(sampling), self.config.frames.count, self.config.seed, mode, dtype)
             part = self.folder.part(
-                where / "parts", key, lambda g=group: self._answer_part(g, adapter, sampling, mode, stage, reason)  # type: ignore[misc]
+                where / "parts",
+                key,
+                lambda g=group: self._answer_part(g, adapter, sampling, mode, stage, reason),  # type: ignore[misc]
             )
             found += [candidate_from_dict(row) for row in part]
             bar.advance(len(group))
@@ -168,7 +172,9 @@ class Session:
         """Fine-tune the initial checkpoint (or adapter `start`) on examples; returns the adapter folder."""
         c = self.config
         if not examples:
-            raise RunError("no answer was kept, so there is nothing to fine-tune on; see the rejection reasons in the report")
+            raise RunError(
+                "no answer was kept, so there is nothing to fine-tune on; see the rejection reasons in the report"
+            )
         tuning = settings.replace(c.finetune, steps=steps or c.finetune.steps)
         origin = self._teacher_key(start) if start else self._model_keys[self.runtime.init_path]
         clips = [self._clip_keys.get(e.video_id) for e in examples]
@@ -207,7 +213,9 @@ class Session:
     def _features_of(features: dict[str, Features | Rejected], example: Example) -> Features:
         found = features[example.video_id]
         if isinstance(found, Rejected):
-            raise DataError(f"video {example.video_id!r} of a kept example can no longer be read: {found.reason} {found.detail}")
+            raise DataError(
+                f"video {example.video_id!r} of a kept example can no longer be read: {found.reason} {found.detail}"
+            )
         return found
 
     # -- evaluate ------------------------------------------------------------------------------

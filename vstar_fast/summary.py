@@ -101,7 +101,11 @@ def _public(found: dict[str, Any]) -> dict[str, Any]:
 def counts(judged: Judged) -> dict[str, Any]:
     """How many candidates passed, and why the others did not."""
     reasons = Counter(v.reason for _, v in judged if not v.passed)
-    return {"candidates": len(judged), "passed": sum(v.passed for _, v in judged), "rejected": dict(reasons.most_common())}
+    return {
+        "candidates": len(judged),
+        "passed": sum(v.passed for _, v in judged),
+        "rejected": dict(reasons.most_common()),
+    }
 
 
 def yields(
@@ -142,14 +146,21 @@ def pool(root: Path, config: CycleConfig, runs: Sequence[dict[str, Any]]) -> dic
     folders = [root / f"seed-{r['seed']}" for r in runs]
     e = config.evaluate
     base = [read_json(f / "base" / "metrics" / "test-clips.json") for f in folders]
-    last = [read_json(f / f"cycle-{len(r['cycles']) - 1:02d}" / "metrics" / "test-clips.json") for f, r in zip(folders, runs, strict=True)]
+    last = [
+        read_json(f / f"cycle-{len(r['cycles']) - 1:02d}" / "metrics" / "test-clips.json")
+        for f, r in zip(folders, runs, strict=True)
+    ]
     value = {
         "seeds": [r["seed"] for r in runs],
         "base": {"accuracy": _pooled(base, e.bootstrap)},
         "last": {"accuracy": _pooled(last, e.bootstrap)},
         "gain": record_dict(evaluate.gain(_join(base), _join(last), bootstrap=e.bootstrap, seed=config.seed)),
         "controls": {
-            name: {"accuracy": _pooled([read_json(f / "controls" / name / "metrics" / "test-clips.json") for f in folders], e.bootstrap)}
+            name: {
+                "accuracy": _pooled(
+                    [read_json(f / "controls" / name / "metrics" / "test-clips.json") for f in folders], e.bootstrap
+                )
+            }
             for name in (runs[0]["controls"] or {})
         },
         "runs": list(runs),

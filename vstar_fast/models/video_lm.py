@@ -133,13 +133,19 @@ class VideoLM:
         padded, plus `labels` `[B, T]` that are IGNORE except on the answer.
         """
         rows = [self._row(self.prompt(t), f) for t, f in zip(texts, features, strict=True)]
-        tails = [self.answer_ids(a) for a in answers] if answers is not None else [torch.empty(0, dtype=torch.long)] * len(rows)
+        tails = (
+            [self.answer_ids(a) for a in answers]
+            if answers is not None
+            else [torch.empty(0, dtype=torch.long)] * len(rows)
+        )
         left = answers is None
         ids = [torch.cat([r[0], t]) for r, t in zip(rows, tails, strict=True)]
         batch = {"input_ids": _pad(ids, self.pad_id, left)}
         batch["attention_mask"] = _pad([torch.ones_like(x) for x in ids], 0, left)
         for name in rows[0][1]:
-            extra = [torch.cat([r[1][name], torch.zeros_like(t).to(r[1][name])]) for r, t in zip(rows, tails, strict=True)]
+            extra = [
+                torch.cat([r[1][name], torch.zeros_like(t).to(r[1][name])]) for r, t in zip(rows, tails, strict=True)
+            ]
             batch[name] = _pad(extra, 0, left)
         for name in features[0].kwargs:
             batch[name] = torch.cat([f.kwargs[name] for f in features])
@@ -237,7 +243,9 @@ def load(path: str, *, dtype: str, device: str, cls: type[VideoLM] = VideoLM) ->
     try:
         processor = AutoProcessor.from_pretrained(path)
     except (OSError, ValueError, ImportError) as error:
-        raise ModelError(f"no usable processor in {path}: {error}; copy the processor files beside the weights") from None
+        raise ModelError(
+            f"no usable processor in {path}: {error}; copy the processor files beside the weights"
+        ) from None
     if not hasattr(processor, "tokenizer"):
         raise ModelError(f"{path} has a {type(processor).__name__} but no video processor; is it a video-LMM folder?")
     try:
