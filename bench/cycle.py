@@ -1,0 +1,317 @@
+"""The demo's work by vstar-fast and by a straightforward Hugging Face pipeline, stage by stage.
+
+Baseline: `generate` once per sample with the frames decoded and preprocessed again, `re` as the filter, and
+HF Trainer with PEFT on plain rows. Equality first: greedy answers token for token on a subset, the same
+candidates through both filters, the loss of the first training batch. The baseline runs on a stated subset;
+its figures are per answer, per candidate and per example, so that they scale.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from vstar_fast import demo, match, questions
+from vstar_fast.config import CycleConfig, FinetuneConfig, from_dict
+from vstar_fast.records import Candidate, Example, LabeledVideo, Question
+
+if TYPE_CHECKING:
+    from vstar_fast.bench.runner import Bench
+
+    from vstar_fast.models.video_lm import Features, VideoLM
+
+NAMES = ("vstar-fast", "HF pipeline")
+TARGET = 5.0
+"""Ratio that the whole cycle is to reach on a CPU."""
+
+
+@dataclass
+class Work:
+    """What both sides do: questions about demo clips, and a loaded model."""
+
+    config: CycleConfig
+    lm: VideoLM
+    videos: list[LabeledVideo]
+    asked: list[Question]
+    label_sets: dict[str, tuple[str, ...]]
+
+    @property
+    def prompts(self) -> list[str]:
+        """The user's text of each question."""
+        return [questions.prompt_text(q) for q in self.asked]
+
+
+def run(bench: Bench, quick: bool) -> None:
+    """Rows generate, filter, finetune and the three together."""
+    work = _prepare(clips=2 if quick else 8, samples=2 if quick else 4, tokens=12 if quick else 40)
+    seconds = [_generate(bench, work), _filter(bench, work), _finetune(bench, work, steps=1 if quick else 3)]
+    ours, theirs = (sum(s[i] for s in seconds) for i in (0, 1))
+    bench.add(
+        case="answer + judge + train, per question",
+        subject=NAMES[0],
+        baseline=NAMES[1],
+        metric="cpu",
+        value=ours * 1e6,
+        unit="us/question",
+        ratio=theirs / ours,
+        equal=all(row.equal for row in bench.rows),
+        target=TARGET,
+    )
+
+
+def _prepare(clips: int, samples: int, tokens: int) -> Work:
+    from vstar_fast import models, readers
+    from vstar_fast.demo import model, videos
+
+    data = videos.build_set("actions", {"train": 15})
+    config = from_dict(
+        {
+            "data": {"path": str(data), "dev_fraction": 0.0, "test_fraction": 0.0},
+            "generate": {"samples": samples, "temperature": 0.8, "max_new_tokens": tokens},
+            "finetune": demo.FINETUNE,
+        }
+    )
+    found, rejected, sets = readers.read(config.data)
+    if rejected:
+        raise RuntimeError(f"demo clips were rejected: {rejected[:3]}")
+    chosen = [v for v in found if v.split == "train"][:clips]
+    return Work(config, models.load(str(model.build())), chosen, questions.ask(chosen, config), sets)
+
+
+def _cpu(work: Callable[[], Any]) -> tuple[Any, float]:
+    """Result and CPU seconds."""
+    start = time.process_time()
+    result = work()
+    return result, time.process_time() - start
+
+
+def _row(bench: Bench, case: str, unit: str, ours: float, theirs: float, equal: bool) -> tuple[float, float]:
+    """One row from CPU seconds a unit; the pair again."""
+    bench.add(
+        case=case,
+        subject=NAMES[0],
+        baseline=NAMES[1],
+        metric="cpu",
+        value=ours * 1e6 if equal else None,
+        unit=f"us/{unit}",
+        ratio=theirs / ours if equal else None,
+        equal=equal,
+    )
+    return ours, theirs
+
+
+# -- generate ------------------------------------------------------------------------------------
+
+
+def _generate(bench: Bench, work: Work) -> tuple[float, float]:
+    g = work.config.generate
+    greedy = _ours(work, samples=1, temperature=0.0)
+    equal = [c.token_ids for c in greedy] == [_theirs(work, i, 0.0) for i in range(len(work.asked))]
+    _, ours = _cpu(lambda: _ours(work, g.samples, g.temperature))
+    rows = [i for i in range(min(2, len(work.asked))) for _ in range(g.samples)]
+    _, theirs = _cpu(lambda: [_theirs(work, i, g.temperature) for i in rows])
+    case = f"generate {len(work.asked)} questions x {g.samples} (baseline: {len(rows)} answers)"
+    return _row(bench, case, "question", ours / len(work.asked), theirs / len(rows) * g.samples, equal)
+
+
+def _features(work: Work) -> list[Features]:
+    from vstar_fast import frames
+
+    read = list(frames.read(work.videos, work.config.frames))
+    return work.lm.encode(frames.to_batch(read, work.videos))
+
+
+def _ours(work: Work, samples: int, temperature: float) -> list[Candidate]:
+    from vstar_fast.generate import Sampling, generate, to_candidates
+
+    sampling = Sampling(samples, temperature, 1.0, 0, work.config.generate.max_new_tokens)
+    features = _features(work)
+    batch = generate(work.lm, work.asked, features, sampling, questions.prompt_text, lambda q, n: hash((q.id, n)) >> 1)
+    return list(to_candidates(batch, work.lm, sampling, "bench", "direct"))
+
+
+def _theirs(work: Work, index: int, temperature: float) -> tuple[int, ...]:
+    """One answer: decode, preprocess, `generate`."""
+    import torch
+
+    lm = work.lm
+    inputs = lm.processor(
+        text=[lm.prompt(work.prompts[index])],
+        videos=[_decode(work.videos[index].path, work.config.frames.count)],
+        return_tensors="pt",
+        add_special_tokens=False,
+    )
+    sampling = {"do_sample": True, "temperature": temperature, "top_k": 0} if temperature else {"do_sample": False}
+    with torch.inference_mode():
+        tokens = work.config.generate.max_new_tokens
+        out = lm.model.generate(
+            **inputs, max_new_tokens=tokens, eos_token_id=lm.eos_ids, pad_token_id=lm.pad_id, **sampling
+        )
+    ids = out[0, inputs["input_ids"].shape[1] :].tolist()
+    ends = [i for i, t in enumerate(ids) if t in lm.eos_ids]
+    return tuple(ids[: ends[0]] if ends else ids)
+
+
+def _decode(path: str, count: int) -> Any:
+    """The usual loader: every frame decoded, turned upright, those at segment centres kept."""
+    import av
+    import numpy as np
+    import torch
+
+    with av.open(path) as file:
+        decoded = list(file.decode(video=0))
+    picked = [decoded[int((i + 0.5) * len(decoded) / count)] for i in range(count)]
+    pictures = [np.rot90(f.to_ndarray(format="rgb24"), f.rotation // 90) for f in picked]
+    return torch.from_numpy(np.ascontiguousarray(pictures)).permute(0, 3, 1, 2)
+
+
+# -- filter --------------------------------------------------------------------------------------
+
+
+def _filter(bench: Bench, work: Work) -> tuple[float, float]:
+    """The same candidates, right and wrong ones, through both filters."""
+    replayed = [_replayed(work, i) for i in range(512)]
+    copies = [c for c, _ in replayed]
+    verdicts, ours = _cpu(lambda: match.verify(copies, work.asked, work.config.match, label_sets=work.label_sets))
+    patterns = {q.id: _pattern(q) for q in work.asked}
+    kept, theirs = _cpu(lambda: [bool(patterns[c.question_id].search(c.text)) for c in copies])
+    equal = [v.passed for v in verdicts] == kept == [right for _, right in replayed]
+    pair = _row(bench, "filter 512 candidates", "candidate", ours / 512, theirs / 512, equal)
+    samples = work.config.generate.samples
+    return pair[0] * samples, pair[1] * samples
+
+
+def _replayed(work: Work, i: int) -> tuple[Candidate, bool]:
+    question = work.asked[i % len(work.asked)]
+    right = str(question.labels[0].value)
+    names = [n for n in work.label_sets["actions"] if not set(n.split()) & set(right.split())]
+    said = right if i % 3 else names[i % len(names)]
+    text = f"The person moves in take {i}. Answer: {said}"
+    candidate = Candidate(question.id, question.video_id, i, "direct", text, (), 0.0, "stop", 0, "", {}, "")
+    return candidate, bool(i % 3)
+
+
+def _pattern(question: Question) -> re.Pattern[str]:
+    label = question.labels[0]
+    names = "|".join(re.escape(n).replace(r"\ ", r"[\s_-]+") for n in (label.value, *label.aliases))
+    return re.compile(rf"answer:\W*(?:{names})\b", re.IGNORECASE)
+
+
+# -- finetune ------------------------------------------------------------------------------------
+
+
+def _finetune(bench: Bench, work: Work, steps: int) -> tuple[float, float]:
+    """`steps` LoRA steps on the same examples in the same order."""
+    config = FinetuneConfig(**{**demo.FINETUNE, "steps": steps, "batch_size": 4, "micro_batch_size": 4})
+    gold = [questions.answer_text(q) for q in work.asked]
+    texts = [f"The person moves across the floor. {a}" for a in gold]
+    rows = [Example(q.video_id, q.id, q.text, t, "direct") for q, t in zip(work.asked, texts, strict=True)]
+    examples = (rows * 4)[: 4 * steps]
+    ours, ours_cpu = _train_ours(work, examples, config)
+    theirs, theirs_cpu = _train_theirs(work, examples, config)
+    equal = abs(ours - theirs) < 1e-3 * abs(theirs)
+    count = len(examples)
+    return _row(
+        bench,
+        f"finetune {count} examples, LoRA r={config.lora_r}",
+        "example",
+        ours_cpu / count,
+        theirs_cpu / count,
+        equal,
+    )
+
+
+def _adapter(work: Work, config: FinetuneConfig) -> Any:
+    import torch
+    from peft import get_peft_model
+
+    from vstar_fast.finetune import lora_settings
+
+    torch.manual_seed(0)
+    return get_peft_model(work.lm.model, lora_settings(work.lm, config))
+
+
+def _train_ours(work: Work, examples: list[Example], config: FinetuneConfig) -> tuple[float, float]:
+    """Loss of the first batch and CPU seconds, features encoded once included."""
+    import tempfile
+    from pathlib import Path
+
+    from vstar_fast import finetune
+
+    peft = _adapter(work, config)
+    prompts = {q.id: questions.prompt_text(q) for q in work.asked}
+    order = finetune._batches(examples, config.batch_size, config.steps, 0)
+
+    def train() -> dict[str, Any]:
+        features = dict(zip([v.id for v in work.videos], _features(work), strict=True))
+
+        def rows(part: Any) -> tuple[list[str], list[Features]]:
+            return [prompts[e.question_id] for e in part], [features[e.video_id] for e in part]
+
+        with tempfile.TemporaryDirectory() as folder:
+            return finetune.finetune(work.lm, peft, examples, rows, config, Path(folder), seed=0)
+
+    log, cpu = _cpu(train)
+    peft.unload()
+    examples[:] = [e for batch in order for e in batch]
+    return log["loss"][0], cpu
+
+
+def _train_theirs(work: Work, examples: list[Example], config: FinetuneConfig) -> tuple[float, float]:
+    """HF Trainer over rows that carry their pixels; the same order of examples."""
+    import tempfile
+
+    from transformers import Trainer, TrainingArguments
+
+    peft = _adapter(work, config)
+    by_id = {q.id: i for i, q in enumerate(work.asked)}
+
+    def collate(batch: list[dict[str, int]]) -> dict[str, Any]:
+        picked = [examples[row["index"]] for row in batch]
+        return _plain_rows(work, [by_id[e.question_id] for e in picked], [e.answer for e in picked])
+
+    with tempfile.TemporaryDirectory() as folder:
+        arguments = TrainingArguments(
+            output_dir=folder,
+            per_device_train_batch_size=config.batch_size,
+            max_steps=config.steps,
+            learning_rate=config.lr,
+            logging_steps=1,
+            report_to=[],
+            save_strategy="no",
+            remove_unused_columns=False,
+            train_sampling_strategy="sequential",
+            use_cpu=work.lm.device.type == "cpu",
+            disable_tqdm=True,
+        )
+        trainer = Trainer(
+            model=peft,
+            args=arguments,
+            train_dataset=[{"index": i} for i in range(len(examples))],
+            data_collator=collate,
+        )
+        _, cpu = _cpu(trainer.train)
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    peft.unload()
+    return losses[0], cpu
+
+
+def _plain_rows(work: Work, indices: list[int], answers: list[str]) -> dict[str, Any]:
+    """Prompt + answer rows with pixels, as a collator of a row-by-row trainer makes them."""
+    import torch
+
+    lm = work.lm
+    clips = [_decode(work.videos[i].path, work.config.frames.count) for i in indices]
+    prompts = [lm.prompt(work.prompts[i]) for i in indices]
+    eos = lm.tokenizer.convert_ids_to_tokens(lm.eos_ids[0])
+    texts = [p + a + eos for p, a in zip(prompts, answers, strict=True)]
+    shared = {"return_tensors": "pt", "padding": True, "padding_side": "right", "add_special_tokens": False}
+    inputs = dict(lm.processor(text=texts, videos=clips, **shared))
+    labels = inputs["input_ids"].masked_fill(inputs["attention_mask"] == 0, -100)
+    for row, (prompt, clip) in enumerate(zip(prompts, clips, strict=True)):
+        length = lm.processor(text=[prompt], videos=[clip], **shared)["input_ids"].shape[1]
+        labels[row, :length] = -100
+    return inputs | {"labels": labels.to(torch.long)}
