@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny
 
-from vstar_fast import charts, report
+import tiny
+from vstar_fast import charts, report, rundata
 from vstar_fast.errors import RunError
 from vstar_fast.records import Candidate, Example, Label, LabeledVideo, Question, Rejected, Span, Verdict, to_dict
 from vstar_fast.runfolder import write_json, write_jsonl
@@ -241,17 +241,17 @@ def test_strips_show_the_clips(page: Path, run: Path) -> None:
 
 
 def test_choice_keeps_rare_kinds(run: Path) -> None:
-    samples = report.load(run).samples
+    samples = rundata.load(run).samples
     assert len(samples) == 6 * 2 + 4 + 5 + 2 + 1 + 6
-    chosen = report.choose(samples, 14)
-    assert len(chosen) == 14
-    everything = {(s.cycle, s.candidate.mode, s.verdict.reason) for s in samples}
-    assert {(s.cycle, s.candidate.mode, s.verdict.reason) for s in chosen} <= everything
+    assert rundata.choose(samples, 1000) == samples
     many = samples * 30
-    kinds = {(s.cycle, s.candidate.mode, s.verdict.reason) for s in report.choose(many, 40)}
-    assert kinds == everything
-    assert report.choose(samples, 1000) == samples
-    assert report.choose(many, 40) == report.choose(many, 40)
+    chosen = rundata.choose(many, 60)
+    assert len(chosen) == 60
+    assert {s.stratum for s in chosen} == {s.stratum for s in samples}
+    # After the strata whole questions are filled in, asked and held-out ones in turn.
+    more = rundata.choose(many, 300)
+    assert 0.2 < sum(s.evaluated for s in more) / 300 < 0.8
+    assert [many.index(s) for s in chosen[:9]] == sorted(many.index(s) for s in chosen[:9])
 
 
 def test_caps(run: Path, tmp_path: Path) -> None:
@@ -261,11 +261,25 @@ def test_caps(run: Path, tmp_path: Path) -> None:
 
 
 def test_what_cannot_be_reported(tmp_path: Path) -> None:
-    with pytest.raises(RunError, match="no summary.json yet"):
+    with pytest.raises(RunError, match="holds no answers yet"):
         report.write(tmp_path)
     write_json(tmp_path / "summary.json", {"runs": [], "seeds": [3, 4]})
     with pytest.raises(RunError, match="seed-3, .*seed-4"):
         report.write(tmp_path)
+
+
+def test_run_without_a_summary_shows_why_it_stopped(run: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "early"
+    shutil.copytree(run, folder)
+    for path in ("summary.json", "cycle-01", "cycle-00/metrics", "cycle-00/adapter"):
+        shutil.rmtree(folder / path, ignore_errors=True)
+        (folder / path).unlink(missing_ok=True)
+    page = report.write(folder)
+    text = text_of(page.read_text())
+    assert "Not finished" in text and "stopped not finished" in text and "accuracy on test" not in text
+    assert "0 direct 4 of 6 0 rationalized 0 of 1" in text
+    assert "wrong label 6 no answer 1" in text
+    assert sum(len(q["samples"]) for q in data_of(page)["questions"]) == 6 + 4 + 1 + 1
 
 
 # -- in a browser --------------------------------------------------------------------------------------

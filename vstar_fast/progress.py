@@ -167,7 +167,7 @@ class Bar:
 
 def clock(seconds: float) -> str:
     """Seconds in words: `8.2 s`, `3 min 05 s`, `2 h 10 min`."""
-    if seconds < 60:
+    if seconds < 59.95:
         return f"{seconds:.1f} s"
     minutes = int(seconds // 60)
     if minutes < 60:

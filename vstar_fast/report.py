@@ -6,57 +6,20 @@ import base64
 import json
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from fractions import Fraction
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from vstar_fast import charts
-from vstar_fast.errors import RunError
 from vstar_fast.progress import clock
 from vstar_fast.questions import label_text
-from vstar_fast.records import (
-    Candidate,
-    LabeledVideo,
-    Question,
-    Verdict,
-    candidate_from_dict,
-    question_from_dict,
-    verdict_from_dict,
-    video_from_dict,
-)
-from vstar_fast.runfolder import read_json, read_jsonl, write_text
+from vstar_fast.records import LabeledVideo
+from vstar_fast.rundata import Run, Sample, choose, load, mode_of
+from vstar_fast.runfolder import write_text
 
 STRIP_FRAMES = 5
 STRIP_HEIGHT_PX = 96
-PER_STRATUM = 4
-"""Samples that every (cycle, mode, reason) shows at least, as far as it has them."""
-
-BASE = -1
-"""Cycle number of the base model's answers."""
-
-
-@dataclass(frozen=True, slots=True)
-class Sample:
-    """One judged answer, where it was given, and whether fine-tuning saw it."""
-
-    cycle: int
-    candidate: Candidate
-    verdict: Verdict
-    kept: bool = False
-
-
-@dataclass(slots=True)
-class Run:
-    """What a run folder holds, as far as the report shows it."""
-
-    root: Path
-    summary: dict[str, Any]
-    videos: dict[str, LabeledVideo]
-    questions: dict[str, Question] = field(default_factory=dict)
-    samples: list[Sample] = field(default_factory=list)
-    rejected: list[dict[str, str]] = field(default_factory=list)
 
 
 def write(run_dir: Path, out: Path | None = None, *, samples: int = 600, thumbnails: int = 150) -> Path:
@@ -71,76 +34,6 @@ def write(run_dir: Path, out: Path | None = None, *, samples: int = 600, thumbna
     path = out or run_dir / "report.html"
     write_text(path, render(run, shown, strips))
     return path
-
-
-# -- read --------------------------------------------------------------------------------------------
-
-
-def load(run_dir: Path) -> Run:
-    """Read a run folder; a run that has not finished its first cycle has nothing to report yet."""
-    path = run_dir / "summary.json"
-    if not path.is_file():
-        raise RunError(f"{run_dir} has no summary.json yet; it is written after the first cycle of `vstar-fast cycle`")
-    summary = read_json(path)
-    if "runs" in summary:
-        seeds = ", ".join(str(run_dir / f"seed-{s}") for s in summary["seeds"])
-        raise RunError(f"{run_dir} holds several seeds; give one of: {seeds}")
-    run = Run(run_dir, summary, {row["id"]: video_from_dict(row) for row in _rows(run_dir / "videos.jsonl")})
-    run.rejected = _rows(run_dir / "rejected.jsonl")
-    _add_questions(run, run_dir / "questions.jsonl")
-    _add_samples(run, BASE, run_dir / "base" / "metrics" / "test", set())
-    for i in range(len(summary["cycles"])):
-        folder = run_dir / f"cycle-{i:02d}"
-        _add_questions(run, folder / "questions.jsonl")
-        kept = {(row["question_id"], row["answer"].strip()) for row in _rows(folder / "examples.jsonl")}
-        for name in ("generate", "rationalize", "metrics/test"):
-            _add_samples(run, i, folder / name, kept)
-    return run
-
-
-def _rows(path: Path) -> list[Any]:
-    return read_jsonl(path) if path.is_file() else []
-
-
-def _add_questions(run: Run, path: Path) -> None:
-    run.questions.update((row["id"], question_from_dict(row)) for row in _rows(path))
-
-
-def _add_samples(run: Run, cycle: int, folder: Path, kept: set[tuple[str, str]]) -> None:
-    evaluated = folder.name == "test"
-    for path in sorted(folder.glob("*.jsonl")):
-        for row in read_jsonl(path):
-            candidate, verdict = candidate_from_dict(row["candidate"]), verdict_from_dict(row["verdict"])
-            if candidate.question_id in run.questions:
-                mine = not evaluated and verdict.passed and (candidate.question_id, candidate.text.strip()) in kept
-                run.samples.append(Sample(cycle, candidate, verdict, mine))
-
-
-def mode_of(sample: Sample, run: Run) -> str:
-    """`direct`, `rationalized`, or the held-out split the answer was measured on."""
-    split = run.videos[sample.candidate.video_id].split if sample.candidate.video_id in run.videos else "train"
-    return sample.candidate.mode if split == "train" else split
-
-
-def choose(samples: Sequence[Sample], most: int) -> list[Sample]:
-    """At most `most` samples: some of every (cycle, mode, reason), then question by question."""
-    if len(samples) <= most:
-        return list(samples)
-    seen: Counter[tuple[int, str, str]] = Counter()
-    first: dict[int, Sample] = {}
-    for i, s in enumerate(samples):
-        stratum = (s.cycle, s.candidate.mode, s.verdict.reason)
-        seen[stratum] += 1
-        if seen[stratum] <= PER_STRATUM:
-            first[i] = s
-    wanted = {s.candidate.question_id: n for n, s in reversed(list(enumerate(first.values())))}
-    rank = len(wanted)
-    rest = sorted(
-        (i for i in range(len(samples)) if i not in first),
-        key=lambda i: (wanted.get(samples[i].candidate.question_id, rank), samples[i].candidate.question_id, i),
-    )
-    chosen = [*first, *rest][:most]
-    return [samples[i] for i in sorted(chosen)]
 
 
 # -- pictures ----------------------------------------------------------------------------------------
@@ -198,7 +91,7 @@ def render(run: Run, shown: Sequence[Sample], strips: Mapping[str, str]) -> str:
         chart=charts.accuracy(_columns(s)),
         yields=_yields(s["cycles"]),
         reasons=_reasons(s["cycles"]),
-        stages=_stages(s["stages"]),
+        stages=_stages(s.get("stages", {})),
         kinds=_kinds(s),
         unread=Counter(f"{r['stage']}: {r['reason']}" for r in run.rejected).most_common(),
         rejected=run.rejected[:200],
@@ -224,11 +117,16 @@ def _script_safe(value: Any) -> str:
     return text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
 
 
+def _models(s: Mapping[str, Any]) -> dict[str, Any]:
+    """The base model and every cycle's, as far as they have been measured."""
+    models = {"base": s.get("base", {})} | {f"cycle {i}": c for i, c in enumerate(s["cycles"])}
+    return {name: m for name, m in models.items() if "accuracy" in m}
+
+
 def _columns(s: Mapping[str, Any]) -> list[list[charts.Mark]]:
-    models = {"base": s["base"]} | {f"cycle {i}": c for i, c in enumerate(s["cycles"])}
     columns = [
         [charts.Mark(name, "test", m["accuracy"]), charts.Mark(name, "dev", m["dev"]["accuracy"])]
-        for name, m in models.items()
+        for name, m in _models(s).items()
     ]
     others = ({"final": s["final"]} if s.get("final") else {}) | (s.get("controls") or {})
     return columns + [[charts.Mark(n.replace("_", " "), "control", c["accuracy"])] for n, c in others.items()]
@@ -273,7 +171,7 @@ def _stages(stages: Mapping[str, Any]) -> dict[str, Any]:
 
 def _kinds(s: Mapping[str, Any]) -> dict[str, Any]:
     """Test figures per label kind, one column a model."""
-    models = {"base": s["base"]} | {f"cycle {i}": c for i, c in enumerate(s["cycles"])}
+    models = _models(s)
     rows: dict[tuple[str, str], list[float | None]] = defaultdict(list)
     names = dict.fromkeys((k, n) for m in models.values() for k, v in m["metrics"].items() for n in v if n != "n")
     for model in models.values():
