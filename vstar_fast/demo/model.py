@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from vstar_fast.models.vstar_demo.modeling import VStarDemoForConditionalGeneration
 
-FORMAT = 2
+FORMAT = 3
 """Raise when the folder this file writes changes."""
 PROJECTOR = Path(__file__).parent / "assets" / "projector.safetensors"
 LLM = (
