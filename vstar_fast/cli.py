@@ -152,6 +152,7 @@ def export(
         if written.windows:
             click.echo(f"{written.windows} of them are windows of longer files: see their start_s and end_s", err=True)
     if merged is not None:
+        _quieten()
         click.echo(exporting.write_merged(run_dir, merged, cycle=number))
 
 
@@ -217,20 +218,20 @@ def _start(options: dict[str, Any]) -> tuple[CycleConfig, Path, Progress, Profil
     progress = Progress(options["quiet"], options["as_json"])
     run_dir: Path | None = options["run_dir"]
     config = _settings(options, run_dir, progress)
-    _quieten(config)
+    _quieten(Path(config.model.base))
     run_dir = run_dir or Path("runs") / (options["config"].stem if options["config"] else "demo")
     return config, run_dir, progress, Profiler(options["profile"], run_dir / "traces")
 
 
-def _quieten(config: CycleConfig) -> None:
+def _quieten(model: Path | None = None) -> None:
     """Keep other libraries' bars and advice off the terminal; downloads from the hub still show theirs."""
     import os
     import warnings
 
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    if Path(config.model.base).is_dir():
+    if model is None or model.is_dir():
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers|peft|torch")
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers|peft")
 
 
 def _settings(options: dict[str, Any], run_dir: Path | None, progress: Progress) -> CycleConfig:

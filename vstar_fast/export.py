@@ -96,15 +96,16 @@ def write_examples(
 
 def write_merged(run_dir: Path, out: Path, *, cycle: int | None = None) -> Path:
     """Write a cycle's model as an ordinary model folder, the adapter merged into its weights."""
-    from peft import PeftModel
-
     from vstar_fast import config as settings
-    from vstar_fast import models
+    from vstar_fast import models, torchvision_compat
+
+    torchvision_compat.ensure()
+    from peft import PeftModel
 
     if out.exists() and any(out.iterdir()):
         raise RunError(f"{out} is not empty; give another folder for the merged model")
-    config = settings.load(run_dir / "config.toml")
     adapter = _adapter(run_dir, cycle)
+    config = settings.load(run_dir / "config.toml")
     base = config.model.init or config.model.base
     lm = models.load(base, dtype=config.model.dtype, device="cpu", family=config.model.family)
     merged = PeftModel.from_pretrained(lm.model, str(adapter)).merge_and_unload()

@@ -1,0 +1,416 @@
+"""The command line: what each option does to the settings, what users read, exit codes, Ctrl-C, and a real run."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+import tomllib
+from pathlib import Path
+
+import pytest
+import torch
+from click.testing import CliRunner
+
+import tiny
+from vstar_fast import cli, cycle, init_config
+from vstar_fast import config as settings
+from vstar_fast.errors import BackendError, ConfigError, DataError, ModelError, RunError
+from vstar_fast.records import Example, Label, LabeledVideo, Question, to_dict
+from vstar_fast.runfolder import write_jsonl
+
+
+def call(*args, code=0):
+    result = CliRunner().invoke(cli.main, [str(a) for a in args], catch_exceptions=False)
+    assert result.exit_code == code, result.output
+    return result
+
+
+@pytest.fixture
+def toml(tmp_path):
+    path = tmp_path / "mine.toml"
+    config = settings.from_dict({"data": {"path": "clips"}, "model": {"base": "a/b"}, "generate": {"samples": 7}})
+    path.write_text(settings.to_toml(config))
+    return path
+
+
+@pytest.fixture
+def engine(monkeypatch):
+    """Stands in for the cycle; remembers what it was called with."""
+    calls = []
+
+    def run(config, run_dir, *, profiler, progress, controls=False):
+        calls.append(("run", config, run_dir, profiler.kind, (progress.quiet, progress.json), controls))
+        raise RunError("enough")
+
+    def run_stage(name, config, run_dir, number, *, profiler, progress):
+        calls.append((name, config, run_dir, number))
+        return {"candidates": 4, "rejected": {"no_answer": 3}}
+
+    def run_seeds(config, run_dir, seeds, *, profiler, progress, controls=False):
+        calls.append(("seeds", config, run_dir, seeds))
+        raise RunError("enough")
+
+    monkeypatch.setattr(cycle, "run", run)
+    monkeypatch.setattr(cycle, "run_stage", run_stage)
+    monkeypatch.setattr(cycle, "run_seeds", run_seeds)
+    return calls
+
+
+def test_options_become_settings(toml, engine, tmp_path):
+    result = call("cycle", "--config", toml, "--run", tmp_path / "r", "--controls", "--quiet", code=1)
+    assert result.stderr == "vstar-fast: enough\n" and result.stdout == ""
+    assert engine[0] == ("run", settings.load(toml), tmp_path / "r", "off", (True, False), True)
+    flags = ["--no-rationalize", "--no-filter", "--continue", "--rationalize-only", "--seed", 5, "--json"]
+    sets = ["--set", "generate.samples=2", "--set", "match.profile=paper", "--set", 'finetune.target_modules="q,v"']
+    call("cycle", "--config", toml, "--profile", "torch", *flags, *sets, code=1)
+    _, config, run_dir, kind, shown, controls = engine[1]
+    assert (run_dir, kind, shown, controls) == (Path("runs/mine"), "torch", (False, True), False)
+    assert config == settings.load(
+        toml,
+        {
+            "seed": 5,
+            "generate": {"samples": 2},
+            "match": {"profile": "paper"},
+            "finetune": {"target_modules": "q,v"},
+            "rationalize": {"enabled": False},
+            "loop": {"filter": False, "restart": "continue", "direct": False},
+        },
+    )
+    call("cycle", "--config", toml, "--seeds", 3, code=1)
+    assert engine[2][0] == "seeds" and engine[2][3] == 3
+
+
+def test_paper_recipe_yields_to_the_file_and_the_file_to_set(toml, engine):
+    call("cycle", "--config", toml, "--recipe", "paper", "--set", "finetune.lr=1e-3", code=1)
+    config = engine[0][1]
+    assert (config.recipe, config.match.profile, config.generate.samples) == ("paper", "strict", 7)
+    toml.write_text('[data]\npath = "clips"\n')
+    call("cycle", "--config", toml, "--recipe", "paper", "--set", "finetune.lr=1e-3", code=1)
+    config = engine[1][1]
+    assert (config.match.profile, config.generate.samples, config.finetune.lr) == ("paper", 1, 1e-3)
+    assert config.finetune.batch_size == 128
+
+
+def test_demo_builds_its_settings(engine, monkeypatch):
+    from vstar_fast import demo
+
+    def build(*, seed, progress):
+        progress(3, 3)
+        return settings.from_dict({"seed": seed, "data": {"path": "d"}, "generate": {"samples": 4}})
+
+    monkeypatch.setattr(demo, "config", build)
+    result = call("cycle", "--demo", "--seed", 2, "--recipe", "paper", code=1)
+    _, config, run_dir, *_ = engine[0]
+    assert run_dir == Path("runs/demo") and (config.seed, config.data.path) == (2, "d")
+    assert (config.generate.samples, config.generate.temperature) == (1, 0.2)
+    assert "demo clips: 3/3" in result.stderr
+
+
+@pytest.mark.parametrize("name", ["generate", "match", "rationalize", "finetune", "evaluate"])
+def test_a_stage_alone_reads_the_run_folder(name, toml, engine, tmp_path):
+    run = tmp_path / "earlier"
+    run.mkdir()
+    (run / "config.toml").write_text(toml.read_text())
+    result = call(name, "--run", run, "--cycle", 1)
+    assert engine == [(name, settings.load(toml), run, 1)]
+    assert result.stdout == "candidates: 4\nrejected.no_answer: 3\n"
+    events = call(name, "--run", run, "--json").stdout
+    expected = {"candidates": 4, "rejected": {"no_answer": 3}}
+    assert json.loads(events) == {"event": "result", "stage": name, "cycle": 0, "result": expected}
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [(ConfigError, 2), (DataError, 2), (RunError, 1), (ModelError, 1), (BackendError, 1)],
+)
+def test_errors_are_one_line_and_a_code(error, code, toml, monkeypatch):
+    def run(*args, **kwargs):
+        raise error("what is wrong")
+
+    monkeypatch.setattr(cycle, "run", run)
+    result = call("cycle", "--config", toml, code=code)
+    assert (result.stdout, result.stderr) == ("", "vstar-fast: what is wrong\n")
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["cycle"], "say what to run: --config run.toml"),
+        (["cycle", "--config", "none.toml"], "no config file none.toml; write one with `vstar-fast init`"),
+        (["cycle", "--config", "{toml}", "--demo"], "exclude each other"),
+        (["cycle", "--config", "{toml}", "--set", "generate.sampels=3"], "did you mean 'samples'?"),
+        (["cycle", "--config", "{toml}", "--set", "generate.samples"], "must look like section.key=value"),
+        (["cycle", "--config", "{toml}", "--set", "generate.samples=many"], "generate.samples must be int"),
+        (["export", "--run", "x"], "say what to export: --format llava|sharegpt|swift|hf"),
+        (["bench", "nothing"], "unknown bench 'nothing'; known: cycle, label_match"),
+    ],
+)
+def test_wrong_use(args, message, toml):
+    result = call(*(a.format(toml=toml) for a in args), code=2)
+    assert message in result.stderr and result.stderr.count("\n") == 1
+
+
+def test_bench_lists_and_runs(monkeypatch, tmp_path):
+    from vstar_fast.bench import runner
+
+    assert {"label_match", "sample"} <= set(call("bench").stdout.split())
+    assert "runner" not in call("bench").stdout.split()
+    calls = []
+    monkeypatch.setattr(runner, "main", lambda name, *, quick, json_path: calls.append((name, quick, json_path)))
+    call("bench", "sample", "--quick", "--json", tmp_path / "x.json")
+    assert calls == [("sample", True, tmp_path / "x.json")]
+    monkeypatch.setattr(runner, "main", lambda name, *, quick, json_path: 3)
+    call("bench", "sample", code=3)
+
+
+def test_doctor_names_every_op():
+    found = json.loads(call("doctor", "--json").stdout)
+    assert {"label_match", "sample", "frames", "attention"} <= {r["name"] for r in found["backends"]}
+    assert found["versions"]["torch"] == torch.__version__
+    shown = call("doctor").stdout
+    frames = next(line for line in shown.splitlines() if line.split()[:2] == ["stage", "frames"])
+    assert frames.split()[2] == "pyav"
+    assert "vstar-fast[gpu]" in " ".join(shown.split()) or "dali" in shown
+
+
+# -- init ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory):
+    root = tmp_path_factory.mktemp("project")
+    return tiny.write_data(root / "data"), tiny.write_model(root / "model")
+
+
+def test_init_writes_settings_that_load(project, tmp_path):
+    data, model = project
+    out = tmp_path / "run.toml"
+    shown = call("init", data, model, "--out", out).stdout
+    assert "12 videos: 6 train, 3 dev, 3 test" in shown and "label set colours: 3 names" in shown
+    assert settings.load(out) == settings.from_dict({"data": {"path": str(data)}, "model": {"base": str(model)}})
+    text = out.read_text()
+    assert f"vstar-fast cycle --config {out}" in text and "# Candidates a question.\nsamples = " in text
+    assert tomllib.loads(text)["loop"]["max_cycles"] == 3
+    assert "--force" in call("init", data, model, "--out", out, code=2).stderr
+    call("init", data, "owner/name", "--out", out, "--force")
+    assert settings.load(out).model.base == "owner/name"
+
+
+def test_init_tells_what_is_missing(project, tmp_path):
+    data, model = project
+    out = tmp_path / "run.toml"
+    (tmp_path / "bare").mkdir()
+    for folder, message in (("bare", "has no config.json"), ("nowhere/at/all", "neither a model folder nor a hub id")):
+        assert message in call("init", data, tmp_path / folder, "--out", out, code=1).stderr
+    (tmp_path / "bare" / "config.json").write_text("{}")
+    assert "has no processor" in call("init", data, tmp_path / "bare", "--out", out, code=1).stderr
+    assert "none" in call("init", tmp_path / "none", model, "--out", out, code=2).stderr
+    assert not out.exists()
+
+
+def test_init_counts_rows_left_out(project, tmp_path):
+    data, model = project
+    rows = data.read_text().splitlines()
+    rows.append(
+        json.dumps({"id": "odd", "path": "train/0.mp4", "labels": [{"kind": "colour", "name": "x", "value": 1}]})
+    )
+    worse = data.parent / "worse.jsonl"
+    worse.write_text("\n".join(rows))
+    lines = init_config.write(worse, str(model), tmp_path / "run.toml")
+    (left,) = [line for line in lines if "left out" in line]
+    assert left.startswith("1 rows left out: ") and "worse.jsonl" in left and "colour" in left
+
+
+# -- export ----------------------------------------------------------------------------------------------
+
+
+def accepted(root):
+    """A run folder with two accepted answers about one clip and one about a window of another."""
+    run = root / "run"
+    label = (Label("class", "action", "spin kick"),)
+    videos = [
+        LabeledVideo("a", "/clips/a.mp4", label),
+        LabeledVideo("b", "/clips/b.mp4", label, start_s=2.0, end_s=3.5),
+    ]
+    asked = [Question(f"{v}/0", v, f"Which action is in {v}?", label, "class/1") for v in "ab"]
+    write_jsonl(run / "videos.jsonl", [to_dict(v) for v in videos])
+    for name in ("cycle-00", "cycle-01"):
+        write_jsonl(run / name / "questions.jsonl", [to_dict(q) for q in asked])
+    write_jsonl(run / "cycle-00" / "examples.jsonl", [to_dict(Example("a", "a/0", "?", "old", "direct"))])
+    texts = [("a", "It turns. Answer: spin kick"), ("a", "A leg swings. Answer: spin kick"), ("b", "Answer: spin kick")]
+    rows = [to_dict(Example(v, f"{v}/0", f"Which action is in {v}?", t, "direct", 0.5)) for v, t in texts]
+    write_jsonl(run / "cycle-01" / "examples.jsonl", rows)
+    return run
+
+
+def test_export_forms(tmp_path):
+    run = accepted(tmp_path)
+    ask = 'Which action is in {}? First say what you see, step by step. Then end with "Answer:" and the action.'
+    result = call("export", "--run", run, "--format", "llava")
+    assert result.stdout == f"{run / 'llava.json'}: 3 examples\n"
+    assert "1 of them are windows" in result.stderr
+    llava = json.loads((run / "llava.json").read_text())
+    assert [r["id"] for r in llava] == ["a/0", "a/0#2", "b/0"]
+    assert llava[0] == {
+        "id": "a/0",
+        "video": "/clips/a.mp4",
+        "conversations": [
+            {"from": "human", "value": f"<video>\n{ask.format('a')}"},
+            {"from": "gpt", "value": "It turns. Answer: spin kick"},
+        ],
+    }
+    assert (llava[2]["start_s"], llava[2]["end_s"]) == (2.0, 3.5)
+
+    call("export", "--run", run, "--format", "sharegpt", "--out", run / "x" / "kept.json", "--plain")
+    share = json.loads((run / "x" / "kept.json").read_text())
+    assert share[1] == {
+        "conversations": [
+            {"from": "human", "value": "<video>Which action is in a?"},
+            {"from": "gpt", "value": "A leg swings. Answer: spin kick"},
+        ],
+        "videos": ["/clips/a.mp4"],
+    }
+    assert json.loads((run / "x" / "dataset_info.json").read_text()) == {
+        "kept": {
+            "file_name": "kept.json",
+            "formatting": "sharegpt",
+            "columns": {"messages": "conversations", "videos": "videos"},
+        }
+    }
+
+    call("export", "--run", run, "--format", "swift", "--plain", "--cycle", 0)
+    assert [json.loads(x) for x in (run / "swift.jsonl").read_text().splitlines()] == [
+        {
+            "messages": [{"role": "user", "content": "<video>?"}, {"role": "assistant", "content": "old"}],
+            "videos": ["/clips/a.mp4"],
+        }
+    ]
+
+    call("export", "--run", run, "--format", "hf", "--plain")
+    rows = [json.loads(x) for x in (run / "hf.jsonl").read_text().splitlines()]
+    video = {"type": "video", "video": "/clips/b.mp4", "video_start": 2.0, "video_end": 3.5}
+    assert rows[2]["messages"] == [
+        {"role": "user", "content": [video, {"type": "text", "text": "Which action is in b?"}]},
+        {"role": "assistant", "content": [{"type": "text", "text": "Answer: spin kick"}]},
+    ]
+
+
+def test_llama_factory_entry_joins_what_is_there(tmp_path):
+    run = accepted(tmp_path)
+    (run / "dataset_info.json").write_text('{"other": {"file_name": "o.json"}}')
+    call("export", "--run", run, "--format", "sharegpt")
+    assert list(json.loads((run / "dataset_info.json").read_text())) == ["other", "sharegpt"]
+
+
+def test_export_of_nothing(tmp_path):
+    assert "no cycle with examples.jsonl" in call("export", "--run", tmp_path, "--format", "hf", code=1).stderr
+    run = accepted(tmp_path)
+    assert "cycle-07 has no examples" in call("export", "--run", run, "--format", "hf", "--cycle", 7, code=1).stderr
+    assert "no cycle with adapter" in call("export", "--run", run, "--merged", tmp_path / "m", code=1).stderr
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "x").touch()
+    assert "is not empty" in call("export", "--run", run, "--merged", tmp_path / "full", code=1).stderr
+
+
+# -- a real run ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def ran(project, tmp_path_factory):
+    """The whole cycle on the model in miniature, through the command line."""
+    folder = tmp_path_factory.mktemp("ran")
+    own = {"match": {"profile": "paper"}, "finetune": {"steps": 3}}
+    config = settings.from_dict(settings.merge(tiny.settings(*project), own))
+    (folder / "run.toml").write_text(settings.to_toml(config))
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # the model is too small for more: threads would only wait for one another
+    result = call("cycle", "--config", folder / "run.toml", "--run", folder / "run")
+    torch.set_num_threads(threads)
+    return folder / "run", result
+
+
+def test_cycle_prints_its_results(ran):
+    folder, result = ran
+    summary = json.loads((folder / "summary.json").read_text())
+    shown = " ".join(result.stdout.split())
+    for name, model in [("base", summary["base"]), *((f"cycle {i}", c) for i, c in enumerate(summary["cycles"]))]:
+        value, low, high = (100 * model["accuracy"][k] for k in ("value", "low", "high"))
+        assert f"{name} {value:.1f} % [{low:.1f}, {high:.1f}]" in shown
+    first = summary["cycles"][0]
+    assert f"{first['kept']['direct']} of {first['asked']['direct']}" in shown
+    assert all(f"{reason} {n}" in shown for reason, n in list(first["rejected"].items())[:3])
+    assert all(stage in shown for stage in summary["stages"])
+    assert f"stopped: {summary['stopped']}" in shown
+    assert str(folder / "summary.json") in shown and f"vstar-fast report {folder}" in shown
+    assert "cycle-00 generate: 6/6" in result.stderr
+
+
+def test_report_of_a_real_run(ran):
+    folder, _ = ran
+    assert call("report", folder).stdout.strip() == str(folder / "report.html")
+    page = (folder / "report.html").read_text()
+    assert page.count("data:image/jpeg") >= 6
+    summary = json.loads((folder / "summary.json").read_text())
+    assert f'<span id="last-accuracy">{100 * summary["cycles"][-1]["accuracy"]["value"]:.1f}</span>' in page
+
+
+def test_merged_model_answers_like_model_and_adapter(ran, tmp_path):
+    from peft import PeftModel
+
+    from vstar_fast import models
+
+    folder, _ = ran
+    out = tmp_path / "merged"
+    assert call("export", "--run", folder, "--merged", out).stdout.strip() == str(out)
+    base = settings.load(folder / "config.toml").model.base
+    adapter = sorted(folder.glob("cycle-*"))[-1] / "adapter"
+    plain, merged = models.load(base, device="cpu"), models.load(str(out), device="cpu")
+    adapted = PeftModel.from_pretrained(models.load(base, device="cpu").model, str(adapter)).eval()
+    words = plain.tokenizer(["which colour a red", "I see a blue"], return_tensors="pt")["input_ids"]
+    with torch.inference_mode():
+        logits = {n: m(input_ids=words).logits for n, m in (("base", plain.model), ("adapter", adapted))}
+        found = merged.model(input_ids=words).logits
+    assert (found - logits["adapter"]).abs().max() < 1e-4
+    assert (found - logits["base"]).abs().max() > 1e-3
+    trained = {n: p for n, p in adapted.named_parameters() if "modules_to_save.default" in n}
+    assert trained
+    own = dict(merged.model.named_parameters())
+    for name, value in trained.items():
+        plain_name = name.removeprefix("base_model.model.").replace("modules_to_save.default.", "")
+        assert torch.equal(own[plain_name], value)
+
+
+# -- as a process ----------------------------------------------------------------------------------------
+
+
+def test_help_is_cheap():
+    code = (
+        "import time, sys\nfrom vstar_fast import cli\n"
+        "try:\n    cli.main(['--help'])\nexcept SystemExit as e:\n    assert e.code == 0\n"
+        "assert not {'torch', 'numpy', 'rich', 'av', 'transformers'} & set(sys.modules)\n"
+        "print(time.process_time())"
+    )
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert "rationalize" in out
+    assert float(out.splitlines()[-1]) < 0.5
+
+
+def test_ctrl_c_says_how_to_go_on(toml, tmp_path):
+    code = (
+        "import pathlib, time\nfrom vstar_fast import cli, cycle\n"
+        "def run(config, run_dir, *, profiler, progress, controls):\n"
+        "    with progress.task('generate', 9):\n        pathlib.Path('began').touch()\n        time.sleep(60)\n"
+        "cycle.run = run\ncli.main()"
+    )
+    options = ["cycle", "--config", str(toml), "--run", "my run", "--seed", "3"]
+    process = subprocess.Popen([sys.executable, "-c", code, *options], cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while not (tmp_path / "began").exists():
+        assert process.poll() is None and time.monotonic() < deadline, process.communicate()
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == 130, err
+    assert f"To go on: vstar-fast cycle --config {toml} --run 'my run' --seed 3\n" in err
+    assert "Traceback" not in err
