@@ -14,7 +14,7 @@ import pytest
 import torch
 from av.video.reformatter import ColorRange, Colorspace
 
-from vstar_fast import backends, frames
+from vstar_fast import backends, clip_index, frames
 from vstar_fast.config import FramesConfig
 from vstar_fast.errors import BackendError, DataError
 from vstar_fast.records import Frames, Label, LabeledVideo, Rejected
@@ -174,8 +174,8 @@ def test_window_between_two_pictures_shows_the_earlier(clips: dict[str, Path]) -
 def test_window_of_a_long_clip_decodes_only_that(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write(tmp_path / "long.mp4", [numbered(i) for i in range(960)], fps=24, gop=48)
     fed: list[int] = []
-    scan = frames._packets
-    monkeypatch.setattr(frames, "_packets", lambda *a, **k: fed.append(len(found := scan(*a, **k))) or found)
+    scan = clip_index._packets
+    monkeypatch.setattr(clip_index, "_packets", lambda *a, **k: fed.append(len(found := scan(*a, **k))) or found)
     assert [number(x) for x in read_one(path, 4, start_s=30.0, end_s=32.0).data] == [726, 738, 750, 762]
     assert sum(fed) < 32 + 120
     assert [number(x) for x in read_one(path, 4).data] == [120, 360, 600, 840]
@@ -383,7 +383,7 @@ def test_failing_disk(clips: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -
     def fail(path: str) -> None:
         raise OSError(5, "Input/output error")
 
-    monkeypatch.setattr(frames, "_check_file", fail)
+    monkeypatch.setattr(frames, "check_file", fail)
     found = refused(clips["h264.mp4"])
     assert found.reason == "unreadable" and "Input/output error" in found.detail
 
