@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from vstar_fast import demo, match, questions
-from vstar_fast.config import CycleConfig, FinetuneConfig, from_dict
-from vstar_fast.records import Candidate, Example, LabeledVideo, Question
+from vstar_fast.config import CycleConfig, FinetuneConfig, from_dict, replace
+from vstar_fast.records import Candidate, Example, Frames, LabeledVideo, Question
 
 if TYPE_CHECKING:
     from vstar_fast.bench.runner import Bench
@@ -120,7 +120,7 @@ def _generate(bench: Bench, work: Work) -> tuple[float, float]:
 def _features(work: Work) -> list[Features]:
     from vstar_fast import frames
 
-    read = list(frames.read(work.videos, work.config.frames))
+    read = [f for f in frames.read(work.videos, work.config.frames) if isinstance(f, Frames)]
     return work.lm.encode(frames.to_batch(read, work.videos))
 
 
@@ -205,7 +205,7 @@ def _pattern(question: Question) -> re.Pattern[str]:
 
 def _finetune(bench: Bench, work: Work, steps: int) -> tuple[float, float]:
     """`steps` LoRA steps on the same examples in the same order."""
-    config = FinetuneConfig(**{**demo.FINETUNE, "steps": steps, "batch_size": 4, "micro_batch_size": 4})
+    config = replace(work.config.finetune, steps=steps, batch_size=4, micro_batch_size=4)
     gold = [questions.answer_text(q) for q in work.asked]
     texts = [f"The person moves across the floor. {a}" for a in gold]
     rows = [Example(q.video_id, q.id, q.text, t, "direct") for q, t in zip(work.asked, texts, strict=True)]

@@ -174,6 +174,55 @@ def test_doctor_names_every_op():
     assert "vstar-fast[gpu]" in " ".join(shown.split()) or "dali" in shown
 
 
+def part(value):
+    return {"accuracy": {"value": value, "low": value - 0.1, "high": value + 0.1, "n": 30}}
+
+
+def made_up(seed, last):
+    counts = {"asked": {"direct": 9, "rationalized": 5}, "kept": {"direct": 4, "rationalized": 2}}
+    cycle_0 = part(last) | {"dev": part(0.5)} | counts | {"rejected": {"wrong_label": 11}}
+    times = {
+        "seconds": 6.0,
+        "cpu_seconds": 9.0,
+        "peak_mib": 512.0,
+        "items": {"tokens": 60},
+        "per_second": {"tokens": 10.0},
+    }
+    return {
+        "seed": seed,
+        "stopped": "enough",
+        "base": part(0.2) | {"dev": part(0.25)},
+        "cycles": [cycle_0],
+        "gain": {"value": last - 0.2, "low": 0.05, "high": 0.4, "n": 30},
+        "controls": {"labels_only": part(0.31)},
+        "stages": {"generate": times},
+    }
+
+
+def test_several_seeds_are_shown_one_by_one_and_pooled(toml, monkeypatch, tmp_path):
+    runs = [made_up(3, 0.4), made_up(4, 0.6)]
+    pooled = {"base": part(0.2), "last": part(0.5), "controls": {"labels_only": part(0.31)}}
+    gain = {"value": 0.3, "low": 0.125, "high": 0.475, "n": 60}
+    summary = {"seeds": [3, 4], "runs": runs, "gain": gain} | pooled
+    monkeypatch.setattr(cycle, "run_seeds", lambda *args, **kwargs: summary)
+    shown = " ".join(call("cycle", "--config", toml, "--seeds", 2, "--run", tmp_path).stdout.split())
+    for words in (
+        "seed 3 test accuracy",
+        "base 20.0 % [10.0, 30.0] 25.0 %",
+        "cycle 0 40.0 % [30.0, 50.0] 50.0 % 4 of 9 2 of 5 wrong_label 11",
+        "labels only 31.0 % [21.0, 41.0]",
+        "generate 6.0 100 % 9.0 512 60 tokens (10/s)",
+        "cycle 0 60.0 %",
+        "over 2 seeds test accuracy base 20.0 % [10.0, 30.0] last cycle 50.0 % [40.0, 60.0]",
+        "gain on test: +30.0 points [+12.5, +47.5], 60 clips",
+        f"vstar-fast report {tmp_path}/seed-3",
+    ):
+        assert words in shown, words
+    lines = call("cycle", "--config", toml, "--seeds", 2, "--run", tmp_path, "--json").stdout.splitlines()
+    assert [json.loads(line) for line in lines] == [{"event": "summary", "summary": summary}]
+    assert call("cycle", "--config", toml, "--seeds", 2, "--run", tmp_path, "--quiet").output == ""
+
+
 # -- init ------------------------------------------------------------------------------------------------
 
 

@@ -61,7 +61,7 @@ def test_summary_has_the_documented_fields(done):
         )
         assert set(c["kept"]) == {"direct", "rationalized"} and c["asked"]["direct"] == 6
         assert c["dev"]["accuracy"]["n"] == 3 and "class" in c["metrics"]
-    assert summary["cycles"][0]["chance_acceptance"] == pytest.approx(1 - (2 / 3) ** 4)
+    assert summary["cycles"][0]["chance_acceptance"] == pytest.approx(1 - (2 / 3) ** 8)
     assert {"labels_only", "shuffled"} <= set(summary["controls"])
     assert {"generate", "finetune", "evaluate", "encode"} <= set(summary["stages"])
     assert summary["backends"]["frames"] and summary["backends"]["label_match"] and summary["backends"]["sample"]
@@ -115,7 +115,7 @@ def test_a_second_call_only_reads(project, tmp_path):
 
 def test_a_sample_does_not_depend_on_the_batch(project, tmp_path):
     rows = {}
-    for size in (4, 24):
+    for size in (8, 48):
         config = make(project, generate={"batch_size": size})
         cycle.run_stage(
             "generate", config, tmp_path / str(size), 0, profiler=Profiler("off"), progress=Progress(quiet=True)
@@ -124,7 +124,7 @@ def test_a_sample_does_not_depend_on_the_batch(project, tmp_path):
         rows[size] = {
             (x["candidate"]["question_id"], x["candidate"]["sample"]): x["candidate"]["token_ids"] for x in judged
         }
-    assert rows[4] == rows[24]
+    assert rows[8] == rows[48]
 
 
 def test_ablations_do_what_they_say(project, tmp_path):
@@ -132,8 +132,8 @@ def test_ablations_do_what_they_say(project, tmp_path):
     nothing_hinted = go(make(project, loop=one, rationalize={"enabled": False}), tmp_path / "a")
     assert nothing_hinted["cycles"][0]["asked"]["rationalized"] == 0
     unfiltered = go(make(project, loop=one | {"filter": False}), tmp_path / "b")
-    assert unfiltered["cycles"][0]["kept"]["direct"] == 6 * 4
-    loose = {"leak_guard": False, "samples": 4}
+    assert unfiltered["cycles"][0]["kept"]["direct"] == 6 * 8
+    loose = {"leak_guard": False, "samples": 8}
     hinted = go(make(project, loop=one | {"direct": False}, rationalize=loose), tmp_path / "c")
     assert hinted["cycles"][0]["kept"]["direct"] == 0 < hinted["cycles"][0]["asked"]["rationalized"]
 
@@ -145,7 +145,7 @@ def test_continue_starts_from_the_last_adapter(project, done, tmp_path):
 
 
 def test_paper_recipe_ends_on_direct_answers_only(project, tmp_path):
-    config = make({**project, "recipe": "paper"}, generate={"samples": 3}, loop={"max_cycles": 1})
+    config = make({**project, "recipe": "paper"}, loop={"max_cycles": 1})
     summary = go(config, tmp_path)
     assert summary["recipe"] == "paper"
     if summary["cycles"][0]["kept"]["rationalized"]:

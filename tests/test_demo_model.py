@@ -329,6 +329,36 @@ def test_convolution_pads_like_tensorflow(size, kernel, stride):
         torch.testing.assert_close(out[0, 0, i, j], (patch * conv.weight[0, 0]).sum())
 
 
+def test_the_warm_start_is_trained_on_the_prompts_of_the_cycle():
+    from vstar_fast.demo.warm_start import questions
+
+    asked = (
+        "Which action does the video show?",
+        "What action is performed in this video?",
+        "Name the action in the video.",
+    )
+    form = ' First say what you see, step by step. Then end with "Answer:" and the action.'
+    assert questions() == tuple(text + form for text in asked)
+
+
+def test_figures_of_answers():
+    from vstar_fast.demo.warm_start import Clip, figures, read_answer
+
+    assert read_answer("It jumps. Answer: Spin kick.") == "spin kick"
+    assert read_answer("It jumps. Answer: ") is None
+    assert read_answer("Answer: jump") is None
+    assert read_answer("It jumps") is None
+    clips = [Clip("a", "jump", "", ("airborne",), torch.zeros(1)), Clip("b", "walk", "", ("upright",), torch.zeros(1))]
+    texts = [
+        ["Both feet leave the floor. Answer: jump", "Answer: jump"],
+        ["Both feet leave the floor. Answer: run"] * 2,
+    ]
+    got = figures(clips, texts)
+    assert (got["accuracy"], got["well_formed"], got["n"]) == (0.25, 0.75, 4)
+    assert got["facts_right"] == pytest.approx(1 / 3, abs=1e-3)
+    assert got["class_hits"] == {"jump": "1/2", "walk": "0/2"}
+
+
 @pytest.fixture(scope="session")
 def real_folder():
     """The real folder, from the user cache or built from the two wheels."""

@@ -110,7 +110,7 @@ def settings(data: Path, model: Path) -> dict[str, dict[str, object]]:
         "data": {"path": str(data)},
         "model": {"base": str(model)},
         "frames": {"count": 4},
-        "generate": {"samples": 4, "temperature": 1.0, "max_new_tokens": 12, "batch_size": 8},
+        "generate": {"samples": 8, "temperature": 1.0, "max_new_tokens": 20, "batch_size": 16},
         "evaluate": {"max_new_tokens": 12, "batch_size": 8, "bootstrap": 200},
         "finetune": {"batch_size": 4, "micro_batch_size": 2, "epochs": 1.0, "lora_r": 2, "lora_alpha": 4},
         "loop": {"max_cycles": 2, "patience": 2},

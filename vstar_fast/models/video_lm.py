@@ -229,7 +229,7 @@ def pick_dtype(dtype: str, device: torch.device) -> torch.dtype:
     """`auto` -> bf16 on a GPU; fp32 on the CPU, where bf16 is slower."""
     if dtype == "auto":
         return torch.bfloat16 if device.type == "cuda" else torch.float32
-    return getattr(torch, dtype)  # type: ignore[no-any-return]
+    return getattr(torch, dtype)
 
 
 def load(path: str, *, dtype: str, device: str, cls: type[VideoLM] = VideoLM) -> VideoLM:

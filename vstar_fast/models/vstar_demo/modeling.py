@@ -37,13 +37,18 @@ class VStarDemoOutput(ModelOutput):
 class VStarDemoProjector(nn.Module):
     """Tower features -> the language model's embedding space: the only part trained for the demo.
 
-    `position` says when in the video a frame stands, and carries what all prompts have in common.
+    `mean` and `scale` standardise the features by the statistics of the clips it was trained on; `position`
+    says when in the video a frame stands.
     """
+
+    mean: torch.Tensor
+    scale: torch.Tensor
 
     def __init__(self, config: VStarDemoConfig) -> None:
         super().__init__()
         features, hidden = config.vision_config.hidden_size, config.text_config.hidden_size
-        self.norm = nn.LayerNorm(features, elementwise_affine=False)
+        self.register_buffer("mean", torch.zeros(features))
+        self.register_buffer("scale", torch.ones(features))
         self.linear_1 = nn.Linear(features, hidden)
         self.act = nn.GELU()
         self.linear_2 = nn.Linear(hidden, hidden)
@@ -51,7 +56,7 @@ class VStarDemoProjector(nn.Module):
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         """Maps `[B, F, features]` to `[B, F, hidden]`; positions are stretched to any number of frames."""
-        out = self.linear_2(self.act(self.linear_1(self.norm(features))))
+        out = self.linear_2(self.act(self.linear_1((features - self.mean) * self.scale)))
         return out + self._positions(features.shape[1])
 
     def _positions(self, frames: int) -> torch.Tensor:
