@@ -235,6 +235,12 @@ def test_quiet_says_nothing(hand):
     assert out.getvalue() == err.getvalue() == ""
 
 
+def test_a_task_with_nothing_to_do_is_not_worth_a_line(hand):
+    err = io.StringIO()
+    Progress(err=err).task("rationalize", 0).close()
+    assert err.getvalue() == ""
+
+
 def test_bars_on_a_terminal():
     class Terminal(io.StringIO):
         def isatty(self):

@@ -115,7 +115,7 @@ class Bar:
         self._closed = True
         if self._bars is not None:
             self._bars.update(self._id, completed=self.done, total=self.done, **self._fields())
-        else:
+        elif self.done or self._progress.json:
             self._say(final=True)
 
     def __enter__(self) -> Bar:
