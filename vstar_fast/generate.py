@@ -27,21 +27,82 @@ class Sampling:
     max_new_tokens: int
 
 
-class _SeededSampler:
-    """Logits processor: draws each row's token from the row's own random stream and leaves only that one."""
+class _Draw:
+    """Draws the next token of each living row from the row's own random stream, and books it."""
 
-    def __init__(self, seeds: Sequence[int], sampling: Sampling, prompt_tokens: int, device: torch.device) -> None:
-        self._seeds = torch.tensor(seeds, dtype=torch.int64, device=device)
-        self._sampling = sampling
-        self._prompt_tokens = prompt_tokens
-        self.logprobs: list[torch.Tensor] = []
+    def __init__(
+        self, seeds: Sequence[int], sampling: Sampling, eos_ids: Sequence[int], pad_id: int, device: Any
+    ) -> None:
+        self.sampling = sampling
+        self.seeds = torch.tensor(seeds, dtype=torch.int64, device=device)
+        self.eos_ids = torch.tensor(eos_ids, device=device)
+        shape = (len(seeds), sampling.max_new_tokens)
+        self.token_ids = torch.full(shape, pad_id, dtype=torch.int64, device=device)
+        self.lengths = torch.full((len(seeds),), sampling.max_new_tokens, dtype=torch.int64, device=device)
+        self.logprobs = torch.zeros(len(seeds), device=device)
 
-    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        s = self._sampling
-        step = input_ids.shape[1] - self._prompt_tokens
-        ids, logprobs = sample(scores, self._seeds, step, s.temperature, top_p=s.top_p, top_k=s.top_k)
-        self.logprobs.append(logprobs)
-        return torch.full_like(scores, float("-inf")).scatter_(1, ids.unsqueeze(1), 0.0)
+    def __call__(self, logits: torch.Tensor, rows: torch.Tensor, step: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Next token of each of `rows` from logits `[len(rows), V]`, and which of them end with it."""
+        s = self.sampling
+        ids, logprobs = sample(logits, self.seeds[rows], step, s.temperature, top_p=s.top_p, top_k=s.top_k)
+        ended = torch.isin(ids, self.eos_ids)
+        open_rows = self.lengths[rows] == s.max_new_tokens
+        self.token_ids[rows, step] = torch.where(open_rows, ids, self.token_ids[rows, step])
+        self.logprobs[rows] += logprobs * open_rows
+        self.lengths[rows] = torch.where(open_rows & ended, step, self.lengths[rows])
+        return ids, ended | ~open_rows
+
+
+LEAVE = 0.75
+"""Rows that ended leave the batch when no more than this share is left: each leaving copies the cache."""
+
+
+def _decode(
+    model: Any,
+    input_ids: torch.Tensor,
+    logits_processor: Any,  # noqa: ARG001 - the signature of `generate(custom_generate=...)`
+    stopping_criteria: Any,  # noqa: ARG001
+    generation_config: Any,  # noqa: ARG001
+    draw: _Draw,
+    **kwargs: Any,
+) -> torch.Tensor:
+    """Decoding loop for `generate`: each prompt is read once, its samples fork behind it, ended rows leave."""
+    samples = len(draw.seeds) // len(input_ids)
+    inputs = model.prepare_inputs_for_generation(input_ids, is_first_iteration=True, **kwargs)
+    out = model(**inputs, return_dict=True)
+    kwargs = model._update_model_kwargs_for_generation(out, kwargs, is_encoder_decoder=False)
+    forks = torch.arange(len(input_ids), device=input_ids.device).repeat_interleave(samples)
+    logits, ids = out.logits[forks, -1].float(), input_ids[forks]
+    kwargs = _take(model, kwargs, forks) if samples > 1 else kwargs
+    rows = torch.arange(len(forks), device=input_ids.device)
+    for step in range(draw.sampling.max_new_tokens):
+        token, ended = draw(logits, rows, step)
+        left = (~ended).nonzero().squeeze(1)
+        if len(left) == 0 or step == draw.sampling.max_new_tokens - 1:
+            break
+        ids = torch.cat([ids, token[:, None]], 1)
+        if len(left) <= LEAVE * len(rows):
+            rows, ids, kwargs = rows[left], ids[left], _take(model, kwargs, left)
+        inputs = model.prepare_inputs_for_generation(ids, next_sequence_length=1, **kwargs)
+        out = model(**inputs, return_dict=True)
+        kwargs = model._update_model_kwargs_for_generation(out, kwargs, is_encoder_decoder=False)
+        logits = out.logits[:, -1].float()
+    return draw.token_ids
+
+
+def _take(model: Any, kwargs: dict[str, Any], rows: torch.Tensor) -> dict[str, Any]:
+    """The state of a generation for some of its rows (or several times the same one)."""
+    taken = dict(kwargs)
+    taken["past_key_values"].batch_select_indices(rows)
+    for name in ("attention_mask", "token_type_ids", "mm_token_type_ids"):
+        if isinstance(taken.get(name), torch.Tensor):
+            taken[name] = taken[name][rows]
+    if isinstance(taken.get("position_ids"), torch.Tensor):
+        taken["position_ids"] = taken["position_ids"].index_select(-2, rows)  # [B, T], or [3, B, T] for M-RoPE
+    for module in model.modules():
+        if isinstance(getattr(module, "rope_deltas", None), torch.Tensor):
+            module.rope_deltas = module.rope_deltas[rows]
+    return taken
 
 
 @torch.inference_mode()
@@ -58,25 +119,18 @@ def generate(
     `features[i]` belongs to `questions[i]`; `prompt` gives the user's text of a question, `seed` the
     random stream of (question, sample). A sample does not depend on what else is in the batch.
     """
-    from transformers import GenerationConfig, LogitsProcessorList
+    from transformers import GenerationConfig
 
-    k = sampling.samples
-    rows = [(q, f, n) for q, f in zip(questions, features, strict=True) for n in range(k)]
-    inputs = lm.inputs([prompt(q) for q, _, _ in rows], [f for _, f, _ in rows])
-    width = inputs["input_ids"].shape[1]
-    seeds = [seed(q, n) for q, _, n in rows]
-    sampler = _SeededSampler(seeds, sampling, width, lm.device)
+    rows = [(q, n) for q in questions for n in range(sampling.samples)]
+    seeds = [seed(q, n) for q, n in rows]
+    draw = _Draw(seeds, sampling, lm.eos_ids, lm.pad_id, lm.device)
     settings = GenerationConfig(
         max_new_tokens=sampling.max_new_tokens, do_sample=False, eos_token_id=lm.eos_ids, pad_token_id=lm.pad_id
     )
-    out = lm.model.generate(**inputs, generation_config=settings, logits_processor=LogitsProcessorList([sampler]))
-    ids = out[:, width:]
-    ended = torch.isin(ids, torch.tensor(lm.eos_ids, device=ids.device))
-    lengths = torch.where(ended.any(1), ended.int().argmax(1), ids.shape[1])
-    scored = torch.stack(sampler.logprobs, 1)
-    inside = torch.arange(ids.shape[1], device=ids.device) <= lengths.unsqueeze(1)
-    total = (scored * inside).sum(1)
-    return CandidateBatch(ids, lengths, total, ended.any(1), [q for q, _, _ in rows], [n for _, _, n in rows], seeds)
+    inputs = lm.inputs([prompt(q) for q in questions], list(features))
+    ids = lm.model.generate(**inputs, generation_config=settings, custom_generate=_decode, draw=draw)
+    finished = draw.lengths < sampling.max_new_tokens
+    return CandidateBatch(ids, draw.lengths, draw.logprobs, finished, [q for q, _ in rows], [n for _, n in rows], seeds)
 
 
 def to_candidates(

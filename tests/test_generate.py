@@ -1,0 +1,102 @@
+"""Generation: equal to Hugging Face's own loop, the same samples in any batch, rows that leave."""
+
+import pytest
+import tiny
+import torch
+from vstar_fast import frames, generate, models, readers
+from vstar_fast.config import DataConfig, FramesConfig
+from vstar_fast.generate import Sampling
+from vstar_fast.records import Label, Question
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory):
+    root = tmp_path_factory.mktemp("tiny")
+    lm = models.load(str(tiny.write_model(root / "model")))
+    videos, _, _ = readers.read(DataConfig(path=str(tiny.write_data(root / "data"))))
+    batch = frames.to_batch(list(frames.read(videos, FramesConfig(count=4))), videos)
+    questions = [
+        Question(v.id, v.id, text_of(i), (Label("class", "colour", "red"),), "t") for i, v in enumerate(videos)
+    ]
+    return lm, questions, lm.encode(batch)
+
+
+def text_of(i):
+    return "which colour" if i % 2 else "which colour a red . blue"
+
+
+def draw(project, sampling, picks=None):
+    lm, questions, features = project
+    picks = range(len(questions)) if picks is None else picks
+    asked, kept = [questions[i] for i in picks], [features[i] for i in picks]
+    return generate.generate(lm, asked, kept, sampling, lambda q: q.text, lambda q, n: hash((q.id, n)) >> 1)
+
+
+def answers(batch):
+    ids, lengths = batch.token_ids.tolist(), batch.lengths.tolist()
+    return {
+        (q.id, n): ids[i][: lengths[i]] for i, (q, n) in enumerate(zip(batch.questions, batch.samples, strict=True))
+    }
+
+
+def test_greedy_answers_are_those_of_hf_generate(project):
+    lm, questions, features = project
+    found = answers(draw(project, Sampling(1, 0.0, 1.0, 0, 16)))
+    for question, feature in zip(questions, features, strict=True):
+        inputs = lm.inputs([question.text], [feature])
+        out = lm.model.generate(
+            **inputs, max_new_tokens=16, do_sample=False, eos_token_id=lm.eos_ids, pad_token_id=lm.pad_id
+        )
+        theirs = out[0, inputs["input_ids"].shape[1] :].tolist()
+        ends = [i for i, t in enumerate(theirs) if t in lm.eos_ids]
+        assert found[question.id, 0] == (theirs[: ends[0]] if ends else theirs)
+
+
+def test_a_sample_is_the_same_alone_and_in_any_batch(project):
+    sampling = Sampling(4, 1.0, 1.0, 0, 16)
+    together = answers(draw(project, sampling))
+    for picks in ([0], [5, 3], [2, 1, 4]):
+        for key, ids in answers(draw(project, sampling, picks)).items():
+            assert together[key] == ids
+    assert len({tuple(x) for x in together.values()}) > len(together) // 2
+
+
+def test_logprob_is_the_models_own_sum_over_the_answer_and_its_end(project):
+    lm, questions, features = project
+    batch = draw(project, Sampling(2, 1.0, 1.0, 0, 16))
+    checked = 0
+    for i, question in enumerate(batch.questions):
+        feature = features[questions.index(question)]
+        inputs = lm.inputs([question.text], [feature])
+        n = int(batch.lengths[i]) + int(batch.finished[i])
+        answer = batch.token_ids[i, :n][None]
+        if (answer == lm.model.config.video_token_id).any():
+            continue  # a random model may say <video>, which a prompt may not
+        checked += 1
+        ids = torch.cat([inputs["input_ids"], answer], 1)
+        logits = lm.model(input_ids=ids, video_features=inputs["video_features"]).logits[0, -n - 1 : -1]
+        scored = logits.float().log_softmax(-1).gather(1, answer[0][:, None]).sum()
+        assert batch.logprobs[i].item() == pytest.approx(scored.item(), abs=1e-3)
+    assert checked >= 4
+
+
+def test_ended_rows_leave_and_nothing_else_changes(project, monkeypatch):
+    sampling = Sampling(4, 1.0, 1.0, 0, 24)
+    sizes = []
+    lm = project[0]
+    hook = lm.model.register_forward_pre_hook(lambda _, __, kw: sizes.append(len(kw["input_ids"])), with_kwargs=True)
+    left = answers(draw(project, sampling))
+    assert sizes[0] == len(project[1]) and sizes[1] > sizes[0] and sizes[-1] < sizes[1]
+    hook.remove()
+    monkeypatch.setattr(generate, "LEAVE", -1.0)
+    assert answers(draw(project, sampling)) == left
+
+
+def test_a_cut_answer_says_so(project):
+    lm = project[0]
+    batch = draw(project, Sampling(1, 1.0, 1.0, 0, 2))
+    rows = list(generate.to_candidates(batch, lm, Sampling(1, 1.0, 1.0, 0, 2), "t", "direct"))
+    for row, finished in zip(rows, batch.finished.tolist(), strict=True):
+        assert row.finish == ("stop" if finished else "length")
+        assert len(row.token_ids) == 2 or finished
+    assert {r.finish for r in rows} >= {"length"}
