@@ -12,6 +12,9 @@ REQUIRE_GPU = os.environ.get("VSTAR_REQUIRE_GPU") == "1"
 if not HAS_GPU:
     os.environ.setdefault("TRITON_INTERPRET", "1")  # before anything imports triton
 
+torch.set_num_threads(1)  # tiny models lose more to waiting threads than they gain
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # the same for child processes
+
 hypothesis.settings.register_profile("vstar", deadline=None, max_examples=100, derandomize=True)
 hypothesis.settings.load_profile("vstar")
 

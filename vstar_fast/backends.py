@@ -46,7 +46,7 @@ class DoctorRow(NamedTuple):
 ORDER: dict[str, dict[str, tuple[str, ...]]] = {
     "label_match": {"cuda": ("cuda", "cpp", "reference"), "cpu": ("cpp", "reference")},
     "sample": {"cuda": ("triton", "reference"), "cpu": ("cpp", "reference")},
-    "frames": {"cuda": ("pyav",), "cpu": ("pyav",)},
+    "frames": {"cuda": ("pyav", "torchcodec"), "cpu": ("pyav", "torchcodec")},
     "attention": {"cuda": ("sdpa",), "cpu": ("sdpa",)},
 }
 """Op or stage -> device -> backends, best first. Only what is implemented stands here."""

@@ -62,7 +62,7 @@ def finetune(
 
     steps = count_steps(config, len(examples))
     optimizer = torch.optim.AdamW(_groups(peft, config), weight_decay=config.weight_decay)
-    warmup = math.ceil(config.warmup_ratio * steps)
+    warmup = int(config.warmup_ratio * steps)  # rounded up, a short run would waste its first step at rate 0
     schedule = get_scheduler(config.schedule, optimizer, num_warmup_steps=warmup, num_training_steps=steps)
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     peft.train()

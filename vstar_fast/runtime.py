@@ -208,12 +208,8 @@ class Runtime:
 def versions() -> dict[str, str]:
     """Versions that may change a result."""
     import platform
+    from importlib.metadata import version
 
-    import peft
-    import transformers
-
-    from vstar_fast import __version__
-
-    named = {"vstar_fast": __version__, "torch": torch.__version__, "transformers": transformers.__version__}
-    named |= {"peft": peft.__version__, "python": platform.python_version(), "threads": str(torch.get_num_threads())}
+    named = {n: version(n) for n in ("vstar-fast", "torch", "transformers", "peft", "av")}
+    named |= {"python": platform.python_version(), "threads": str(torch.get_num_threads())}
     return named | {"cpus": str(os.cpu_count()), "machine": platform.machine()}

@@ -57,6 +57,7 @@ class Session:
         write_jsonl(folder.root / "videos.jsonl", [to_dict(v) for v in videos])
         asked = questions.ask(videos, config, label_sets=self.label_sets)
         self.questions = {s: [q for q in asked if self.videos[q.video_id].split == s] for s in ("train", "dev", "test")}
+        write_jsonl(folder.root / "questions.jsonl", [to_dict(q) for q in asked])
         if not self.questions["train"]:
             raise DataError(
                 f"no training question could be asked of {config.data.path}; see {folder.root}/rejected.jsonl"
@@ -93,7 +94,7 @@ class Session:
     ) -> list[Candidate]:
         """Answers to questions by the base model (`adapter` None) or a trained one, part by part."""
         teacher = self._teacher_key(adapter)
-        bar = self.progress.task(f"{where.parent.name} {stage}", len(asked))
+        bar = self.progress.task(" ".join(where.relative_to(self.folder.root).parts), len(asked))
         found: list[Candidate] = []
         for group in batches(asked, batch_size or self.config.generate.batch_size, sampling.samples):
             rows = [(questions.prompt_text(q, reason=reason), self._clip_keys.get(q.video_id), q.id) for q in group]
@@ -189,7 +190,7 @@ class Session:
         def rows(part: Sequence[Example]) -> tuple[list[str], list[Features]]:
             return [prompts[e.question_id] for e in part], [self._features_of(features, e) for e in part]
 
-        bar = self.progress.task(f"{out.parent.name} finetune", 0)
+        bar = self.progress.task(f"{out.parent.relative_to(self.folder.root)} finetune", 0)
         with self.profiler.stage("finetune"):
             log = finetune(lm, peft, examples, rows, tuning, temporary, seed=seed, on_step=bar.step)
             self.profiler.count("examples", tuning.batch_size * log["steps"])
