@@ -342,7 +342,8 @@ def test_the_warm_start_is_trained_on_the_prompts_of_the_cycle():
 
 
 def test_figures_of_answers():
-    from vstar_fast.demo.warm_start import Clip, figures, read_answer
+    from vstar_fast.demo.figures import figures, read_answer
+    from vstar_fast.demo.warm_start import Clip
 
     assert read_answer("It jumps. Answer: Spin kick.") == "spin kick"
     assert read_answer("It jumps. Answer: ") is None

@@ -1,8 +1,9 @@
 """Generation: equal to Hugging Face's own loop, the same samples in any batch, rows that leave."""
 
 import pytest
-import tiny
 import torch
+
+import tiny
 from vstar_fast import frames, generate, models, readers
 from vstar_fast.config import DataConfig, FramesConfig
 from vstar_fast.generate import Sampling

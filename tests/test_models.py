@@ -3,8 +3,9 @@
 import json
 
 import pytest
-import tiny
 import torch
+
+import tiny
 from vstar_fast import frames, generate, models, torchvision_compat
 from vstar_fast.errors import ModelError
 from vstar_fast.generate import Sampling
