@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -224,3 +225,13 @@ def test_killed_anywhere_it_ends_with_the_same_result(project, done, tmp_path, p
     assert json.loads(json.dumps(steady(summary))) == steady(expected)
     for name in ("cycle-00", "cycle-01"):
         assert lines(tmp_path / "run" / name / "examples.jsonl") == lines(tmp_path / "whole" / name / "examples.jsonl")
+
+
+def test_a_fresh_process_may_begin_with_any_stage(project, done, tmp_path):
+    """With all answers in the run folder nothing has loaded a model before the fine-tuning imports peft."""
+    folder = tmp_path / "run"
+    shutil.copytree(done[0], folder)
+    shutil.rmtree(folder / "cycle-00" / "adapter")
+    subprocess.run([sys.executable, "-c", CHILD, json.dumps({**project, "seed": 0}), str(folder)], check=True)
+    expected = lines(done[0] / "cycle-00/adapter/key.json")
+    assert lines(folder / "cycle-00/adapter/key.json") == expected

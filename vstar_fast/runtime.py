@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from vstar_fast import frames, models
+from vstar_fast import frames, models, torchvision_compat
 from vstar_fast.config import CycleConfig
 from vstar_fast.errors import ModelError
 from vstar_fast.models.video_lm import Features, VideoLM
@@ -133,6 +133,7 @@ class Runtime:
     """Loaded models (once each), the adapter in use, features, seeds."""
 
     def __init__(self, config: CycleConfig, folder: Path, profiler: Profiler, progress: Progress) -> None:
+        torchvision_compat.ensure()  # peft and transformers fail to import beside CPU torch without it
         self.config = config
         self.profiler = profiler
         self.progress = progress
