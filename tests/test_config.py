@@ -45,7 +45,7 @@ from vstar_fast.errors import ConfigError
         ({"rationalize": {"samples": 0}}, "rationalize.samples must be at least 1, got 0"),
         ({"rationalize": {"max_share": -1}}, "rationalize.max_share must be >= 0, got -1"),
         ({"match": {"profile": "llm"}}, "match.profile = 'llm' is not one of strict, paper, paper-code"),
-        ({"match": {"keep": "best"}}, "match.keep = 'best' is not one of first, all"),
+        ({"match": {"keep": "worst"}}, "match.keep = 'worst' is not one of first, best, all"),
         ({"match": {"rel_tolerance": 1}}, "match.rel_tolerance must be in [0, 1), got 1"),
         ({"match": {"iou": 0}}, "match.iou must be in (0, 1], got 0"),
         ({"match": {"min_correct": 2}}, "match.min_correct must be in [0, 1], got 2"),

@@ -1,5 +1,6 @@
 """Verdicts to examples."""
 
+import dataclasses
 import json
 import math
 
@@ -40,6 +41,13 @@ def test_keep_all_drops_copies_and_shares_the_weight():
     rows = [judged(0, 0, True, "a"), judged(0, 1, True, "b"), judged(0, 2, True, "a")]
     kept = dataset.select(rows, QUESTIONS, MatchConfig(keep="all"))
     assert [(e.answer, e.weight) for e in kept] == [("a", 0.5), ("b", 0.5)]
+
+
+def test_best_keeps_the_likeliest_answer_of_those_that_passed():
+    rows = [judged(0, 0, True, "unlikely"), judged(0, 1, True, "likely"), judged(0, 2, False, "wrong")]
+    rows = [(dataclasses.replace(c, logprob=p), v) for (c, v), p in zip(rows, (-9.0, -2.0, -0.1), strict=True)]
+    (kept,) = dataset.select(rows, QUESTIONS, MatchConfig(keep="best"))
+    assert kept.answer == "likely"
 
 
 def test_min_correct_drops_lucky_hits():

@@ -45,7 +45,10 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
 
 @pytest.fixture(scope="module")
 def processor():
-    return VStarDemoProcessor(byte_tokenizer(), VStarDemoVideoProcessor(size={"height": SIDE, "width": SIDE}))
+    return VStarDemoProcessor(
+        byte_tokenizer(),
+        VStarDemoVideoProcessor(size={"shortest_edge": SIDE}, crop_size={"height": SIDE, "width": SIDE}),
+    )
 
 
 @pytest.fixture

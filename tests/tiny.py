@@ -100,7 +100,9 @@ def write_model(folder: Path, seed: int = 0) -> Path:
     model.generation_config.eos_token_id = words.eos_token_id
     model.generation_config.pad_token_id = words.pad_token_id
     model.save_pretrained(folder)
-    VStarDemoProcessor(words, VStarDemoVideoProcessor(size={"height": 32, "width": 32})).save_pretrained(folder)
+    VStarDemoProcessor(
+        words, VStarDemoVideoProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
+    ).save_pretrained(folder)
     return folder
 
 

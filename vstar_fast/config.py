@@ -150,11 +150,11 @@ class MatchConfig:
     min_correct: float = 0.0
     """Keep a question's answers only if at least this fraction of its samples passed (guards against luck)."""
     keep: str = "first"
-    """`first`: one kept answer a question; `all`: every distinct one that passed."""
+    """`first`: one kept answer a question; `best`: its likeliest (mean log-probability); `all`: every distinct one."""
 
     def __post_init__(self) -> None:
         _one_of("match.profile", self.profile, PROFILES)
-        _one_of("match.keep", self.keep, ("first", "all"))
+        _one_of("match.keep", self.keep, ("first", "best", "all"))
         _need(0 <= self.rel_tolerance < 1, f"match.rel_tolerance must be in [0, 1), got {self.rel_tolerance}")
         _need(0 < self.iou <= 1, f"match.iou must be in (0, 1], got {self.iou}")
         _need(0 <= self.min_correct <= 1, f"match.min_correct must be in [0, 1], got {self.min_correct}")

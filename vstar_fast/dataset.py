@@ -35,12 +35,17 @@ def select(judged: Iterable[Judged], questions: dict[str, Question], match: Matc
 
 
 def _examples(question: Question, passed: list[Candidate], keep: str) -> list[Example]:
-    ordered = sorted(passed, key=lambda c: c.sample)
+    ordered = sorted(passed, key=_likelihood if keep == "best" else lambda c: c.sample)
     texts = list(dict.fromkeys(c.text.strip() for c in ordered))
-    chosen = texts[:1] if keep == "first" else texts
+    chosen = texts if keep == "all" else texts[:1]
     weight = 1.0 / len(chosen)
     source = ordered[0].mode
     return [Example(question.video_id, question.id, question.text, t, source, weight) for t in chosen]
+
+
+def _likelihood(candidate: Candidate) -> float:
+    """Sort key: the likeliest answer first; an answer that follows from its own reasoning is likelier."""
+    return -candidate.logprob / max(1, len(candidate.token_ids))
 
 
 def cap(rationalized: Sequence[Example], direct: int, config: RationalizeConfig, seed: int) -> list[Example]:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from vstar_fast.models.vstar_demo.modeling import VStarDemoForConditionalGeneration
 
-FORMAT = 5
+FORMAT = 6
 """Raise when the folder this file writes changes."""
 WARM_START = Path(__file__).parent / "assets" / "warm_start.safetensors"
 LLM = (

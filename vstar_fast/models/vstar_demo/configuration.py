@@ -43,6 +43,7 @@ class VStarDemoConfig(PretrainedConfig):
     """`text_config`: a `LlamaConfig` (or its dict); one `video_token_id` stands for one frame.
 
     `video_positions`: learned places in a video, from its first to its last frame.
+    `projector_size`: width of the projector's hidden layer.
     """
 
     model_type = "vstar_demo"
@@ -57,6 +58,7 @@ class VStarDemoConfig(PretrainedConfig):
         vision_config: VStarDemoVisionConfig | dict[str, Any] | None = None,
         video_token_id: int = 16,
         video_positions: int = 8,
+        projector_size: int = 384,
         tie_word_embeddings: bool = True,
         **kwargs: Any,
     ) -> None:
@@ -64,6 +66,7 @@ class VStarDemoConfig(PretrainedConfig):
         self.vision_config = _sub_config(VStarDemoVisionConfig, vision_config)
         self.video_token_id = video_token_id
         self.video_positions = video_positions
+        self.projector_size = projector_size
         super().__init__(tie_word_embeddings=tie_word_embeddings, **kwargs)
 
 

@@ -35,10 +35,11 @@ class VStarDemoOutput(ModelOutput):
 
 
 class VStarDemoProjector(nn.Module):
-    """Tower features -> the language model's embedding space: the only part trained for the demo.
+    """Tower features -> the language model's embedding space.
 
-    `mean` and `scale` standardise the features by the statistics of the clips it was trained on; `position`
-    says when in the video a frame stands.
+    A frame is shown as it is and by how far it is from its clip's mean: the first is mostly scene and clothes, the
+    second mostly motion. `mean` and `scale` standardise both by the statistics of the clips it was trained on;
+    `position` says when in the video a frame stands.
     """
 
     mean: torch.Tensor
@@ -46,17 +47,22 @@ class VStarDemoProjector(nn.Module):
 
     def __init__(self, config: VStarDemoConfig) -> None:
         super().__init__()
-        features, hidden = config.vision_config.hidden_size, config.text_config.hidden_size
+        features, hidden = 2 * config.vision_config.hidden_size, config.text_config.hidden_size
         self.register_buffer("mean", torch.zeros(features))
         self.register_buffer("scale", torch.ones(features))
-        self.linear_1 = nn.Linear(features, hidden)
+        self.linear_1 = nn.Linear(features, config.projector_size)
         self.act = nn.GELU()
-        self.linear_2 = nn.Linear(hidden, hidden)
+        self.linear_2 = nn.Linear(config.projector_size, hidden)
         self.position = nn.Embedding(config.video_positions, hidden)
+
+    @staticmethod
+    def describe(features: torch.Tensor) -> torch.Tensor:
+        """Tower features `[B, F, C]` -> `[B, F, 2C]`: each frame, and its distance from the clip's mean."""
+        return torch.cat([features, (features - features.mean(-2, keepdim=True)).abs()], -1)
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         """Maps `[B, F, features]` to `[B, F, hidden]`; positions are stretched to any number of frames."""
-        out = self.linear_2(self.act(self.linear_1((features - self.mean) * self.scale)))
+        out = self.linear_2(self.act(self.linear_1((self.describe(features) - self.mean) * self.scale)))
         return out + self._positions(features.shape[1])
 
     def _positions(self, frames: int) -> torch.Tensor:

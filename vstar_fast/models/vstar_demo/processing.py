@@ -25,14 +25,16 @@ CHAT_TEMPLATE = """\
 
 
 class VStarDemoVideoProcessor(BaseVideoProcessor):
-    """Frames -> `pixel_values_videos` `[V, F, 3, 128, 128]` in [-1, 1]; the whole picture, squeezed square."""
+    """Frames -> `pixel_values_videos` `[V, F, 3, 128, 128]` in [-1, 1]; the middle 70 % of the shorter side."""
 
     resample = PILImageResampling.BILINEAR
     image_mean = [0.5, 0.5, 0.5]
     image_std = [0.5, 0.5, 0.5]
-    size = {"height": 128, "width": 128}
-    default_to_square = True
+    size = {"shortest_edge": 182}
+    crop_size = {"height": 128, "width": 128}
+    default_to_square = False
     do_resize = True
+    do_center_crop = True
     do_rescale = True
     do_normalize = True
     do_convert_rgb = True
