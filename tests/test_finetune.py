@@ -88,7 +88,7 @@ def test_only_lora_and_projector_are_trained_and_the_loss_falls(setup, tmp_path)
     assert any("lora_" in n for n in trained) and any("multi_modal_projector" in n for n in trained)
     config = dataclasses.replace(CONFIG, steps=30, lr=2e-2, projector_lr=2e-2)
     log = finetune(lm, peft, examples, rows, config, tmp_path / "adapter", seed=0)
-    assert log["steps"] == 30 and log["loss"][-1] < 0.5 * log["loss"][0]
+    assert log["steps"] == 30 and log["loss"][-1] < 0.7 * log["loss"][0]
     for name, value in frozen.items():
         torch.testing.assert_close(dict(peft.named_parameters())[name], value, atol=0, rtol=0)
 
