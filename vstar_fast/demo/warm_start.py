@@ -279,7 +279,7 @@ def run(out: Path, settings: Settings, *, threads: int) -> dict[str, Any]:
 @click.option("--epochs", default=Settings.epochs, show_default=True)
 @click.option("--lr", default=Settings.lr, show_default=True)
 @click.option("--seed", default=Settings.seed, show_default=True)
-@click.option("--threads", default=2, show_default=True, help="CPU threads; another number may round otherwise.")
+@click.option("--threads", default=1, show_default=True, help="CPU threads; another number may round otherwise.")
 def main(out: Path, threads: int, **settings: Any) -> None:
     """Warm-start the demo model again; the defaults are those of the committed weights."""
     log = run(out, Settings(**settings), threads=threads)
