@@ -39,6 +39,6 @@ def config(*, seed: int = 0, progress: Step | None = None, overrides: dict[str, 
         "match": {"min_correct": 0.5, "keep": "best"},
         "rationalize": {"max_share": 0.25},
         "finetune": dict(FINETUNE),
-        "loop": {"max_cycles": 2},
+        "loop": {"max_cycles": 2, "patience": 2},
     }
     return settings.from_dict(settings.merge(values, overrides or {}))
