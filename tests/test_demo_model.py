@@ -400,7 +400,7 @@ def test_real_model_encodes_and_projects_apart(real):
     assert tokens.requires_grad
     assert model.get_video_features(inputs["pixel_values_videos"]).pooler_output.equal(tokens)
     parameters = sum(p.numel() for p in model.model.multi_modal_projector.parameters())
-    assert parameters == 1280 * 576 + 576 + 576 * 576 + 576 + 8 * 576
+    assert parameters == 2 * 1280 * 384 + 384 + 384 * 576 + 576 + 8 * 576
 
 
 def test_real_tokenizer_round_trips_and_splits_digits(real):
