@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from vstar_fast import demo, match, questions
 from vstar_fast.config import CycleConfig, FinetuneConfig, from_dict, replace
 from vstar_fast.records import Candidate, Example, Frames, LabeledVideo, Question
+from vstar_fast.runtime import unload
 
 if TYPE_CHECKING:
     from vstar_fast.bench.runner import Bench
@@ -255,7 +256,7 @@ def _train_ours(work: Work, examples: list[Example], config: FinetuneConfig) -> 
             return finetune.finetune(work.lm, peft, examples, rows, config, Path(folder), seed=0)
 
     log, cpu = _cpu(train)
-    peft.unload()
+    unload(peft)
     examples[:] = [e for batch in order for e in batch]
     return log["loss"][0], cpu
 
@@ -295,7 +296,7 @@ def _train_theirs(work: Work, examples: list[Example], config: FinetuneConfig) -
         )
         _, cpu = _cpu(trainer.train)
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
-    peft.unload()
+    unload(peft)
     return losses[0], cpu
 
 

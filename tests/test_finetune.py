@@ -12,6 +12,7 @@ from vstar_fast.config import DataConfig, FinetuneConfig, FramesConfig
 from vstar_fast.errors import RunError
 from vstar_fast.finetune import _accumulate, _batches, count_steps, finetune, lora_settings
 from vstar_fast.records import Example
+from vstar_fast.runtime import unload
 
 CONFIG = FinetuneConfig(batch_size=4, micro_batch_size=4, lora_r=2, lora_alpha=4, epochs=1.0)
 
@@ -122,3 +123,20 @@ def test_batches_cover_every_example_once_an_epoch():
     seen = [e.video_id for b in _batches(examples, 4, steps, seed=1) for e in b]
     assert sorted(seen[:10]) == sorted(seen[10:]) == sorted(e.video_id for e in examples)
     assert seen[:10] != seen[10:]
+
+
+def test_a_model_is_what_it_was_once_the_adapter_is_off(setup, tmp_path):
+    lm, peft, examples, rows = setup
+    plain = [(n.replace(".base_layer", "").replace(".original_module", ""), p) for n, p in lm.model.named_parameters()]
+    before = {n: p.clone() for n, p in plain}
+    texts, features = rows(examples)
+    inputs = lm.inputs(texts, features)
+    with torch.no_grad():
+        expected = lm.model(**inputs).logits
+    config = dataclasses.replace(CONFIG, steps=3, lr=1e-2, projector_lr=1e-2)
+    finetune(lm, peft, examples, rows, config, tmp_path / "a", seed=0)
+    unload(peft)
+    after = dict(lm.model.named_parameters())
+    assert all(torch.equal(p, before[n]) for n, p in after.items())
+    with torch.no_grad():
+        assert torch.equal(lm.model.eval()(**inputs).logits, expected)

@@ -202,8 +202,23 @@ class Runtime:
     def _detach(self, path: str) -> None:
         self._attached.pop(path, None)
         if path in self._peft:
-            self._peft.pop(path).unload()
+            unload(self._peft.pop(path))
             self._models[path].model.eval()
+
+
+def unload(peft: Any) -> None:
+    """Take an adapter off its base model, which is then what it was before.
+
+    PEFT's own `unload` leaves the trained copy of a module in `modules_to_save` (our projector) in place.
+    """
+    from peft.utils import ModulesToSaveWrapper
+
+    base = peft.get_base_model()
+    originals = {n: m.original_module for n, m in base.named_modules() if isinstance(m, ModulesToSaveWrapper)}
+    peft.unload()
+    for name, module in originals.items():
+        parent, _, leaf = name.rpartition(".")
+        setattr(base.get_submodule(parent), leaf, module)
 
 
 def versions() -> dict[str, str]:
