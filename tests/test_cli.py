@@ -447,7 +447,8 @@ def test_help_is_cheap():
 
 def test_ctrl_c_says_how_to_go_on(toml, tmp_path):
     code = (
-        "import pathlib, time\nfrom vstar_fast import cli, cycle\n"
+        "import pathlib, signal, time\nfrom vstar_fast import cli, cycle\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a test run in the background ignores it
         "def run(config, run_dir, *, profiler, progress, controls):\n"
         "    with progress.task('generate', 9):\n        pathlib.Path('began').touch()\n        time.sleep(60)\n"
         "cycle.run = run\ncli.main()"
