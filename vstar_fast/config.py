@@ -3,29 +3,40 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
-import functools
-import tomllib
-import types
-import typing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from vstar_fast.errors import ConfigError
+from vstar_fast import config_file
+from vstar_fast.config_file import field_docs, merge, need, one_of
+
+__all__ = [
+    "PAPER",
+    "PROFILES",
+    "RECIPES",
+    "TIMERS",
+    "CycleConfig",
+    "DataConfig",
+    "EvaluateConfig",
+    "FinetuneConfig",
+    "FramesConfig",
+    "GenerateConfig",
+    "LoopConfig",
+    "MatchConfig",
+    "ModelConfig",
+    "RationalizeConfig",
+    "field_docs",
+    "from_dict",
+    "load",
+    "merge",
+    "replace",
+    "to_dict",
+    "to_toml",
+]
 
 RECIPES = ("fast", "paper")
 PROFILES = ("strict", "paper", "paper-code")
 TIMERS = ("off", "nvtx", "torch")
-
-
-def _need(ok: bool, message: str) -> None:
-    if not ok:
-        raise ConfigError(message)
-
-
-def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
-    _need(value in allowed, f"{name} = {value!r} is not one of {', '.join(allowed)}")
 
 
 @dataclass(frozen=True)
@@ -56,14 +67,14 @@ class DataConfig:
     """Own question templates by label kind, e.g. `class = ["Which sport is this?"]`."""
 
     def __post_init__(self) -> None:
-        _one_of("data.reader", self.reader, ("auto", "manifest", "folder", "csv", "jsonl", "json"))
+        one_of("data.reader", self.reader, ("auto", "manifest", "folder", "csv", "jsonl", "json"))
         shares = (self.dev_fraction, self.test_fraction)
-        _need(
+        need(
             min(shares) >= 0 and sum(shares) < 1,
             f"data.dev_fraction and data.test_fraction must be >= 0 and sum to less than 1, got {shares}",
         )
-        _need(self.max_duration_s > 0, f"data.max_duration_s must be > 0, got {self.max_duration_s}")
-        _need(self.questions_per_video >= 0, f"data.questions_per_video must be >= 0, got {self.questions_per_video}")
+        need(self.max_duration_s > 0, f"data.max_duration_s must be > 0, got {self.max_duration_s}")
+        need(self.questions_per_video >= 0, f"data.questions_per_video must be >= 0, got {self.questions_per_video}")
 
 
 @dataclass(frozen=True)
@@ -82,7 +93,7 @@ class ModelConfig:
     """Adapter in `vstar_fast.models`; `auto` goes by the config's model_type."""
 
     def __post_init__(self) -> None:
-        _one_of("model.dtype", self.dtype, ("auto", "float32", "bfloat16", "float16"))
+        one_of("model.dtype", self.dtype, ("auto", "float32", "bfloat16", "float16"))
 
 
 @dataclass(frozen=True)
@@ -95,7 +106,7 @@ class FramesConfig:
     """Decoder: `auto`, `pyav`, `torchcodec`."""
 
     def __post_init__(self) -> None:
-        _need(self.count >= 1, f"frames.count must be at least 1, got {self.count}")
+        need(self.count >= 1, f"frames.count must be at least 1, got {self.count}")
 
 
 @dataclass(frozen=True)
@@ -114,11 +125,11 @@ class GenerateConfig:
     """Ask for step-by-step reasoning before `Answer:`."""
 
     def __post_init__(self) -> None:
-        _need(self.samples >= 1, f"generate.samples must be at least 1, got {self.samples}")
-        _need(self.temperature >= 0, f"generate.temperature must be >= 0, got {self.temperature}")
-        _need(0 < self.top_p <= 1, f"generate.top_p must be in (0, 1], got {self.top_p}")
-        _need(self.max_new_tokens >= 1, f"generate.max_new_tokens must be at least 1, got {self.max_new_tokens}")
-        _need(self.batch_size >= 1, f"generate.batch_size must be at least 1, got {self.batch_size}")
+        need(self.samples >= 1, f"generate.samples must be at least 1, got {self.samples}")
+        need(self.temperature >= 0, f"generate.temperature must be >= 0, got {self.temperature}")
+        need(0 < self.top_p <= 1, f"generate.top_p must be in (0, 1], got {self.top_p}")
+        need(self.max_new_tokens >= 1, f"generate.max_new_tokens must be at least 1, got {self.max_new_tokens}")
+        need(self.batch_size >= 1, f"generate.batch_size must be at least 1, got {self.batch_size}")
 
 
 @dataclass(frozen=True)
@@ -133,8 +144,8 @@ class RationalizeConfig:
     """Refuse rationalizations that speak of the hint, or name the label before the reasoning has begun."""
 
     def __post_init__(self) -> None:
-        _need(self.samples >= 1, f"rationalize.samples must be at least 1, got {self.samples}")
-        _need(self.max_share >= 0, f"rationalize.max_share must be >= 0, got {self.max_share}")
+        need(self.samples >= 1, f"rationalize.samples must be at least 1, got {self.samples}")
+        need(self.max_share >= 0, f"rationalize.max_share must be >= 0, got {self.max_share}")
 
 
 @dataclass(frozen=True)
@@ -153,11 +164,11 @@ class MatchConfig:
     """`first`: one kept answer a question; `best`: its likeliest (mean log-probability); `all`: every distinct one."""
 
     def __post_init__(self) -> None:
-        _one_of("match.profile", self.profile, PROFILES)
-        _one_of("match.keep", self.keep, ("first", "best", "all"))
-        _need(0 <= self.rel_tolerance < 1, f"match.rel_tolerance must be in [0, 1), got {self.rel_tolerance}")
-        _need(0 < self.iou <= 1, f"match.iou must be in (0, 1], got {self.iou}")
-        _need(0 <= self.min_correct <= 1, f"match.min_correct must be in [0, 1], got {self.min_correct}")
+        one_of("match.profile", self.profile, PROFILES)
+        one_of("match.keep", self.keep, ("first", "best", "all"))
+        need(0 <= self.rel_tolerance < 1, f"match.rel_tolerance must be in [0, 1), got {self.rel_tolerance}")
+        need(0 < self.iou <= 1, f"match.iou must be in (0, 1], got {self.iou}")
+        need(0 <= self.min_correct <= 1, f"match.min_correct must be in [0, 1], got {self.min_correct}")
 
 
 @dataclass(frozen=True)
@@ -187,9 +198,9 @@ class FinetuneConfig:
     """Original instruction examples per kept example."""
 
     def __post_init__(self) -> None:
-        _one_of("finetune.schedule", self.schedule, ("cosine", "linear", "constant"))
-        _need(self.lora_r >= 1, f"finetune.lora_r must be at least 1, got {self.lora_r}")
-        _need(self.batch_size >= self.micro_batch_size >= 1, "finetune needs batch_size >= micro_batch_size >= 1")
+        one_of("finetune.schedule", self.schedule, ("cosine", "linear", "constant"))
+        need(self.lora_r >= 1, f"finetune.lora_r must be at least 1, got {self.lora_r}")
+        need(self.batch_size >= self.micro_batch_size >= 1, "finetune needs batch_size >= micro_batch_size >= 1")
 
 
 @dataclass(frozen=True)
@@ -219,9 +230,9 @@ class LoopConfig:
     """False: rationalization only (ablation)."""
 
     def __post_init__(self) -> None:
-        _one_of("loop.restart", self.restart, ("init", "continue"))
-        _need(self.max_cycles >= 1, f"loop.max_cycles must be at least 1, got {self.max_cycles}")
-        _need(self.patience >= 1, f"loop.patience must be at least 1, got {self.patience}")
+        one_of("loop.restart", self.restart, ("init", "continue"))
+        need(self.max_cycles >= 1, f"loop.max_cycles must be at least 1, got {self.max_cycles}")
+        need(self.patience >= 1, f"loop.patience must be at least 1, got {self.patience}")
 
 
 @dataclass(frozen=True)
@@ -241,7 +252,7 @@ class CycleConfig:
     loop: LoopConfig = field(default_factory=LoopConfig)
 
     def __post_init__(self) -> None:
-        _one_of("recipe", self.recipe, RECIPES)
+        one_of("recipe", self.recipe, RECIPES)
 
 
 # What `recipe = "paper"` sets (arXiv 2407.06189v1, 2.2, 4.1 and the released code); a TOML key still overrides it.
@@ -265,21 +276,12 @@ PAPER: dict[str, Any] = {
 def from_dict(values: dict[str, Any]) -> CycleConfig:
     """Settings from nested plain values; unknown keys raise ConfigError with the nearest right one."""
     merged = merge(PAPER if values.get("recipe") == "paper" else {}, values)
-    return _build(CycleConfig, merged, "")
+    return config_file.build(CycleConfig, merged, "")
 
 
 def load(path: str | Path, overrides: dict[str, Any] | None = None) -> CycleConfig:
     """Settings from a TOML file, with `overrides` (nested like the file) on top."""
-    path = Path(path)
-    try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ConfigError(f"no config file {path}; write one with `vstar-fast init`") from None
-    except OSError as error:
-        raise ConfigError(f"cannot read config file {path}: {error.strerror}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not valid TOML: {error}") from None
-    return from_dict(merge(values, overrides or {}))
+    return from_dict(merge(config_file.read(Path(path)), overrides or {}))
 
 
 def replace(config: Any, **changes: Any) -> Any:
@@ -294,103 +296,4 @@ def to_dict(config: CycleConfig) -> dict[str, Any]:
 
 def to_toml(config: CycleConfig, *, comments: bool = False) -> str:
     """The settings as TOML; with `comments`, each field's documentation above it."""
-    lines: list[str] = []
-    for f in dataclasses.fields(config):
-        value = getattr(config, f.name)
-        if not dataclasses.is_dataclass(value):
-            lines.append(f"{f.name} = {_toml_value(value)}")
-    for f in dataclasses.fields(config):
-        value = getattr(config, f.name)
-        if dataclasses.is_dataclass(value):
-            lines += ["", f"[{f.name}]", *_section(value, comments)]
-    return "\n".join(lines) + "\n"
-
-
-def _section(section: Any, comments: bool) -> list[str]:
-    docs = field_docs(section.__class__) if comments else {}
-    lines = []
-    for f in dataclasses.fields(section):
-        lines += [f"# {line.strip()}" for line in docs.get(f.name, "").splitlines()]
-        lines.append(f"{f.name} = {_toml_value(getattr(section, f.name))}")
-    return lines
-
-
-@functools.cache
-def field_docs(cls: type) -> dict[str, str]:
-    """The docstring written under each field of a config dataclass."""
-    import ast
-    import inspect
-    import textwrap
-
-    body = ast.parse(textwrap.dedent(inspect.getsource(cls))).body[0].body  # type: ignore[attr-defined]
-    pairs = zip(body, body[1:], strict=False)
-    return {
-        a.target.id: b.value.value
-        for a, b in pairs
-        if isinstance(a, ast.AnnAssign)
-        and isinstance(a.target, ast.Name)
-        and isinstance(b, ast.Expr)
-        and isinstance(b.value, ast.Constant)
-        and isinstance(b.value.value, str)
-    }
-
-
-def _toml_value(value: Any) -> str:
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, (int, float)):
-        return repr(value)
-    if isinstance(value, str):
-        import json
-
-        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
-    if isinstance(value, (tuple, list)):
-        return "[" + ", ".join(_toml_value(v) for v in value) + "]"
-    if isinstance(value, dict):
-        return "{" + ", ".join(f"{_toml_value(str(k))} = {_toml_value(v)}" for k, v in value.items()) + "}"
-    raise ConfigError(f"cannot write {value!r} as TOML")
-
-
-def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
-    merged = dict(base)
-    for key, value in over.items():
-        deep = isinstance(value, dict) and isinstance(merged.get(key), dict)
-        merged[key] = merge(merged[key], value) if deep else value
-    return merged
-
-
-def _build(cls: type, values: Any, where: str) -> Any:
-    if not isinstance(values, dict):
-        raise ConfigError(f"[{where}] must be a table, got {values!r}")
-    hints = typing.get_type_hints(cls)
-    built = {}
-    for key, value in values.items():
-        if key not in hints:
-            raise ConfigError(_unknown(key, where, list(hints)))
-        name = f"{where}.{key}" if where else key
-        nested = dataclasses.is_dataclass(hints[key])
-        built[key] = _build(hints[key], value, name) if nested else _typed(name, value, hints[key])
-    return cls(**built)
-
-
-def _unknown(key: str, where: str, known: list[str]) -> str:
-    close = difflib.get_close_matches(key, known, n=1)
-    hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known)}"
-    return f"unknown setting {key!r}{f' in [{where}]' if where else ''}; {hint}"
-
-
-def _typed(name: str, value: Any, hint: Any) -> Any:
-    origin = typing.get_origin(hint)
-    if origin is tuple:
-        _need(isinstance(value, (list, tuple)), f"{name} must be a list, got {value!r}")
-        return tuple(_typed(name, v, typing.get_args(hint)[0]) for v in value)
-    if origin is dict:
-        _need(isinstance(value, dict), f"{name} must be a table, got {value!r}")
-        return {k: _typed(f"{name}.{k}", v, typing.get_args(hint)[1]) for k, v in value.items()}
-    if origin in (types.UnionType, typing.Union):
-        hint = typing.get_args(hint)[0]
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    ok = isinstance(value, hint) and not (hint is not bool and isinstance(value, bool))
-    _need(ok, f"{name} must be {hint.__name__}, got {value!r}")
-    return value
+    return config_file.write(config, comments=comments)
