@@ -342,6 +342,8 @@ def test_the_warm_start_is_trained_on_the_prompts_of_the_cycle():
     )
     form = ' First say what you see, step by step. Then end with "Answer:" and the action.'
     assert questions() == tuple(text + form for text in asked)
+    hint = ' The right answer is "spin kick". Explain how the video shows it.'
+    assert questions("spin kick") == tuple(text + hint + form for text in asked)
 
 
 def test_figures_of_answers():

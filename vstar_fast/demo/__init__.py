@@ -13,7 +13,7 @@ Step = Callable[[int, int], None]
 FINETUNE: dict[str, float] = {
     "lr": 5e-4,
     "projector_lr": 1e-3,
-    "epochs": 2.0,
+    "epochs": 3.0,
     "batch_size": 8,
     "micro_batch_size": 8,
 }
@@ -36,8 +36,8 @@ def config(*, seed: int = 0, progress: Step | None = None, overrides: dict[str, 
         "model": {"base": str(folder)},
         "generate": {"samples": 4, "temperature": 0.8, "max_new_tokens": 40},
         "evaluate": {"max_new_tokens": 40},
+        "rationalize": {"max_share": 1.5},
         "match": {"min_correct": 0.5, "keep": "best"},
-        "rationalize": {"max_share": 0.25},
         "finetune": dict(FINETUNE),
         "loop": {"max_cycles": 2, "patience": 2},
     }

@@ -23,7 +23,7 @@ FORMAT = 1
 """Goes up whenever the same seed gives other files or labels: finished sets are then rendered anew."""
 COUNTS: dict[str, dict[str, int]] = {
     "actions": {"train": 150, "dev": 75, "test": 300},
-    "routines": {"train": 60, "dev": 30, "test": 60},
+    "routines": {"train": 30, "dev": 15, "test": 30},
 }
 FOLLOW_M = 0.6
 """Width of floor the person may cross before the camera starts to follow."""
