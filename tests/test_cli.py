@@ -17,7 +17,7 @@ from vstar_fast import cli, cycle, init_config
 from vstar_fast import config as settings
 from vstar_fast.errors import BackendError, ConfigError, DataError, ModelError, RunError
 from vstar_fast.records import Example, Label, LabeledVideo, Question, to_dict
-from vstar_fast.runfolder import write_jsonl
+from vstar_fast.runfolder import write_json, write_jsonl
 
 
 def call(*args, code=0):
@@ -90,6 +90,13 @@ def test_paper_recipe_yields_to_the_file_and_the_file_to_set(toml, engine):
     config = engine[1][1]
     assert (config.match.profile, config.generate.samples, config.finetune.lr) == ("paper", 1, 1e-3)
     assert config.finetune.batch_size == 128
+
+
+def test_paper_recipe_outdoes_what_a_run_folder_resolved(engine, tmp_path):
+    (tmp_path / "config.toml").write_text(settings.to_toml(settings.from_dict({"data": {"path": "clips"}})))
+    call("cycle", "--run", tmp_path, "--recipe", "paper", "--set", "generate.samples=3", code=1)
+    config = engine[0][1]
+    assert (config.match.profile, config.finetune.batch_size, config.generate.samples) == ("paper", 128, 3)
 
 
 def test_demo_builds_its_settings(engine, monkeypatch):
@@ -239,10 +246,12 @@ def test_init_writes_settings_that_load(project, tmp_path):
     assert "12 videos: 6 train, 3 dev, 3 test" in shown and "label set colours: 3 names" in shown
     assert settings.load(out) == settings.from_dict({"data": {"path": str(data)}, "model": {"base": str(model)}})
     text = out.read_text()
-    assert f"vstar-fast cycle --config {out}" in text and "# Candidates a question.\nsamples = " in text
-    assert tomllib.loads(text)["loop"]["max_cycles"] == 3
+    assert f"vstar-fast cycle --config {out}" in text and "# Candidates a question.\n#samples = 4\n" in text
+    assert tomllib.loads(text)["loop"] == {} and "\n#max_cycles = 3\n" in text
+    paper = settings.load(out, {"recipe": "paper"})
+    assert (paper.generate.samples, paper.match.profile) == (1, "paper")
     assert "--force" in call("init", data, model, "--out", out, code=2).stderr
-    call("init", data, "owner/name", "--out", out, "--force")
+    assert "not looked up" in call("init", data, "owner/name", "--out", out, "--force").stdout
     assert settings.load(out).model.base == "owner/name"
 
 
@@ -284,6 +293,7 @@ def accepted(root):
     ]
     asked = [Question(f"{v}/0", v, f"Which action is in {v}?", label, "class/1") for v in "ab"]
     write_jsonl(run / "videos.jsonl", [to_dict(v) for v in videos])
+    (run / "config.toml").write_text("seed = 0\n")
     for name in ("cycle-00", "cycle-01"):
         write_jsonl(run / name / "questions.jsonl", [to_dict(q) for q in asked])
     write_jsonl(run / "cycle-00" / "examples.jsonl", [to_dict(Example("a", "a/0", "?", "old", "direct"))])
@@ -350,6 +360,25 @@ def test_llama_factory_entry_joins_what_is_there(tmp_path):
     (run / "dataset_info.json").write_text('{"other": {"file_name": "o.json"}}')
     call("export", "--run", run, "--format", "sharegpt")
     assert list(json.loads((run / "dataset_info.json").read_text())) == ["other", "sharegpt"]
+
+
+def test_export_takes_the_cycles_that_the_summary_counts(tmp_path):
+    run = accepted(tmp_path)
+    write_json(run / "summary.json", {"cycles": [{}]})
+    assert ": 1 examples" in call("export", "--run", run, "--format", "hf").stdout
+    assert ": 3 examples" in call("export", "--run", run, "--format", "hf", "--cycle", 1).stdout
+    (run / "final" / "adapter").mkdir(parents=True)
+    assert "cycle-00/adapter" in call("export", "--run", run, "--merged", tmp_path / "m", code=1).stderr
+    write_json(run / "summary.json", {"cycles": [{}], "final": {}})
+    assert "final/adapter" in call("export", "--run", run, "--merged", tmp_path / "m", code=1).stderr
+
+
+def test_export_asks_as_the_run_asked(tmp_path):
+    run = accepted(tmp_path)
+    (run / "config.toml").write_text("[generate]\nreason = false\n")
+    call("export", "--run", run, "--format", "llava")
+    talk = json.loads((run / "llava.json").read_text())[0]["conversations"]
+    assert talk[0]["value"] == '<video>\nWhich action is in a? Reply with "Answer:" and the action.'
 
 
 def test_export_of_nothing(tmp_path):

@@ -139,5 +139,5 @@ def test_every_setting_that_is_not_plain_from_its_name_is_documented():
     for section in sections:
         assert section.__doc__ and config.field_docs(section).keys() <= {f.name for f in dataclasses.fields(section)}
     text = to_toml(CycleConfig(), comments=True)
-    assert "# Candidates a question.\nsamples = 4" in text
-    assert "# Intervals: least IoU that passes.\niou = 0.5" in text
+    assert "# Candidates a question.\n#samples = 4" in text
+    assert "# Intervals: least IoU that passes.\n#iou = 0.5" in text

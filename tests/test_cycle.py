@@ -14,7 +14,7 @@ import pytest
 
 import tiny
 from vstar_fast import config as settings
-from vstar_fast import cycle
+from vstar_fast import cycle, report
 from vstar_fast.errors import DataError, RunError
 from vstar_fast.profiling import Profiler
 from vstar_fast.progress import Progress
@@ -153,6 +153,20 @@ def test_paper_recipe_ends_on_direct_answers_only(project, tmp_path):
         assert summary["final"]["kept"] == summary["cycles"][0]["kept"]["direct"]
 
 
+def test_no_final_model_without_direct_answers(project, tmp_path):
+    config = make(project, recipe="paper", loop={"direct": False, "max_cycles": 1}, rationalize={"leak_guard": False})
+    summary = go(config, tmp_path)
+    assert summary["state"] == "done" and "no final model" in summary["stopped"] and "final" not in summary
+
+
+def test_a_stage_does_not_take_the_adapter_of_other_settings(project, done, tmp_path):
+    quiet = {"profiler": Profiler("off"), "progress": Progress(quiet=True)}
+    shutil.copytree(done[0], tmp_path / "run")
+    cycle.run_stage("generate", make(project, finetune={"lr": 0.05}), tmp_path / "run", 1, **quiet)
+    keys = [(p / "cycle-00/adapter/key.json").read_text() for p in (done[0], tmp_path / "run")]
+    assert keys[0] != keys[1]
+
+
 def test_another_start_checkpoint_is_used_for_training(project, done, tmp_path, tmp_path_factory):
     other = tiny.write_model(tmp_path_factory.mktemp("other") / "model", seed=7)
     summary = go(make(project, model={"init": str(other)}, loop={"max_cycles": 1}), tmp_path)
@@ -172,6 +186,45 @@ def test_a_bad_video_is_a_counted_row_and_the_run_goes_on(project, tmp_path, tmp
     assert summary["cycles"][0]["asked"]["direct"] == 4
     assert sum(summary["input_rejected"].values()) == 2
     assert {r["id"] for r in lines(tmp_path / "rejected.jsonl")} == {"train-0", "train-1"}
+    again = go(make(project, data={"path": str(data)}, loop={"max_cycles": 1}), tmp_path, controls=True)
+    assert again["input_rejected"] == summary["input_rejected"]
+    assert again["controls"]["labels_only"]["kept"] == 4
+    assert again["backends"]["frames"] == summary["backends"]["frames"]
+
+
+def test_a_clip_left_out_by_a_setting_is_back_when_the_setting_is(project, tmp_path):
+    short = make(project, data={"max_duration_s": 0.9}, loop={"max_cycles": 1})
+    assert go(short, tmp_path)["cycles"][0]["asked"]["direct"] == 4
+    summary = go(make(project, loop={"max_cycles": 1}), tmp_path)
+    assert summary["cycles"][0]["asked"]["direct"] == 6 and summary["input_rejected"] == {}
+
+
+def test_without_reasons_every_prompt_is_without(project, tmp_path, monkeypatch):
+    from vstar_fast import questions
+
+    asked = set()
+    prompt = questions.prompt_text
+    monkeypatch.setattr(questions, "prompt_text", lambda q, **kw: asked.add(prompt(q, **kw)) or prompt(q, **kw))
+    summary = go(make(project, generate={"reason": False}, loop={"max_cycles": 1}), tmp_path)
+    assert summary["cycles"][0]["asked"]["rationalized"] == 0 < summary["cycles"][0]["kept"]["direct"]
+    assert asked and all("Reply with" in text for text in asked)
+
+
+def test_what_min_correct_leaves_out_is_asked_again(project, tmp_path):
+    counted = go(make(project, match={"min_correct": 0.3}, loop={"max_cycles": 1}), tmp_path)["cycles"][0]
+    assert counted["kept"]["direct"] + counted["asked"]["rationalized"] == 6
+    assert counted["yield"]["direct"] > counted["kept"]["direct"] / 6
+
+
+def test_without_held_out_clips_it_says_so(project, tmp_path, tmp_path_factory, capsys):
+    data = tiny.write_data(tmp_path_factory.mktemp("bare"), held_out=0)
+    own = {"path": str(data), "dev_fraction": 0.0, "test_fraction": 0.0}
+    config = make(project, data=own, loop={"max_cycles": 1})
+    cycle.run(config, tmp_path, profiler=Profiler("off"), progress=Progress())
+    told = capsys.readouterr().err
+    assert "no dev videos" in told and "no test videos" in told
+    assert json.loads((tmp_path / "summary.json").read_text())["gain"]["value"] is None
+    report.write(tmp_path, tmp_path / "report.html")
 
 
 def test_nothing_usable_is_an_error(project, tmp_path, tmp_path_factory):

@@ -41,6 +41,12 @@ def test_gain_is_paired():
     assert found.value == pytest.approx(2 / 3) and found.n == 3
 
 
+def test_gain_is_the_difference_of_the_accuracies():
+    before, after = {"a": [0.0], "b": [1.0, 1.0, 1.0]}, {"a": [1.0], "b": [1.0, 1.0, 0.0]}
+    means = [evaluate.estimate(x, bootstrap=50, seed=0).value for x in (before, after)]
+    assert evaluate.gain(before, after, bootstrap=50, seed=0).value == means[1] - means[0] == 0.0
+
+
 def test_metrics_by_kind():
     asked = {
         "q0": q(0, Label("class", "action", "run")),

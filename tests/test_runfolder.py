@@ -15,6 +15,7 @@ from vstar_fast.runfolder import (
     read_jsonl,
     write_atomic,
     write_json,
+    write_jsonl,
 )
 
 
@@ -43,11 +44,33 @@ def test_part_is_computed_once(tmp_path):
 
     def compute():
         calls.append(1)
-        return [{"n": 1}, {"n": 2}]
+        return [{"n": 1}, {"n": 2}], []
 
     assert folder.part(tmp_path / "run" / "p", "key", compute) == [{"n": 1}, {"n": 2}]
     assert folder.part(tmp_path / "run" / "p", "key", compute) == [{"n": 1}, {"n": 2}]
     assert len(calls) == 1
+
+
+def test_what_a_part_rejected_is_counted_again_when_it_is_read(tmp_path):
+    cut, shut = Rejected("frames", "v1", "truncated", "at 1.2 s"), Rejected("frames", "v2", "unreadable", "denied")
+    for made, rejected in (([{"n": 1}], [cut]), ([{"n": 2}], [])):
+        folder = RunFolder(tmp_path / "run")
+        assert folder.part(tmp_path / "p", "key", lambda made=made: (made, [cut])) == [{"n": 1}]
+        assert folder.part(tmp_path / "p", "shut", lambda made=made, r=rejected: (made, [*r, shut])) == made
+        assert set(folder.rejected) == {cut, shut}
+        folder.close()
+
+
+def test_lines_end_at_line_feeds_only(tmp_path):
+    rows = [{"text": "a\x85b\u2028c\u2029d"}, {"text": "e\r"}]
+    write_jsonl(tmp_path / "a.jsonl", rows)
+    assert read_jsonl(tmp_path / "a.jsonl") == rows
+
+
+def test_numbers_that_are_not_finite_are_null(tmp_path):
+    write_json(tmp_path / "a.json", {"value": float("nan"), "rows": [(1.0, float("inf"))]})
+    assert (tmp_path / "a.json").read_text().count("null") == 2
+    assert read_json(tmp_path / "a.json") == {"value": None, "rows": [[1.0, None]]}
 
 
 def test_full_disk_leaves_no_file_and_says_so(tmp_path):
@@ -81,7 +104,8 @@ def test_rejected_rows_are_kept_once(tmp_path):
     row = Rejected("frames", "v1", "truncated", "at 1.2 s")
     folder.reject([row])
     folder.reject([row, Rejected("frames", "v2", "not_a_video")])
-    assert [r["id"] for r in read_jsonl(tmp_path / "rejected.jsonl")] == ["v1", "v2"]
+    folder.reject([Rejected("frames", "v1", "truncated", "at 1.4 s")])
+    assert [r["id"] for r in read_jsonl(tmp_path / "rejected.jsonl")] == ["v1", "v2", "v1"]
 
 
 def test_write_json_replaces_whole_files(tmp_path):

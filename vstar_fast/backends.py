@@ -12,7 +12,7 @@ import importlib.metadata
 import importlib.util
 import threading
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 from vstar_fast.errors import BackendError
@@ -201,6 +201,21 @@ def report() -> dict[str, dict[str, int]]:
     """What really ran in this process so far: op or stage -> backend -> number of calls."""
     with _lock:
         return {op: dict(counts) for op, counts in sorted(_ran.items())}
+
+
+class Since:
+    """What ran from now on, on top of what `earlier` processes of the same run reported."""
+
+    def __init__(self, earlier: Mapping[str, Mapping[str, int]]) -> None:
+        self._earlier = {op: Counter(counts) for op, counts in earlier.items()}
+        self._before = report()
+
+    def report(self) -> dict[str, dict[str, int]]:
+        """Op or stage -> backend -> number of calls."""
+        total = {op: Counter(counts) for op, counts in self._earlier.items()}
+        for op, counts in report().items():
+            total[op] = total.get(op, Counter()) + (Counter(counts) - Counter(self._before.get(op, {})))
+        return {op: dict(counts) for op, counts in sorted(total.items()) if counts}
 
 
 def reset_report() -> None:

@@ -243,15 +243,16 @@ def _settings(options: dict[str, Any], run_dir: Path | None, progress: Progress)
     over = _overrides(options)
     if path is not None:
         return settings.load(path, over)
+    # The demo and a run folder name every setting; what the user did not write must not outdo the recipe asked for.
+    recipe = settings.PAPER if over.get("recipe") == "paper" else {}
     if options["demo"]:
         from vstar_fast import demo
 
         with progress, progress.task("demo clips") as bar:
             base = settings.to_dict(demo.config(seed=options["seed"] or 0, progress=bar.update))
-        recipe = settings.PAPER if over.get("recipe") == "paper" else {}
         return settings.from_dict(settings.merge(settings.merge(base, recipe), over))
     if run_dir is not None and (run_dir / "config.toml").is_file():
-        return settings.load(run_dir / "config.toml", over)
+        return settings.load(run_dir / "config.toml", settings.merge(recipe, over))
     raise ConfigError("say what to run: --config run.toml (see `vstar-fast init`), --demo, or --run of an earlier run")
 
 

@@ -122,7 +122,7 @@ class GenerateConfig:
     batch_size: int = 64
     """Rows in one generate call; does not change any sample."""
     reason: bool = True
-    """Ask for step-by-step reasoning before `Answer:`."""
+    """Ask for step-by-step reasoning before `Answer:`. False: for the answer alone; nothing is rationalized then."""
 
     def __post_init__(self) -> None:
         need(self.samples >= 1, f"generate.samples must be at least 1, got {self.samples}")
@@ -295,5 +295,5 @@ def to_dict(config: CycleConfig) -> dict[str, Any]:
 
 
 def to_toml(config: CycleConfig, *, comments: bool = False) -> str:
-    """The settings as TOML; with `comments`, each field's documentation above it."""
+    """The settings as TOML; with `comments`, each field's documentation above it and defaults commented out."""
     return config_file.write(config, comments=comments)

@@ -38,7 +38,10 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def write(config: Any, *, comments: bool = False) -> str:
-    """A dataclass of dataclasses as TOML; with `comments`, each field's documentation above it."""
+    """A dataclass of dataclasses as TOML; with `comments`, each field's documentation above it.
+
+    Defaults are commented out then (`#samples = 4`), so that they stay defaults: a recipe may set them otherwise.
+    """
     lines: list[str] = []
     for f in dataclasses.fields(config):
         value = getattr(config, f.name)
@@ -56,7 +59,9 @@ def _section(section: Any, comments: bool) -> list[str]:
     lines = []
     for f in dataclasses.fields(section):
         lines += [f"# {line.strip()}" for line in docs.get(f.name, "").splitlines()]
-        lines.append(f"{f.name} = {_toml_value(getattr(section, f.name))}")
+        value = getattr(section, f.name)
+        default = f.default_factory() if f.default is dataclasses.MISSING else f.default
+        lines.append(f"{'#' if comments and value == default else ''}{f.name} = {_toml_value(value)}")
     return lines
 
 

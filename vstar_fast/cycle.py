@@ -59,6 +59,8 @@ def run(
         record.stopped = record.stopped or f"loop.max_cycles = {config.loop.max_cycles} reached"
         if config.recipe == "paper" and record.cycles[-1]["kept"]["rationalized"]:
             record.final = final_model(session, len(record.cycles) - 1)
+            if record.final is None:
+                record.stopped += "; no direct answer was kept, so there is no final model"
         if controls:
             record.controls = run_controls(session, len(record.cycles) - 1)
         return record.write("done")
@@ -68,13 +70,18 @@ def run(
 
 def one_cycle(session: Session, r: Round) -> tuple[Path, dict[str, Any]]:
     """Answer, verify, rationalize what failed, verify, fine-tune, evaluate: (adapter, results)."""
-    direct = answer(session, r)
-    rationalized = rationalize(session, r, direct)
-    examples = keep(session, r, direct, rationalized)
-    adapter = train(session, r, examples)
+    adapter, direct, rationalized, examples = taught(session, r)
     found = measure(session, adapter, r.where / "metrics")
     counted = summary.yields(direct, rationalized, examples, r.asked, session.label_sets, session.config)
     return adapter, {"cycle": r.number, **counted, **found}
+
+
+def taught(session: Session, r: Round) -> tuple[Path, Judged, Judged, list[Example]]:
+    """All of a cycle but its evaluation: (adapter, direct answers, rationalizations, examples)."""
+    direct = answer(session, r)
+    rationalized = rationalize(session, r, direct)
+    examples = keep(session, r, direct, rationalized)
+    return train(session, r, examples), direct, rationalized, examples
 
 
 def answer(session: Session, r: Round) -> Judged:
@@ -87,12 +94,13 @@ def answer(session: Session, r: Round) -> Judged:
 
 
 def rationalize(session: Session, r: Round, direct: Judged) -> Judged:
-    """The questions that no answer passed once more, with the label as a hint, judged with the leak guard."""
+    """The questions of which nothing was kept once more, with the label as a hint, judged with the leak guard."""
     config, where = session.config, r.where / "rationalize"
-    if not config.rationalize.enabled or not config.loop.filter or _for_final_model(config, r.number):
+    wanted = config.rationalize.enabled and config.generate.reason and config.loop.filter
+    if not wanted or _for_final_model(config, r.number):
         return []
-    passed = {c.question_id for c, v in direct if v.passed}
-    again = [questions.with_hint(q) for q in r.asked if q.id not in passed]
+    kept = {e.question_id for e in dataset.select(direct, {q.id: q for q in r.asked}, config.match)}
+    again = [questions.with_hint(q) for q in r.asked if q.id not in kept]
     samples = session.sampling(config.rationalize.samples)
     candidates = session.answer(again, r.teacher, samples, where, mode="rationalized", stage="rationalize")
     return session.judge(candidates, again, where)
@@ -122,24 +130,33 @@ def keep(session: Session, r: Round, direct: Judged, rationalized: Judged) -> li
 def train(session: Session, r: Round, examples: list[Example], *, steps: int = 0) -> Path:
     """Fine-tune from the initial checkpoint (or the last cycle's adapter) on what was kept."""
     start = r.teacher if session.config.loop.restart == "continue" else None
+    return fit(session, examples, r.where / "adapter", start=start, steps=steps)
+
+
+def fit(session: Session, examples: list[Example], out: Path, *, start: Path | None = None, steps: int = 0) -> Path:
+    """Fine-tune on examples and the instruction data that goes with so many, asked as they were answered."""
     mixed, prompts = session.instruction_examples(len(examples))
-    return session.train(examples + mixed, r.where / "adapter", start=start, steps=steps, texts=prompts)
+    asked_for_reasons = session.config.generate.reason
+    return session.train(examples + mixed, out, start=start, steps=steps, reason=asked_for_reasons, texts=prompts)
 
 
-def measure(session: Session, adapter: Path | None, where: Path, *, reason: bool = True) -> dict[str, Any]:
-    """Greedy answers on dev (which steers) and test (which steers nothing)."""
+def measure(session: Session, adapter: Path | None, where: Path, *, reason: bool | None = None) -> dict[str, Any]:
+    """Greedy answers on dev (which steers) and test (which steers nothing); `reason` as the run asks by default."""
+    reason = session.config.generate.reason if reason is None else reason
     dev, _ = session.measure(adapter, where, split="dev", reason=reason)
     test, clips = session.measure(adapter, where, split="test", reason=reason)
     return {"dev": dev, "test": test, "clips": clips}
 
 
-def final_model(session: Session, number: int) -> dict[str, Any]:
-    """The paper's last step when the plateau came early: the direct answers of the last cycle only."""
+def final_model(session: Session, number: int) -> dict[str, Any] | None:
+    """The paper's last step when the plateau came early: the direct answers of the last cycle only, if any."""
     before = session.folder.cycle(number - 1) / "adapter" if number else None
     last = Round(number, session.folder.cycle(number), session.questions["train"], before)
     where = session.folder.root / "final"
     examples = dataset.select(answer(session, last), {q.id: q for q in last.asked}, session.config.match)
-    adapter = session.train(examples, where / "adapter")
+    if not examples:
+        return None
+    adapter = fit(session, examples, where / "adapter")
     return {"kept": len(examples), **measure(session, adapter, where / "metrics")}
 
 
@@ -186,9 +203,12 @@ def run_stage(
     folder = RunFolder(run_dir)
     try:
         session = Session(config, folder, profiler, progress)
-        teacher = folder.cycle(number - 1) / "adapter" if number else None
-        if teacher is not None and not (teacher / "key.json").is_file():
+        if number and not (folder.cycle(number - 1) / "adapter" / "key.json").is_file():
             raise RunError(f"cycle {number - 1} has no adapter; run `vstar-fast finetune --cycle {number - 1}` first")
+        teacher: Path | None = None
+        for n in range(number):  # an adapter of other settings would not be this run's
+            before = Round(n, folder.cycle(n), session.questions["train"], teacher)
+            teacher = taught(session, before)[0]
         return _stage(session, name, Round(number, folder.cycle(number), session.questions["train"], teacher))
     finally:
         folder.close()

@@ -38,8 +38,8 @@ def estimate(clips: Mapping[str, Sequence[float]], *, bootstrap: int, seed: int)
 def gain(
     before: Mapping[str, Sequence[float]], after: Mapping[str, Sequence[float]], *, bootstrap: int, seed: int
 ) -> Estimate:
-    """Mean of `after - before`, paired by clip, over the clips that both have."""
-    paired = {c: [float(np.mean(after[c]) - np.mean(before[c]))] for c in after if c in before}
+    """Mean of `after - before` over the answers of the clips that both have; clips are resampled whole."""
+    paired = {c: [x - y for x, y in zip(after[c], before[c], strict=True)] for c in after if c in before}
     return estimate(paired, bootstrap=bootstrap, seed=seed)
 
 

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from vstar_fast import config as settings
 from vstar_fast.errors import DataError, RunError
 from vstar_fast.questions import prompt_text
 from vstar_fast.records import Example, LabeledVideo, Question, question_from_dict, video_from_dict
@@ -96,7 +97,6 @@ def write_examples(
 
 def write_merged(run_dir: Path, out: Path, *, cycle: int | None = None) -> Path:
     """Write a cycle's model as an ordinary model folder, the adapter merged into its weights."""
-    from vstar_fast import config as settings
     from vstar_fast import models, torchvision_compat
 
     torchvision_compat.ensure()
@@ -117,27 +117,35 @@ def write_merged(run_dir: Path, out: Path, *, cycle: int | None = None) -> Path:
 
 
 def _adapter(run_dir: Path, cycle: int | None) -> Path:
-    final = run_dir / "final" / "adapter"
-    folder = final if cycle is None and final.is_dir() else _cycle(run_dir, cycle, "adapter") / "adapter"
+    folder = _cycle(run_dir, cycle, "adapter") / "adapter"
+    if cycle is None and "final" in _summary(run_dir):
+        folder = run_dir / "final" / "adapter"
     if not (folder / "adapter_config.json").is_file():
         raise RunError(f"{folder} holds no adapter yet; run `vstar-fast finetune --run {run_dir}` first")
     return folder
 
 
 def _cycle(run_dir: Path, cycle: int | None, needed: str) -> Path:
-    """Folder of a cycle; by default the last one that has `needed`."""
-    if cycle is not None:
-        return run_dir / f"cycle-{cycle:02d}"
+    """Folder of a cycle; by default the last one of the run's summary, else the last that has `needed`."""
+    counted = len(_summary(run_dir).get("cycles", ()))
+    if cycle is not None or counted:
+        return run_dir / f"cycle-{counted - 1 if cycle is None else cycle:02d}"
     done = sorted(p for p in run_dir.glob("cycle-*") if (p / needed).exists())
     if not done:
         raise RunError(f"{run_dir} holds no cycle with {needed}; is it a run folder?")
     return done[-1]
 
 
+def _summary(run_dir: Path) -> dict[str, Any]:
+    path = run_dir / "summary.json"
+    return dict(read_json(path)) if path.is_file() else {}
+
+
 def _turns(run_dir: Path, cycle: int | None, plain: bool) -> list[_Turn]:
     folder = _cycle(run_dir, cycle, "examples.jsonl")
     if not (folder / "examples.jsonl").is_file():
         raise RunError(f"{folder} has no examples.jsonl yet; run `vstar-fast finetune --run {run_dir}` first")
+    reason = settings.load(run_dir / "config.toml").generate.reason
     videos = {row["id"]: video_from_dict(row) for row in read_jsonl(run_dir / "videos.jsonl")}
     asked = {row["id"]: question_from_dict(row) for row in read_jsonl(folder / "questions.jsonl")}
     turns: list[_Turn] = []
@@ -146,19 +154,19 @@ def _turns(run_dir: Path, cycle: int | None, plain: bool) -> list[_Turn]:
         example = Example(**row)
         nth = seen[example.question_id] = seen.get(example.question_id, 0) + 1
         name = example.question_id if nth == 1 else f"{example.question_id}#{nth}"
-        turns.append(_turn(name, example, asked, videos, plain))
+        turns.append(_turn(name, example, None if plain else asked.get(example.question_id), videos, reason))
     return turns
 
 
 def _turn(
-    name: str, example: Example, asked: dict[str, Question], videos: dict[str, LabeledVideo], plain: bool
+    name: str, example: Example, question: Question | None, videos: dict[str, LabeledVideo], reason: bool
 ) -> _Turn:
+    """`question`: asked with its instruction on the form of the answer; None leaves that out."""
     video = videos.get(example.video_id)
     if video is None:
         raise DataError(f"example {name!r} is about video {example.video_id!r}, which videos.jsonl lacks")
-    question = asked.get(example.question_id)
-    full = question is not None and not plain
-    return _Turn(name, prompt_text(question) if full and question else example.question, example.answer, video)
+    text = prompt_text(question, reason=reason) if question is not None else example.question
+    return _Turn(name, text, example.answer, video)
 
 
 def _describe(path: Path) -> None:

@@ -34,6 +34,10 @@ def write(data: Path, model: str, out: Path, *, force: bool = False) -> list[str
         "labels: " + ", ".join(f"{n} {kind}" for kind, n in kinds.most_common()),
         *(f"label set {name}: {len(values)} names" for name, values in sets.items()),
     ]
+    if not splits["dev"] or not splits["test"]:
+        lines.append("too few videos for dev and test: no plateau can be seen, no accuracy reported; add videos")
+    if not Path(source).is_dir():
+        lines.append(f"model {source} is taken for a hub id; it is not looked up before the run")
     if rejected:
         reasons = ", ".join(f"{r} {n}" for r, n in Counter(r.reason for r in rejected).most_common(3))
         lines.append(f"{len(rejected)} rows left out: {reasons}; first: {rejected[0].detail}")

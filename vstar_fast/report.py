@@ -94,6 +94,7 @@ def render(run: Run, shown: Sequence[Sample], strips: Mapping[str, str]) -> str:
         stages=_stages(s.get("stages", {})),
         kinds=_kinds(s),
         unread=Counter(f"{r['stage']}: {r['reason']}" for r in run.rejected).most_common(),
+        left_out=len(run.rejected),
         rejected=run.rejected[:200],
         config=_config(run.root),
         style=_resource("report.css"),

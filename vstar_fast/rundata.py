@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -62,7 +63,7 @@ def load(root: Path) -> Run:
 
     Raises RunError when there is nothing to show, or when the folder holds several seeds.
     """
-    summary = read_json(root / "summary.json") if (root / "summary.json").is_file() else None
+    summary = _with_nan(read_json(root / "summary.json")) if (root / "summary.json").is_file() else None
     if summary is not None and "runs" in summary:
         seeds = ", ".join(str(root / f"seed-{s}") for s in summary["seeds"])
         raise RunError(f"{root} holds several seeds; give one of: {seeds}")
@@ -77,6 +78,15 @@ def load(root: Path) -> Run:
     if summary is None:
         run.summary = _unfinished(run)
     return run
+
+
+def _with_nan(value: Any) -> Any:
+    """JSON's null back to NaN where an estimate or metric was not measured."""
+    if isinstance(value, list):
+        return [_with_nan(v) for v in value]
+    if isinstance(value, dict):
+        return {k: math.nan if v is None else _with_nan(v) for k, v in value.items()}
+    return value
 
 
 def _rows(path: Path) -> list[Any]:

@@ -6,6 +6,7 @@ import errno
 import fcntl
 import hashlib
 import json
+import math
 import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -18,6 +19,12 @@ FORMAT = 1
 """Version of what is stored; part of every content key."""
 
 _WINDOW_BYTES = 1 << 20
+
+Part = tuple[list[dict[str, Any]], list[Rejected]]
+"""Rows of a part, and what was rejected while they were made."""
+REJECTED = "rejected"
+UNREADABLE = "unreadable"
+"""Reason of a file that could not be opened, which may pass."""
 
 
 def content_key(*values: Any) -> str:
@@ -66,8 +73,16 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write JSON, keys in order of insertion."""
-    write_text(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+    """Write JSON, keys in order of insertion; a number that is not finite becomes null."""
+    write_text(path, json.dumps(_finite(value), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _finite(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def write_jsonl(path: Path, rows: Iterable[Any]) -> None:
@@ -86,7 +101,8 @@ def read_json(path: Path) -> Any:
 def read_jsonl(path: Path) -> list[Any]:
     """Read one JSON value a line."""
     try:
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line]
+        # Not splitlines(): it also splits at U+2028 and the like, which JSON leaves as they are.
+        return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
     except ValueError as error:
         raise RunError(f"{path} is damaged ({error}); delete it and run the same command again") from None
 
@@ -106,7 +122,7 @@ class RunFolder:
             ) from None
         except OSError as error:
             raise RunError(f"cannot use run folder {self.root}: {error}") from None
-        self._rejected: dict[tuple[str, str], Rejected] = {}
+        self._rejected: dict[Rejected, None] = {}
 
     def close(self) -> None:
         """Let another process use the folder."""
@@ -116,23 +132,31 @@ class RunFolder:
         """Folder of one cycle, counted from 0."""
         return self.root / f"cycle-{number:02d}"
 
-    def part(self, folder: Path, key: str, compute: Callable[[], list[dict[str, Any]]]) -> list[dict[str, Any]]:
-        """Rows of a part: read when present, else computed and stored."""
+    def part(self, folder: Path, key: str, compute: Callable[[], Part]) -> list[dict[str, Any]]:
+        """Rows of a part: read when present, else computed and stored.
+
+        What was rejected on the way is stored with the rows, so that a run that is resumed counts it again. A part
+        in which a file could not be opened is not stored: the next run tries that file again.
+        """
         path = folder / f"{key}.jsonl"
         if path.is_file():
-            return read_jsonl(path)
-        rows = compute()
-        write_jsonl(path, rows)
+            stored = read_jsonl(path)
+            self.reject(Rejected(**row[REJECTED]) for row in stored if REJECTED in row)
+            return [row for row in stored if REJECTED not in row]
+        rows, rejected = compute()
+        self.reject(rejected)
+        if not any(r.reason == UNREADABLE for r in rejected):
+            write_jsonl(path, [*rows, *({REJECTED: to_dict(r)} for r in rejected)])
         return rows
 
     def reject(self, rows: Iterable[Rejected]) -> None:
         """Add to `rejected.jsonl`; the same thing refused twice is one row."""
-        fresh = {(r.stage, r.id): r for r in rows}
-        if fresh.keys() - self._rejected.keys():
-            self._rejected.update(fresh)
-            write_jsonl(self.root / "rejected.jsonl", [to_dict(r) for r in self._rejected.values()])
+        before = len(self._rejected)
+        self._rejected.update(dict.fromkeys(rows))
+        if len(self._rejected) > before:
+            write_jsonl(self.root / "rejected.jsonl", [to_dict(r) for r in self._rejected])
 
     @property
     def rejected(self) -> list[Rejected]:
-        """What was rejected so far in this process's run."""
-        return list(self._rejected.values())
+        """What was rejected so far, parts that were read back included."""
+        return list(self._rejected)

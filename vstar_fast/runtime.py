@@ -61,7 +61,8 @@ class FeatureStore:
         unique = {v.id: v for v in videos}
         missing = [v for v in unique.values() if not self._load(v)]
         for start in range(0, len(missing), 8):
-            self._encode(missing[start : start + 8], keep={v.id for v in unique.values()})
+            self._encode(missing[start : start + 8])
+        self._evict(keep=set(unique))
         return {i: self._failed[i] if i in self._failed else self._touch(i) for i in unique}
 
     def _touch(self, video_id: str) -> Features:
@@ -84,7 +85,7 @@ class FeatureStore:
             return None
         return self._folder / f"{content_key(clip, self._config.frames.count, self._weights)}.safetensors"
 
-    def _encode(self, videos: list[LabeledVideo], keep: set[str]) -> None:
+    def _encode(self, videos: list[LabeledVideo]) -> None:
         read = list(frames.read(videos, self._config.frames, max_duration_s=self._config.data.max_duration_s))
         for video, item in zip(videos, read, strict=True):
             if isinstance(item, Rejected):
@@ -99,7 +100,6 @@ class FeatureStore:
             path = self._path(video) if self._lm.small_features else None
             if path is not None:
                 _write_features(path, features)
-        self._evict(keep)
 
     def _keep(self, video_id: str, features: Features) -> None:
         self._kept[video_id] = features

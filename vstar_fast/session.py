@@ -34,7 +34,7 @@ from vstar_fast.records import (
     candidate_from_dict,
     to_dict,
 )
-from vstar_fast.runfolder import RunFolder, content_key, read_json, write_json, write_jsonl, write_text
+from vstar_fast.runfolder import Part, RunFolder, content_key, read_json, write_json, write_jsonl, write_text
 from vstar_fast.runtime import Runtime, clip_key, stream_seed, weights_key
 
 Judged = list[tuple[Candidate, Verdict]]
@@ -62,16 +62,34 @@ class Session:
             raise DataError(
                 f"no training question could be asked of {config.data.path}; see {folder.root}/rejected.jsonl"
             )
+        self._warn()
+
+    def _warn(self) -> None:
+        """Say what the run will not do, before it takes its time."""
+        if not self.questions["dev"]:
+            self.progress.note("no dev videos: the stop rule cannot see a plateau, loop.max_cycles ends the run")
+        if not self.questions["test"]:
+            self.progress.note("no test videos: no accuracy will be reported")
+        if self.config.recipe == "paper" and not self.config.data.instructions:
+            self.progress.note("recipe paper without data.instructions: no original instruction data is mixed in")
+        if self.config.recipe == "paper" and not self.config.model.init:
+            self.progress.note("recipe paper without model.init: fine-tuning starts from model.base")
 
     # -- keys ----------------------------------------------------------------------------------
 
     @cached_property
-    def _clip_keys(self) -> dict[str, str]:
-        return {v.id: clip_key(v) for v in self.videos.values()}
+    def _clip_keys(self) -> dict[str, str | None]:
+        return {v.id: _clip_key(v) for v in self.videos.values()}
 
     @cached_property
     def _model_keys(self) -> dict[str, str]:
         return {p: weights_key(p) for p in {self.config.model.base, self.runtime.init_path}}
+
+    @cached_property
+    def _seen_through(self) -> tuple[Any, ...]:
+        """Settings between a file and what the model makes of it."""
+        c = self.config
+        return asdict(c.frames), c.data.max_duration_s, c.model.dtype, c.model.device
 
     def _teacher_key(self, adapter: Path | None) -> str:
         if adapter is None:
@@ -98,8 +116,7 @@ class Session:
         found: list[Candidate] = []
         for group in batches(asked, batch_size or self.config.generate.batch_size, sampling.samples):
             rows = [(questions.prompt_text(q, reason=reason), self._clip_keys.get(q.video_id), q.id) for q in group]
-            dtype = (self.config.model.dtype, self.config.model.device)
-            key = content_key(rows, teacher, asdict(sampling), self.config.frames.count, self.config.seed, mode, dtype)
+            key = content_key(rows, teacher, asdict(sampling), self._seen_through, self.config.seed, mode)
             part = self.folder.part(
                 where / "parts",
                 key,
@@ -112,13 +129,13 @@ class Session:
 
     def _answer_part(
         self, group: list[Question], adapter: Path | None, sampling: Sampling, mode: str, stage: str, reason: bool
-    ) -> list[dict[str, Any]]:
+    ) -> Part:
         path = self.config.model.base if adapter is None else self.runtime.init_path
         features = self.runtime.features(path, [self.videos[q.video_id] for q in group])
-        self.folder.reject(f for f in features.values() if isinstance(f, Rejected))
+        rejected = [f for f in features.values() if isinstance(f, Rejected)]
         asked, kept = usable(group, features)
         if not asked:
-            return []
+            return [], rejected
         lm = self.runtime.plain(path) if adapter is None else self.runtime.adapted(adapter)
         with self.profiler.stage(stage):
             batch = generate(
@@ -132,7 +149,7 @@ class Session:
             rows = [to_dict(c) for c in to_candidates(batch, lm, sampling, weights_key(lm.path), mode)]
             self.profiler.count("tokens", int(batch.lengths.sum()))
             self.profiler.count("answers", len(rows))
-        return rows
+        return rows, rejected
 
     # -- match ---------------------------------------------------------------------------------
 
@@ -177,7 +194,8 @@ class Session:
         tuning = settings.replace(c.finetune, steps=steps or c.finetune.steps)
         origin = self._teacher_key(start) if start else self._model_keys[self.runtime.init_path]
         clips = [self._clip_keys.get(e.video_id) for e in examples]
-        key = content_key([to_dict(e) for e in examples], clips, asdict(tuning), origin, c.frames.count, c.seed, reason)
+        rows_key = [to_dict(e) for e in examples]
+        key = content_key(rows_key, clips, asdict(tuning), origin, self._seen_through, c.seed, reason)
         if (out / "key.json").is_file() and read_json(out / "key.json") == key:
             return out
         temporary = out.with_name(f".{out.name}.tmp")
@@ -256,6 +274,14 @@ class Session:
             return [], {}
         mixed = dataset.instructions(path, round(ratio * kept), self.config.seed)
         return mixed, {e.question_id: e.question for e in mixed}
+
+
+def _clip_key(video: LabeledVideo) -> str | None:
+    """None for a file that cannot be opened; reading its frames says why."""
+    try:
+        return clip_key(video)
+    except OSError:
+        return None
 
 
 def estimate_from(found: dict[str, Any]) -> Estimate:

@@ -28,7 +28,7 @@ SCHEMA = {
     "gain": "{value, low, high, n}: last cycle minus base on test, paired by clip",
     "controls": "{labels_only, shuffled}: .accuracy, .gain over base, .steps",
     "stages.<name>": "seconds, cpu_seconds, peak_mib, items and rates",
-    "backends": "op or stage -> backend -> calls: what really ran",
+    "backends": "op or stage -> backend -> calls: what really ran, earlier processes of the run included",
     "best_cycle": "cycle with the best dev accuracy (-1: the base model)",
 }
 
@@ -46,6 +46,8 @@ class Record:
         path = session.folder.root / "stages.json"
         if path.is_file():
             session.profiler.merge(read_json(path))
+        ran = session.folder.root / "backends.json"
+        self._ran = backends.Since(read_json(ran) if ran.is_file() else {})
 
     def write(self, state: str) -> dict[str, Any]:
         """Write and return the summary as it stands."""
@@ -66,12 +68,13 @@ class Record:
             "controls": {k: _public(v) | {"gain": self._gain(v)} for k, v in self.controls.items()},
             "input_rejected": dict(Counter(f"{r.stage}:{r.reason}" for r in s.folder.rejected)),
             "stages": stages,
-            "backends": backends.report(),
+            "backends": self._ran.report(),
             "versions": versions(),
         }
         if self.final is not None:
             value["final"] = _public(self.final) | {"gain": self._gain(self.final)}
         write_json(s.folder.root / "stages.json", stages)
+        write_json(s.folder.root / "backends.json", value["backends"])
         write_json(s.folder.root / "summary.json", value)
         return value
 
@@ -120,7 +123,7 @@ def yields(
     sources = Counter(e.source for e in examples)
     modes = {"direct": direct, "rationalized": rationalized}
     kinds = {q.id: q.labels[0].kind for q in asked}
-    closed = [q for q in asked if kinds[q.id] == "class"]
+    closed = [q for q in asked if kinds[q.id] in ("class", "choice")]
     return {
         "asked": {m: len({c.question_id for c, _ in rows}) for m, rows in modes.items()},
         "kept": {m: sources.get(m, 0) for m in modes},
