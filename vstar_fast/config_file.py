@@ -60,7 +60,7 @@ def _section(section: Any, comments: bool) -> list[str]:
     for f in dataclasses.fields(section):
         lines += [f"# {line.strip()}" for line in docs.get(f.name, "").splitlines()]
         value = getattr(section, f.name)
-        default = f.default_factory() if f.default is dataclasses.MISSING else f.default
+        default = f.default if f.default_factory is dataclasses.MISSING else f.default_factory()
         lines.append(f"{'#' if comments and value == default else ''}{f.name} = {_toml_value(value)}")
     return lines
 
