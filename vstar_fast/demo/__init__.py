@@ -13,7 +13,7 @@ Step = Callable[[int, int], None]
 FINETUNE: dict[str, float] = {
     "lr": 5e-4,
     "projector_lr": 1e-3,
-    "epochs": 3.0,
+    "epochs": 2.0,
     "batch_size": 8,
     "micro_batch_size": 8,
 }
@@ -39,6 +39,6 @@ def config(*, seed: int = 0, progress: Step | None = None, overrides: dict[str, 
         "rationalize": {"max_share": 1.5},
         "match": {"min_correct": 0.5, "keep": "best"},
         "finetune": dict(FINETUNE),
-        "loop": {"max_cycles": 2, "patience": 2},
+        "loop": {"max_cycles": 2, "patience": 2, "restart": "continue"},
     }
     return settings.from_dict(settings.merge(values, overrides or {}))
