@@ -62,6 +62,7 @@ class _Shelf:
         self.file_keys: dict[str, str] = {}
         self.sources: list[Source] = []
         self._where: dict[str, str] = {}
+        self._keys: dict[str, str] = {}
         self._by_window: dict[tuple[str, float | None, float | None], str] = {}
         self._taken_before: set[str] = set()
 
@@ -98,14 +99,23 @@ class _Shelf:
             self.videos[video.id] = video
             self._where[video.id] = row.where
             self._by_window[window] = video.id
-            self.file_keys[video.id] = source.relative(video.path)
+            self.file_keys[video.id] = self._keys.setdefault(video.path, source.relative(video.path))
             if row.values.get("split"):
                 self.named_split.add(video.id)
             self.sets.note(video)
 
     def _merge(self, first: str, video: LabeledVideo, row: Row) -> None:
-        """A further question about a video that is already there."""
+        """A further question about a video that is already there; the first split that a row names is the video's."""
         held = self.videos[first]
+        if row.values.get("split"):
+            if first in self.named_split and video.split != held.split:
+                earlier = f"but the video of {self._where[first]} is already in {held.split!r}"
+                self._reject(
+                    video, "split_conflict", row, f"split {video.split!r}, {earlier}; name one for all its rows"
+                )
+                return
+            self.named_split.add(first)
+            self.videos[first] = held = dataclasses.replace(held, split=video.split)
         new = tuple(label for label in video.labels if label not in held.labels)
         if not new:
             self._reject(video, "duplicate_video", row, f"the same video and question as {self._where[first]}")

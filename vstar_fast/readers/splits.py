@@ -32,12 +32,14 @@ def assign_splits(
 ) -> list[LabeledVideo]:
     """Videos with their final split.
 
-    `named`: ids whose split came with the data. The rest, and `train` where the data has no `dev` or no `test`,
-    are dealt by hash of (seed, file): windows of one file stay together, and more data moves no file. A missing
-    split gets at least one file as long as `train` keeps one.
+    `named`: ids whose split came with the data. The rest go where the data put another window of their file, held
+    out before `train`. What is left, and `train` where the data has no `dev` or no `test`, is dealt by hash of
+    (seed, file): windows of one file stay together, and more data moves no file. A missing split gets at least one
+    file as long as `train` keeps one.
     """
     held = {videos[id].split for id in named}
-    open_ids = [id for id in videos if id not in named or videos[id].split == "train"]
+    kept = _held_out(videos, named, file_keys)
+    open_ids = [id for id in videos if file_keys[id] not in kept and (id not in named or videos[id].split == "train")]
     tied = {file_keys[id] for id in open_ids if id in named}
     shares = {"test": config.test_fraction, "dev": config.dev_fraction}
     dealt: dict[str, str] = {}
@@ -46,7 +48,15 @@ def assign_splits(
         dealt[key] = "train" if key in tied and split in held else split
     _fill([s for s in shares if shares[s] > 0 and s not in held], dealt)
     final = {id: dealt[file_keys[id]] for id in open_ids}
+    final |= {id: kept[file_keys[id]] for id in videos if file_keys[id] in kept and id not in named}
     return [dataclasses.replace(video, split=final.get(id, video.split)) for id, video in videos.items()]
+
+
+def _held_out(videos: Mapping[str, LabeledVideo], named: set[str], file_keys: Mapping[str, str]) -> dict[str, str]:
+    """File -> `test`, else `dev`, where the data put a window of it into one of these."""
+    return {
+        file_keys[id]: split for split in ("dev", "test") for id in videos if id in named and videos[id].split == split
+    }
 
 
 def _place(seed: int, key: str) -> float:
