@@ -1,5 +1,6 @@
 """Readers: what each format becomes, splits, label sets, ids, and one clear line for every bad row."""
 
+import dataclasses
 import json
 import os
 from collections import Counter
@@ -98,6 +99,8 @@ BAD_ROWS = {
         (row(labels="run"), "labels must be a list of labels, got 'run'"),
         (row(start_s="1"), "start_s must be a number of seconds >= 0, got '1'"),
         (row(start_s=-1), "start_s must be a number of seconds >= 0, got -1"),
+        (row(start_s=10**400), "start_s must be a number of seconds >= 0, got 1000"),
+        (row("a", "a.mp4", label(abs_tolerance=10**400)), "abs_tolerance must be a number >= 0, got 1000"),
         (row(duration_s=float("nan")), "duration_s must be a number of seconds >= 0, got nan"),
         (row("a", "a.mp4", label(aliases="abc")), "labels[0] aliases must be a list of strings, got 'abc'"),
         (row(labels=["run"]), "labels[0] must be an object, got 'run'"),
@@ -116,6 +119,9 @@ BAD_ROWS = {
         (row("a", "a.mp4", label("?!...")), "'?!...' has no letter or digit"),
         (row("a", "a.mp4", label(aliases=["--"])), "alias of 'run' '--' has no letter or digit"),
         (row("a", "a.mp4", {"kind": "number", "name": "n", "value": "3"}), "must be a finite number, got '3'"),
+        (row("a", "a.mp4", {"kind": "number", "name": "n", "value": 10**400}), "must be a finite number, got 1000"),
+        (row("a", "a.mp4", {"kind": "interval", "name": "n", "value": [0, 10**400]}), "must be a finite number"),
+        (row("a", "a.mp4", label(question="<video>\n<image>")), "has no words; write the question beside the"),
         (row("a", "a.mp4", {"kind": "interval", "name": "n", "value": [2, 1]}), "needs 0 <= start_s < end_s"),
         (
             row("a", "a.mp4", {"kind": "interval", "name": "n", "value": [2, 3]}, start_s=5, end_s=6),
@@ -146,6 +152,14 @@ BAD_ROWS = {
             "save the file",
         ),
         (row("a", "a.mp4", label("\udc80x")), "is not UTF-8; save the file as UTF-8"),
+        (row("caf\udce9"), "is not UTF-8; save the file as UTF-8"),
+        (row("a", "latin.mp4"), "caf\\udce9.mp4 is not UTF-8; rename the file or its folder"),
+    ],
+    "split_conflict": [
+        (
+            row("other", "good.mp4", label(question="What?"), split="test"),
+            "split 'test', but the video of manifest.jsonl line 3 is already in 'train'; name one for all its rows",
+        )
     ],
     "duplicate_id": [(row("good", "b.mp4"), "id 'good' is already taken by manifest.jsonl line 3; ids must be unique")],
     "duplicate_video": [(row("other", "good.mp4"), "the same file and window as manifest.jsonl line 3")],
@@ -162,19 +176,22 @@ def test_bad_row_is_one_clear_rejected_and_the_rest_is_read(tmp_path, reason, ba
     (root / "folder").mkdir()
     (root / "empty.mp4").touch()
     (root / "link.mp4").symlink_to(tmp_path / "secret.mp4")
-    good = row("good", "good.mp4")
-    later = reason.startswith("duplicate")
+    touch(root, "caf\udce9.mp4")
+    (root / "latin.mp4").symlink_to(root / "caf\udce9.mp4")
+    later = reason.startswith(("duplicate", "split_conflict"))
+    good = row("good", "good.mp4", label(question="Which?"), split="train")
     file = manifest(root, "" if later else bad, good, bad if later else "", sets={"few": ["run"], "none": []})
     videos, rejected, _ = read_all(file)
     assert [v.id for v in videos] == ["good"]
     (only,) = rejected
     assert (only.stage, only.reason) == ("read", reason)
+    assert json.dumps(dataclasses.asdict(only), ensure_ascii=False).encode()
     assert f"manifest.jsonl line {4 if later else 2}: " in only.detail and message in only.detail
     assert "\n" not in only.detail and len(only.detail) < 400 + len(str(tmp_path)) or "xxx" in only.detail
 
 
 def test_every_reason_that_readers_give_is_documented():
-    assert BAD_ROWS.keys() | {"bad_csv", "not_video"} == REASONS.keys()
+    assert BAD_ROWS.keys() | {"bad_csv", "not_video", "unreadable_folder"} == REASONS.keys()
 
 
 def test_punctuation_in_a_declared_set_is_counted_and_left_out(tmp_path):
@@ -251,6 +268,69 @@ def test_folder_of_classes(tmp_path):
     assert {v.labels[0].name for v in videos} == {"action"}
     assert sorted((r.id, r.reason) for r in rejected) == [("lost", "no_label"), ("push_up/notes", "not_video")]
     assert sets == {"action": ("apply eye makeup", "push up")}
+
+
+def storable(rejected) -> bool:
+    return bool("".join(x for r in rejected for x in (r.id, r.reason, r.detail)).encode())
+
+
+def test_text_that_is_not_utf8_is_stored_escaped(tmp_path):
+    touch(tmp_path, "a.mp4", "run/b.mp4", "run/caf\udce9.mp4", "sk\udce5/c.mp4")
+    (tmp_path / "t.csv").write_bytes(b"id,video,label\ncaf\xe9,a,run\nok,a,run\ncaf\xe9,gone\n")
+    videos, rejected, _ = read_all(tmp_path / "t.csv")
+    assert [v.id for v in videos] == ["ok"] and storable(rejected)
+    assert [(r.id, r.reason) for r in rejected] == [("caf\\udce9", "not_utf8"), ("t.csv line 4", "bad_csv")]
+    videos, rejected, _ = read_all(tmp_path, reader="folder")
+    assert [v.id for v in videos] == ["run/b"] and storable(rejected)
+    assert [(r.id, r.reason) for r in rejected if "udc" in r.id] == [
+        ("run/caf\\udce9", "not_utf8"),
+        ("sk\\udce5/c", "not_utf8"),
+    ]
+    assert all("rename it" in r.detail for r in rejected if r.reason == "not_utf8")
+
+
+def test_a_label_set_that_is_not_utf8_is_counted_and_left_out(tmp_path):
+    touch(tmp_path, "a.mp4")
+    _, rejected, sets = read_all(manifest(tmp_path, row(), sets={"action": ["run", "caf\udce9"], "\udce9": ["x"]}))
+    assert [(r.id, r.reason) for r in rejected] == [
+        ("label_sets.action[1]", "not_utf8"),
+        ("label_sets.\\udce9", "not_utf8"),
+    ]
+    assert sets == {"action": ("run",)} and storable(rejected)
+
+
+def test_linked_class_folders_are_read_and_loops_end(tmp_path):
+    root = tmp_path / "data"
+    touch(root, "run/a.mp4", "real/jump/b.mp4")
+    touch(tmp_path, "away/c.mp4")
+    (root / "jump").symlink_to("real/jump")
+    (root / "kick").symlink_to(tmp_path / "away")
+    (root / "run/loop").symlink_to("..")
+    (root / "run/self").symlink_to("self")
+    videos, rejected, _ = read_all(root)
+    assert [(v.id, v.labels[0].value) for v in videos] == [("jump/b", "jump"), ("run/a", "run")]
+    assert [(r.id, r.reason) for r in rejected] == [
+        ("kick/c", "outside_root"),
+        ("real/jump/b", "duplicate_video"),
+        ("run/self", "not_video"),
+    ]
+
+
+def test_a_folder_that_cannot_be_listed_is_counted(tmp_path, monkeypatch):
+    touch(tmp_path / "data", "run/a.mp4", "locked/b.mp4")
+    listed = os.listdir
+
+    def listdir(path):
+        if os.path.basename(path) == "locked":
+            raise PermissionError(13, "Permission denied", os.fspath(path))
+        return listed(path)
+
+    monkeypatch.setattr(os, "listdir", listdir)
+    videos, rejected, _ = read_all(tmp_path / "data")
+    assert [v.id for v in videos] == ["run/a"]
+    (only,) = rejected
+    assert (only.id, only.reason) == ("data/locked", "unreadable_folder")
+    assert "data/locked: the folder cannot be listed: Permission denied; make it readable" in only.detail
 
 
 def test_folder_with_split_folders(tmp_path):
@@ -348,6 +428,34 @@ def test_jsonl_questions_about_one_video_are_joined(tmp_path):
         "w": [("choice", "down", "Up or down? Options: up, down."), ("choice", "no", "Left? Options: yes, no.")],
     }
     assert [r.reason for r in rejected] == ["duplicate_video", "not_in_label_set", "no_label"]
+
+
+def test_placeholders_around_a_question_are_dropped(tmp_path):
+    touch(tmp_path, "v.mp4", "w.mp4")
+    rows = [
+        {"video": "v.mp4", "question": "<video>\nWhat is it?", "answer": "a cat"},
+        {"video": "v.mp4", "question": "What is the <video> tag?\n<image> <video>\n", "answer": "html"},
+        {"video": "w.mp4", "question": "Up or down? <image>", "options": ["up", "down"], "answer": "up"},
+        {"video": "w.mp4", "question": "<video>", "options": ["up", "down"], "answer": "up"},
+        {"id": "m", "path": "v.mp4", "labels": [label(question="<image>\n<video> Which?")]},
+    ]
+    (tmp_path / "qa.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    videos, rejected, _ = read_all(tmp_path / "qa.jsonl")
+    assert {v.id: [x.question for x in v.labels] for v in videos} == {
+        "v": ["What is it?", "What is the <video> tag?", "Which?"],
+        "w": ["Up or down? Options: up, down."],
+    }
+    assert [r.reason for r in rejected] == ["bad_label"]
+
+
+@pytest.mark.parametrize("start", ["1", [1], 10**400, {"a": 1}])
+def test_a_start_that_is_no_number_is_one_rejected_row(tmp_path, start):
+    touch(tmp_path, "a.mp4", "b.mp4")
+    rows = [{"video": "a.mp4", "label": "run", "start": start}, {"video": "b.mp4", "label": "run"}]
+    (tmp_path / "t.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    videos, rejected, _ = read_all(tmp_path / "t.jsonl")
+    assert [v.id for v in videos] == ["b"]
+    assert [r.reason for r in rejected] == ["wrong_type"]
 
 
 def test_choice_options_become_its_label_set(tmp_path):
@@ -453,6 +561,69 @@ def test_windows_of_one_file_share_a_split(tmp_path):
     got = splits(manifest(tmp_path, *rows), dev_fraction=0.3, test_fraction=0.3)
     assert len(set(got.values())) == 3
     assert all(len({got[f"v{i}-{k}"] for k in range(3)}) == 1 for i in range(40))
+
+
+def asked(path: str, number: int, **more) -> dict:
+    return {"video": path, "question": f"What is {number}?", "answer": "x", **more}
+
+
+def test_questions_of_one_video_keep_the_split_the_data_names(tmp_path):
+    touch(tmp_path, *(f"{x}.mp4" for x in "abcd"))
+    rows = [
+        *(asked("a.mp4", 1, split="train"), asked("a.mp4", 2, split="test"), asked("a.mp4", 3)),
+        *(asked("b.mp4", 1), asked("b.mp4", 2, split="test"), asked("b.mp4", 3, split="train")),
+        *(asked("c.mp4", 1, split="val"), asked("c.mp4", 2, split="validation")),
+        *(asked("d.mp4", 1), asked("d.mp4", 1, split="test")),
+    ]
+    (tmp_path / "qa.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    videos, rejected, _ = read(DataConfig(path=str(tmp_path / "qa.jsonl")))
+    got = {v.id: (v.split, [int(x.question[8]) for x in v.labels]) for v in videos}
+    assert got == {"a": ("train", [1, 3]), "b": ("test", [1, 2]), "c": ("dev", [1, 2]), "d": ("test", [1])}
+    assert [(r.id, r.reason) for r in rejected] == [
+        ("a", "split_conflict"),
+        ("b", "split_conflict"),
+        ("d", "duplicate_video"),
+    ]
+    assert "qa.jsonl line 2: split 'test', but the video of qa.jsonl line 1 is already in 'train'" in rejected[0].detail
+
+
+@pytest.mark.parametrize("held", ["test", "dev"])
+def test_a_window_without_split_goes_with_its_file(tmp_path, held):
+    touch(tmp_path, *(f"{i}.mp4" for i in range(30)))
+    rows = [row(f"{i}-0", f"{i}.mp4", start_s=0, end_s=0.3, split=held if i % 2 else "train") for i in range(30)]
+    rows += [row(f"{i}-1", f"{i}.mp4", start_s=0.3, end_s=0.6) for i in range(30)]
+    got = splits(manifest(tmp_path, *rows), dev_fraction=0.3, test_fraction=0.3)
+    assert all(got[f"{i}-1"] == got[f"{i}-0"] for i in range(30))
+    assert all(got[f"{i}-0"] == held for i in range(1, 30, 2)) and len(set(got.values())) == 3
+
+
+def test_windows_of_one_file_that_the_data_parts_stay_parted(tmp_path):
+    touch(tmp_path, *(f"{i}.mp4" for i in range(20)))
+    windows = {"train": 0, "val": 1, "test": 2, "": 3}
+    rows = [
+        row(f"{i}-{name}", f"{i}.mp4", start_s=k, end_s=k + 1, **({"split": name} if name else {}))
+        for i in range(20)
+        for name, k in windows.items()
+    ]
+    got = splits(manifest(tmp_path, *rows))
+    assert {id.split("-")[1]: split for id, split in got.items()} == {
+        "train": "train",
+        "val": "dev",
+        "test": "test",
+        "": "test",
+    }
+    rows = [x for x in rows if x.get("split") in ("train", "test")]
+    got = splits(manifest(tmp_path, *rows), dev_fraction=0.5)
+    assert {id.split("-")[1]: split for id, split in got.items()} == {"train": "train", "test": "test"}
+
+
+def test_windows_of_one_file_that_two_sources_name_share_a_split(tmp_path):
+    touch(tmp_path, *(f"in/{i}.mp4" for i in range(40)))
+    outer = [row(f"o{i}", f"in/{i}.mp4", start_s=0, end_s=1) for i in range(40)]
+    inner = [row(f"i{i}", f"{i}.mp4", start_s=1, end_s=2) for i in range(40)]
+    manifest(tmp_path / "in", *inner)
+    got = splits(manifest(tmp_path, *outer), extra=(str(tmp_path / "in"),), dev_fraction=0.3, test_fraction=0.3)
+    assert all(got[f"o{i}"] == got[f"i{i}"] for i in range(40))
 
 
 JSON = st.recursive(

@@ -31,9 +31,18 @@ def _require_word(what: str, text: Any) -> None:
         raise DataError(f"{what} {text!r} has no letter or digit; give it a name that can be matched")
 
 
+def is_finite(value: Any) -> bool:
+    """Whether `value` is a number that a float can hold: no NaN, no infinity, no integer of 400 digits."""
+    try:
+        return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    except OverflowError:
+        return False
+
+
 def _check_number(what: str, value: Any) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-        raise DataError(f"{what} must be a finite number, got {value!r}")
+    if not is_finite(value):
+        text = repr(value)
+        raise DataError(f"{what} must be a finite number, got {text if len(text) <= 60 else text[:57] + '...'}")
 
 
 def _check_from_zero(what: str, value: Any) -> None:
@@ -249,12 +258,20 @@ class Example:
 
 @dataclass(frozen=True, slots=True)
 class Rejected:
-    """Something that was left out, and why: never dropped silently, always counted in the report."""
+    """Something that was left out, and why: never dropped silently, always counted in the report.
+
+    Text that is not UTF-8 (lone surrogates) is kept escaped (`caf\\udce9`): the record can always be written.
+    """
 
     stage: str
     id: str
     reason: str
     detail: str = ""
+
+    def __post_init__(self) -> None:
+        for name in ("id", "detail"):
+            text = getattr(self, name).encode(errors="backslashreplace").decode()
+            object.__setattr__(self, name, text)
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from vstar_fast.errors import DataError
-from vstar_fast.readers.rows import VIDEO_SUFFIXES, Row, Source, reject, with_id
+from vstar_fast.readers.rows import VIDEO_SUFFIXES, Row, Source, is_utf8, reject, with_id
 from vstar_fast.readers.splits import SPLIT_NAMES
 from vstar_fast.records import Rejected
 
@@ -30,13 +30,21 @@ def class_words(folder: str) -> str:
 
 
 def _rows(source: Source) -> Iterator[Row | Rejected]:
-    for path in _files(source.path):
+    for path in _files(source.path, frozenset()):
+        if isinstance(path, OSError):
+            where = os.path.join(source.path.name, os.path.relpath(path.filename, source.path))
+            what = f"the folder cannot be listed: {path.strerror}; make it readable or move it away"
+            yield reject(Row(where, {}), "unreadable_folder", what)
+            continue
         parts = path.relative_to(source.path).parts
         split = SPLIT_NAMES.get(parts[0].lower()) if len(parts) > 2 else None
         where = f"{source.path.name}/{'/'.join(parts)}"
         row = Row(where, with_id({"path": "/".join(parts)}), own_id=False)
         if path.suffix.lower() not in VIDEO_SUFFIXES:
             yield reject(row, "not_video", f"{path.suffix or 'a name without ending'} is no known video file type")
+            continue
+        if not is_utf8(where):
+            yield reject(row, "not_utf8", "the name of the file or of its folder is not UTF-8; rename it")
             continue
         folders = parts[1:-1] if split else parts[:-1]
         if not folders:
@@ -53,7 +61,20 @@ def _aliases(folder: str) -> list[str]:
     return [joined] if joined.casefold() != class_words(folder).casefold() else []
 
 
-def _files(folder: Path) -> Iterator[Path]:
-    for base, folders, files in os.walk(folder):
-        folders[:] = sorted(x for x in folders if not x.startswith("."))
-        yield from (Path(base, name) for name in sorted(files) if not name.startswith("."))
+def _files(folder: Path, above: frozenset[str]) -> Iterator[Path | OSError]:
+    """Files below, links followed; the error of a folder that cannot be listed.
+
+    `above`: real paths of the folders around this one. A link back to one of them is left out: it adds no file.
+    """
+    real = os.path.realpath(folder)
+    if real in above:
+        return
+    try:
+        names = sorted(x for x in os.listdir(folder) if not x.startswith("."))
+    except OSError as error:
+        yield error
+        return
+    inner = {x for x in names if os.path.isdir(folder / x)}
+    yield from (folder / x for x in names if x not in inner)
+    for name in sorted(inner):
+        yield from _files(folder / name, above | {real})

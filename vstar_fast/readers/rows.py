@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import difflib
 import json
-import math
 import os
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from vstar_fast.config import DataConfig
 from vstar_fast.errors import DataError
 from vstar_fast.readers.splits import SPLIT_NAMES
-from vstar_fast.records import LABEL_KINDS, Label, LabeledVideo, Rejected
+from vstar_fast.records import LABEL_KINDS, Label, LabeledVideo, Rejected, is_finite
 
 if TYPE_CHECKING:
     from vstar_fast.readers.sets import LabelSets
@@ -27,6 +27,7 @@ REASONS = {
     "wrong_type": "a field of another type than it must have",
     "missing_field": "a field every row must have",
     "wrong_split": "a split that is not train, dev or test by any usual name",
+    "split_conflict": "a question about a video that an earlier row put into another split",
     "no_label": "no label at all",
     "unknown_kind": "a label kind that does not exist",
     "bad_label": "a label whose value does not fit its kind",
@@ -38,10 +39,13 @@ REASONS = {
     "missing_file": "a file that is not there",
     "empty_file": "a file of 0 bytes",
     "not_video": "a file that is no video by its name",
+    "unreadable_folder": "a folder that cannot be listed",
     "duplicate_id": "an id that is already taken",
     "duplicate_video": "a file and window that are already there",
 }
 
+_MARKS = r"<(?:video|image)>"
+_PLACEHOLDERS = re.compile(rf"\A(?:\s*{_MARKS})+\s*|\s*(?:{_MARKS}\s*)+\Z")
 VIDEO_SUFFIXES = tuple(
     f".{x}"
     for x in "mp4 m4v mov avi mkv webm mpg mpeg wmv flv ts m2ts 3gp ogv y4m".split()  # noqa: SIM905
@@ -136,6 +140,19 @@ def _check_utf8(values: dict[str, Any]) -> None:
         raise Bad("not_utf8", f"the text near {near} is not UTF-8; save the file as UTF-8") from None
 
 
+def is_utf8(text: str) -> bool:
+    """Whether `text` can be written as UTF-8; a file name of other bytes cannot."""
+    return text.isascii() or not any("\ud800" <= x <= "\udfff" for x in text)
+
+
+def question_words(text: Any) -> Any:
+    """A question of the data without `<video>` or `<image>` before or behind it: the prompt brings its own."""
+    words = _PLACEHOLDERS.sub("", text) if isinstance(text, str) else text
+    if text and not words:
+        raise Bad("bad_label", f"question {_short(text)} has no words; write the question beside the placeholder")
+    return words
+
+
 def _text(value: Any) -> bool:
     return isinstance(value, str)
 
@@ -145,7 +162,7 @@ def _name(value: Any) -> bool:
 
 
 def _seconds(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value) and value >= 0
+    return is_finite(value) and value >= 0
 
 
 def _texts(value: Any) -> bool:
@@ -204,7 +221,7 @@ def _label(values: Any, index: int) -> Label:
         known = ", ".join(sorted(LABEL_KINDS))
         raise Bad("unknown_kind", f"{where}has unknown label kind {values['kind']!r}; known: {known}")
     _check_fields(values, _LABEL, where)
-    given = {k: v for k, v in values.items() if v is not None}
+    given = {k: question_words(v) if k == "question" else v for k, v in values.items() if v is not None}
     try:
         return Label(**{**given, "aliases": tuple(given.get("aliases", ()))})
     except DataError as error:
@@ -244,6 +261,8 @@ def _file(text: str, source: Source) -> str:
         raise Bad("outside_root", f"path {text!r} leaves the data folder {source.root}; set data.root to widen it")
     if size < 0:
         raise Bad("missing_file", f"no file {path}")
+    if not is_utf8(path):
+        raise Bad("not_utf8", f"the path {path} is not UTF-8; rename the file or its folder")
     if size == 0:
         raise Bad("empty_file", f"{path} has 0 bytes")
     return path
@@ -267,8 +286,12 @@ def with_id(values: dict[str, Any]) -> dict[str, Any]:
     path, start, end = (values.get(k) for k in ("path", "start_s", "end_s"))
     id = os.path.splitext(path)[0] if isinstance(path, str) else ""
     if start is not None or end is not None:
-        id += f"@{start or 0:g}-{'end' if end is None else format(end, 'g')}"
+        id += f"@{_seconds_text(start or 0)}-{'end' if end is None else _seconds_text(end)}"
     return {**values, "id": id}
+
+
+def _seconds_text(value: Any) -> str:
+    return format(value, "g") if is_finite(value) else _short(value)
 
 
 def _short(value: Any) -> str:

@@ -6,7 +6,7 @@ import dataclasses
 import re
 from collections.abc import Mapping, Sequence
 
-from vstar_fast.readers.rows import Bad
+from vstar_fast.readers.rows import Bad, is_utf8
 from vstar_fast.records import Label, LabeledVideo, Rejected
 
 CLOSED_KINDS = ("class", "sequence")
@@ -16,6 +16,13 @@ CLOSED_KINDS = ("class", "sequence")
 def label_key(text: str) -> str:
     """Labels with one key are one label: case, spaces, `_` and `-` do not count."""
     return " ".join(re.split(r"[\s_\-]+", text.casefold())).strip()
+
+
+def _unusable(value: str) -> tuple[str, str] | None:
+    """Why no label may have this value: reason and words."""
+    if not is_utf8(value):
+        return "not_utf8", "is not UTF-8; save the file as UTF-8"
+    return None if any(c.isalnum() for c in value) else ("bad_label", "has no letter or digit")
 
 
 class LabelSets:
@@ -29,11 +36,16 @@ class LabelSets:
         """Take declared sets; sets of one name are joined. Gives what had to be left out of them."""
         rejected = []
         for name, values in sets.items():
+            if not is_utf8(name):
+                detail = f"{where}: the name of label_sets.{name} is not UTF-8; save the file as UTF-8"
+                rejected.append(Rejected("read", f"label_sets.{name}", "not_utf8", detail))
+                continue
             held = self._declared.setdefault(name, {})
             for i, value in enumerate(values):
-                if not any(c.isalnum() for c in value):
-                    detail = f"{where}: label_sets.{name}[{i}] {value!r} has no letter or digit"
-                    rejected.append(Rejected("read", f"label_sets.{name}[{i}]", "bad_label", detail))
+                wrong = _unusable(value)
+                if wrong:
+                    detail = f"{where}: label_sets.{name}[{i}] {value!r} {wrong[1]}"
+                    rejected.append(Rejected("read", f"label_sets.{name}[{i}]", wrong[0], detail))
                 else:
                     held.setdefault(label_key(value), value)
         return rejected

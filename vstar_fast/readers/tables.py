@@ -19,7 +19,7 @@ from typing import Any
 
 from vstar_fast.errors import ConfigError, DataError
 from vstar_fast.readers.manifest import json_lines, parse, row_of
-from vstar_fast.readers.rows import VIDEO_SUFFIXES, Bad, Row, Source, first_existing, reject, with_id
+from vstar_fast.readers.rows import VIDEO_SUFFIXES, Bad, Row, Source, first_existing, question_words, reject, with_id
 from vstar_fast.records import Rejected
 
 # What a column means -> the names it usually has, first match wins. `data.columns` goes before these.
@@ -252,7 +252,7 @@ def _labels(got: Mapping[str, Any], columns: Mapping[str, str]) -> tuple[list[di
 
 def _question_label(got: Mapping[str, Any], options: list[str]) -> dict[str, Any]:
     """An `answer`; a `choice` over the row's options when there are any."""
-    question, answer = got["question"], got["answer"]
+    question, answer = question_words(got["question"]), got["answer"]
     if isinstance(answer, str):
         answer = re.sub(r"^\s*<answer>(.*)</answer>\s*$", r"\1", answer, flags=re.S).strip()
     optional = {k: got[k] for k in ("unit", "event", "aliases") if k in got}
