@@ -448,7 +448,7 @@ def test_placeholders_around_a_question_are_dropped(tmp_path):
     assert [r.reason for r in rejected] == ["bad_label"]
 
 
-@pytest.mark.parametrize("start", ["1", [1], 10**400, {"a": 1}])
+@pytest.mark.parametrize("start", ["1", [1], 10**400, {"a": 1}], ids=["text", "list", "huge", "object"])
 def test_a_start_that_is_no_number_is_one_rejected_row(tmp_path, start):
     touch(tmp_path, "a.mp4", "b.mp4")
     rows = [{"video": "a.mp4", "label": "run", "start": start}, {"video": "b.mp4", "label": "run"}]
@@ -624,6 +624,14 @@ def test_windows_of_one_file_that_two_sources_name_share_a_split(tmp_path):
     manifest(tmp_path / "in", *inner)
     got = splits(manifest(tmp_path, *outer), extra=(str(tmp_path / "in"),), dev_fraction=0.3, test_fraction=0.3)
     assert all(got[f"o{i}"] == got[f"i{i}"] for i in range(40))
+
+
+def test_files_of_one_name_in_two_sources_are_two_files(tmp_path):
+    for name, more in (("one", {"split": "test"}), ("two", {})):
+        touch(tmp_path / name, *(f"{i}.mp4" for i in range(20)))
+        manifest(tmp_path / name, *(row(f"{name}{i}", f"{i}.mp4", **more) for i in range(20)))
+    got = splits(tmp_path / "one", extra=(str(tmp_path / "two"),), dev_fraction=0.0)
+    assert {got[f"one{i}"] for i in range(20)} == {"test"} and got["two0"] != "test"
 
 
 JSON = st.recursive(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from vstar_fast.config import DataConfig
 from vstar_fast.records import LabeledVideo
@@ -38,8 +38,8 @@ def assign_splits(
     file as long as `train` keeps one.
     """
     held = {videos[id].split for id in named}
-    kept = _held_out(videos, named, file_keys)
-    open_ids = [id for id in videos if file_keys[id] not in kept and (id not in named or videos[id].split == "train")]
+    kept = _held_out(videos[id] for id in named)
+    open_ids = [id for id in videos if videos[id].path not in kept and (id not in named or videos[id].split == "train")]
     tied = {file_keys[id] for id in open_ids if id in named}
     shares = {"test": config.test_fraction, "dev": config.dev_fraction}
     dealt: dict[str, str] = {}
@@ -48,15 +48,17 @@ def assign_splits(
         dealt[key] = "train" if key in tied and split in held else split
     _fill([s for s in shares if shares[s] > 0 and s not in held], dealt)
     final = {id: dealt[file_keys[id]] for id in open_ids}
-    final |= {id: kept[file_keys[id]] for id in videos if file_keys[id] in kept and id not in named}
+    final |= {id: kept[video.path] for id, video in videos.items() if video.path in kept and id not in named}
     return [dataclasses.replace(video, split=final.get(id, video.split)) for id, video in videos.items()]
 
 
-def _held_out(videos: Mapping[str, LabeledVideo], named: set[str], file_keys: Mapping[str, str]) -> dict[str, str]:
-    """File -> `test`, else `dev`, where the data put a window of it into one of these."""
-    return {
-        file_keys[id]: split for split in ("dev", "test") for id in videos if id in named and videos[id].split == split
-    }
+def _held_out(videos: Iterable[LabeledVideo]) -> dict[str, str]:
+    """Path -> `test`, else `dev`, where one of the videos (windows) is in one of these."""
+    held: dict[str, str] = {}
+    for video in videos:
+        if video.split == "test" or video.split == "dev" and video.path not in held:
+            held[video.path] = video.split
+    return held
 
 
 def _place(seed: int, key: str) -> float:
