@@ -55,7 +55,7 @@ def _pattern(digits: str, sign: str, glue: str) -> re.Pattern[str]:
 
 
 _NUMBER = _pattern(_THOUSANDS + _PLAIN, r"(?<![\w)\]%])[+\-\u2212]", ".,:")
-_TIME = _pattern(_PLAIN, r"(?!)", ".:")
+TIME = _pattern(_PLAIN, r"(?!)", ".:")
 _OTHER = re.compile(r"\s*(?:or|to|-|\u2013|\u2014|~)\s*(?=[\d.]|" + "|".join(NUMBER_WORDS) + ")", re.IGNORECASE)
 _OR = re.compile(r"\s*,?\s*or\b", re.IGNORECASE)
 
@@ -162,7 +162,7 @@ _SECONDS = Label("number", "time", 0, unit="s")
 
 
 def _pair(case: Case, at: int) -> Extracted:
-    numbers = list(read_numbers(case.text, case.start, case.end, _TIME))
+    numbers = list(read_numbers(case.text, case.start, case.end, TIME))
     written = [x for x in numbers if x.digits]
     numbers = written if len(written) >= 2 else numbers
     if len(numbers) < 2:
