@@ -54,6 +54,27 @@ def reason(label, text, **more) -> str:
     return verdict.reason
 
 
+HEDGED = (
+    """
+    between 3 and 5 times|3, 4 or 5|less than 3|3/4|3 minus 1|at least 3|about 3 or 4|3 / 4|3 + 1|3 plus 1
+    more than 3 times|fewer than about 3|up to 3|over 3|> 3|>=3|≤ 3|3+|3 times or more|3 or fewer|3 jumps at least
+    a minimum of 3|half of 3|3 x 4|3 times 4|3*2|3 ± 1|3 and 4|3 or maybe 4|3, maybe 4|3 jumps or 4 jumps|3 (or 4)|3, 4
+    3 times, or 4|3 (three) or 4|3 to four times|3 times (maybe 4)|3...5|three, perhaps four|as many as 3|**3** or 4
+""".strip()
+    .replace("\n    ", "|")
+    .split("|")
+)
+PLAIN = (
+    """
+    3 times|3.|about 3|3 jumps and then a rest|3, because the person jumps 3 times|three (3) times|3 (three)
+    3 times.|**3**|3 jumps, then 4 seconds of rest|It happens 3 times|<b>3</b>|-> 3|3 out of 4|3 times in 10 seconds
+    3 times, 4 seconds each|3. He starts at 2 s.|nearly 3|3 times or so|3, or three times|x = 3
+""".strip()
+    .replace("\n    ", "|")
+    .split("|")
+)
+
+
 @pytest.mark.parametrize(
     ("label", "text", "want"),
     [
@@ -99,7 +120,7 @@ def reason(label, text, **more) -> str:
         (number(45.9, "points", abs_tolerance=0.0), "45.8", "off_tolerance"),
         (number(10, abs_tolerance=1, rel_tolerance=0.1), "12", "ok"),
         (number(7), "7 out of 10", "ok"),
-        (number(7), "7/10", "ok"),
+        (number(7), "7/10", "ambiguous"),
         (number(10), "7 out of 10", "off_tolerance"),
         (number(3, "times"), "3", "ok"),
         (number(3, "times"), "three times", "ok"),
@@ -131,6 +152,14 @@ def reason(label, text, **more) -> str:
         (number(3), "3-4", "ambiguous"),
         (number(3), "three to four", "ambiguous"),
         (number(3), "not 3", "negated"),
+        *((number(3, "times"), text, "ambiguous") for text in HEDGED),
+        *((number(3, "times"), text, "ok") for text in PLAIN),
+        (number(3), "3/4", "ambiguous"),
+        (number(4), "at least 3", "ambiguous"),
+        (number(3), "3, 4 seconds each", "ambiguous"),
+        (number(90, "s"), "1.5 min (90 s)", "ok"),
+        (number(90, "s"), "1.5 min or 100 s", "ambiguous"),
+        (number(95, "points"), "95 points out of 100", "ok"),
         (number(3), "many", "no_value"),
         (number(3), "the 3rd, in 3D, v3, 1.2.3", "no_value"),
         (number(1.5), "1,5", "no_value"),
@@ -183,6 +212,19 @@ def reason(label, text, **more) -> str:
         (free("cup", "mug"), "his mug", "ok"),
         (free("cup"), "cupboard", "wrong_value"),
         (free("cup"), "not a cup", "negated"),
+        *((free("red"), text, "ambiguous") for text in ("red or blue", "red, green, blue or yellow", "blue or red")),
+        *(
+            (free("red"), text, "ambiguous")
+            for text in ("It is either red, or blue.", "red/blue", "a red or a blue one")
+        ),
+        *((free("red"), text, "ok") for text in ("red", "a red one", "red and shiny", "The colour is red.")),
+        (free("red"), "red, because he runs or jumps", "ok"),
+        (free("red"), "red, he runs or jumps. Red or not", "ambiguous"),
+        (free("red", "crimson"), "red or crimson", "ok"),
+        (free("a man"), "a man or a woman", "ambiguous"),
+        (free("red or blue"), "red or blue", "ok"),
+        (free("now or never"), "it is now or never", "ok"),
+        (free("1/2"), "1/2 cup", "ok"),
         (free("two"), "2", "ok"),
         (free("cup"), " ... ", "no_value"),
         (free("yes"), "Yes, she does.", "ok"),
@@ -303,6 +345,41 @@ def test_leak_guard(text, want):
     assert reason(label, text, mode="direct") == ("wrong_value" if want == "wrong_value" else "ok")
 
 
+@pytest.mark.parametrize(
+    ("label", "text", "want"),
+    [
+        (number(3, "times"), "3 times is what it shows. Answer: 3", "leak_label_first"),
+        (number(3, "times"), "Three is what this clip shows. Answer: 3", "leak_label_first"),
+        (number(3, "times"), "The video shows three times, arms up and legs apart. Answer: 3", "leak_label_first"),
+        (number(3, "times", event="jump"), "3 jumps are what it shows here. Answer: 3", "leak_label_first"),
+        (number(3, "times", event="jump"), "He jumps about 3 times, from the wall. Answer: 3", "leak_label_first"),
+        (number(3, "times"), "3 people lift both arms, high, 3 times. Answer: 3", "ok"),
+        (number(1, "times"), "One person lifts both arms, once. Answer: 1", "ok"),
+        (number(3, "times"), "It takes 3 seconds: both arms go up, down, 3 times. Answer: 3", "ok"),
+        (number(3, "times"), "Arms up, arms down, and again and again: 3 times. Answer: 3", "ok"),
+        (number(90, "s"), "1.5 min is how long this is. Answer: 90 s", "leak_label_first"),
+        (number(0.125), "12.5% is what the clip shows. Answer: 12.5%", "leak_label_first"),
+        (span(), "1.8 s to 3.6 s is when it happens. Answer: 1.8 s to 3.6 s", "leak_label_first"),
+        (span(), "The jump starts at 1.8 and ends at 3.6 seconds, as one sees. Answer: 1.8 to 3.6", "leak_label_first"),
+        (span(), "Both feet leave the floor at 1.8 s and land at 3.6 s. Answer: 1.8 to 3.6", "ok"),
+        (span(), "At 1.8 s both feet leave the floor, at 3.6 s they land. Answer: 1.8 to 3.6", "ok"),
+        (span(1.234, 3.6), "1.23 s to 3.6 s is when it happens. Answer: 1.23 to 3.6", "leak_label_first"),
+        (steps("run", "jump"), "Run then jump is what it does here. Answer: run, jump", "leak_label_first"),
+        (
+            steps("run", "jump", "run"),
+            "It is run, jump, run: long strides, a leap. Answer: run, jump, run",
+            "leak_label_first",
+        ),
+        (steps("run", "jump"), "Run with long strides, then jump over the bar. Answer: run, jump", "ok"),
+        (steps("run", "jump"), "Jump, no: the legs go fast: run, and jump at last. Answer: run, jump", "ok"),
+        (steps("run", "jump"), "The run is first, and so on to the end. Answer: run, jump", "ok"),
+    ],
+)
+def test_leak_guard_of_numbers_intervals_and_sequences(label, text, want):
+    assert reason(label, text, mode="rationalized") == want
+    assert reason(label, text, mode="direct") == "ok"
+
+
 def test_leak_guard_of_other_kinds_and_off():
     text = "The run, the jump: Answer: run, jump"
     assert reason(steps("run", "jump"), text, mode="rationalized") == "no_reasoning"
@@ -338,6 +415,15 @@ def test_leak_guard_of_other_kinds_and_off():
 def test_paper_profiles(label, text, paper, code):
     assert reason(label, text, profile="paper") == paper
     assert reason(label, text, profile="paper-code") == code
+
+
+def test_hedges_are_the_strict_profiles_own():
+    """The paper's profiles stay as they are described: one stated number, names anywhere."""
+    for profile in ("paper", "paper-code"):
+        assert reason(number(3), "at least 3", profile=profile) == "ok"
+        assert reason(number(3), "3/4", profile=profile) == "ok"
+        assert reason(number(3), "3 or 4", profile=profile) == "ambiguous"
+        assert reason(free("red"), "red or blue", profile=profile) == "ok"
 
 
 def test_paper_code_uses_its_own_iou_and_strict_the_setting():

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from vstar_fast import backends
 from vstar_fast.config import MatchConfig, RationalizeConfig
 from vstar_fast.errors import ConfigError, DataError
-from vstar_fast.match import classes, fuzzy, numbers, words
+from vstar_fast.match import classes, fuzzy, hedge, numbers, words
 from vstar_fast.match.leak import leak
 from vstar_fast.match.text import (
     Case,
@@ -39,7 +39,7 @@ REASONS = {
     "truncated": "the token budget ended before the answer did",
     "no_value": "nothing after `Answer:` that could be the label",
     "wrong_value": "another label or text than the right one",
-    "ambiguous": "more than one label, or numbers to choose from",
+    "ambiguous": "more than one label or answer, or a number that leaves a choice: `at least 3`, `3 or 4`, `3/4`",
     "negated": "the label is denied: `not a backflip`",
     "wrong_unit": "a number in a unit that does not measure this label",
     "off_tolerance": "a number too far from the label",
@@ -159,7 +159,7 @@ PROFILES: dict[str, Profile] = {
             "class": _CLASS,
             "choice": _CLASS,
             "answer": Matcher(each(words.answer), _same_name, _as_compared),
-            "number": Matcher(each(numbers.first_number), _error, _within(None)),
+            "number": Matcher(each(hedge.only_number), _error, _within(None)),
             "interval": Matcher(each(numbers.first_interval), _iou, _overlap),
             "sequence": Matcher(each(words.sequence), _in_order, _as_compared),
         },

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
+from vstar_fast.match import hedge
 from vstar_fast.match.numbers import NUMBER_WORDS
 from vstar_fast.match.text import WORD, Case, Extracted, Forms, Found, Names, fold, negated, own_forms
 
@@ -69,7 +70,10 @@ def _common(a: Sequence[str], b: Sequence[str]) -> int:
 
 
 def answer(case: Case, _names: Names) -> Extracted:
-    """The gold answer (or an alias) when the slot equals it in words or holds it whole, else the slot itself."""
+    """The gold answer (or an alias) when the slot equals it in words or holds it whole, else the slot itself.
+
+    Held beside something else to choose from (`red or blue`), it is ambiguous.
+    """
     label = case.label
     if fold(label.value) in _POLAR:
         return _polar(case)
@@ -79,9 +83,13 @@ def answer(case: Case, _names: Names) -> Extracted:
     whole = _trimmed(case)
     if any(words == _words(x) for x in (label.value, *label.aliases)):
         return Extracted(label.value, whole)
-    found = next(_bare_forms(label.value, *label.aliases).scan(case.text, case.start, case.end), None)
+    forms = _bare_forms(label.value, *label.aliases)
+    found = next(forms.scan(case.text, case.start, case.end), None)
     if found is None:
         return Extracted(case.text[slice(*whole)], whole)
+    offered = hedge.choice(case, forms)
+    if offered:
+        return Extracted(offered, (found.start, found.end), "ambiguous")
     reason = "negated" if negated(case.text, case.start, found.start) else "ok"
     return Extracted(label.value, (found.start, found.end), reason)
 
