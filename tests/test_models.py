@@ -9,7 +9,7 @@ import tiny
 from vstar_fast import frames, generate, models, torchvision_compat
 from vstar_fast.errors import ModelError
 from vstar_fast.generate import Sampling
-from vstar_fast.models.video_lm import VideoLM
+from vstar_fast.models.video_lm import VideoLM, pick_device
 from vstar_fast.records import Frames, Label, LabeledVideo, Question
 
 torchvision_compat.ensure()
@@ -198,6 +198,46 @@ def test_training_targets_are_the_text_stack(lm):
     hit = [n for n, m in lm.model.named_modules() if isinstance(m, torch.nn.Linear) and pattern.fullmatch(n)]
     assert len(hit) == 2 * 7 and all("visual" not in n and "vision" not in n for n in hit)
     assert lm.projector_names()
+
+
+def test_a_question_with_the_models_own_placeholder_is_asked_without_it(lm):
+    (features,) = lm.encode(clips(1))
+    plain = lm.inputs(["which colour ."], [features])["input_ids"].tolist()
+    for mark in {lm.placeholder, lm.processor.video_token, lm.processor.image_token}:
+        for text in (f"{mark}\nwhich colour .", f"which colour {mark} .", f"which{mark} colour {mark}.{mark}"):
+            assert lm.inputs([text], [features])["input_ids"].tolist() == plain
+            lm.model(**lm.inputs([text], [features], [f"red {mark}"]))
+    assert "<other> \n" in lm.prompt("<other> \nwhich colour")
+
+
+def test_a_template_without_the_video_is_named(lm, monkeypatch):
+    monkeypatch.setattr(lm.processor, "chat_template", TEMPLATE.replace("VIDEO", ""))
+    with pytest.raises(ModelError, match="gave 0 video placeholders"):
+        lm.prompt("which colour")
+
+
+@pytest.mark.parametrize(
+    ("device", "message"),
+    [
+        ("cud", "model.device = 'cud' is no device; use auto, cpu, cuda or cuda:N"),
+        ("cuda", "model.device = 'cuda', but torch sees 0 CUDA devices; use auto, cpu, or install"),
+        ("cuda:3", "model.device = 'cuda:3', but torch sees 0 CUDA devices; use auto, cpu, or install"),
+    ],
+)
+def test_a_device_that_is_not_there_is_named(tmp_path, monkeypatch, device, message):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ModelError) as error:
+        models.load(str(tiny.write_model(tmp_path / "m")), device=device)
+    assert message in str(error.value)
+    assert pick_device("auto") == pick_device("cpu") == torch.device("cpu")
+
+
+def test_a_cuda_device_that_is_there_is_taken(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert [str(pick_device(x)) for x in ("auto", "cuda", "cuda:1")] == ["cuda", "cuda", "cuda:1"]
+    with pytest.raises(ModelError, match="'cuda:2', but torch sees 2 CUDA devices; use auto, cpu, or cuda:0 to cuda:1"):
+        pick_device("cuda:2")
 
 
 @pytest.mark.parametrize(("missing", "message"), [("config.json", "no config.json"), ("processor", "processor")])

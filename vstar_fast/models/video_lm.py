@@ -7,12 +7,14 @@ spliced into any number of prompts later, so that a video is preprocessed once a
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from vstar_fast.config_ranges import DEVICE
 from vstar_fast.errors import ModelError
 from vstar_fast.records import FrameBatch
 
@@ -50,6 +52,8 @@ class VideoLM:
         self.tokenizer = processor.tokenizer
         self.device = device
         self.placeholder = _placeholder(processor)
+        marks = (self.placeholder, processor.video_token, getattr(processor, "image_token", None))
+        self._picture_marks = [mark for mark in dict.fromkeys(marks) if isinstance(mark, str) and mark]
         self.eos_ids = _eos_ids(model, self.tokenizer)
         self.pad_id = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else self.eos_ids[0]
 
@@ -98,13 +102,24 @@ class VideoLM:
     # -- text ------------------------------------------------------------------------------------
 
     def prompt(self, text: str) -> str:
-        """The chat prompt for one video and one question, with the video's placeholder in it."""
-        messages = [{"role": "user", "content": [{"type": "video"}, {"type": "text", "text": text}]}]
+        """The chat prompt for one video and one question, with the video's placeholder in it.
+
+        The model's own video and image tokens in `text` are taken out: they would stand for pictures that are
+        not there. A question asked with them is answered and trained on without them.
+        """
+        messages = [{"role": "user", "content": [{"type": "video"}, {"type": "text", "text": self._words_only(text)}]}]
         rendered = self.processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
         if rendered.count(self.placeholder) != 1:
             found = rendered.count(self.placeholder)
             raise ModelError(f"chat template of {self.path} gave {found} video placeholders; expected one")
         return str(rendered)
+
+    def _words_only(self, text: str) -> str:
+        """`text` without the tokens that stand for pictures."""
+        if not any(mark in text for mark in self._picture_marks):
+            return text
+        marks = "|".join(re.escape(mark) for mark in self._picture_marks)
+        return re.sub(rf"[ \t]*(?:{marks})[ \t]*", " ", text).strip()
 
     def _ids(self, text: str, *, special: bool) -> torch.Tensor:
         ids = self.tokenizer(text, add_special_tokens=special, return_attention_mask=False)["input_ids"]
@@ -123,8 +138,8 @@ class VideoLM:
         return ids, extra
 
     def answer_ids(self, text: str) -> torch.Tensor:
-        """An answer as it is trained on: its tokens and the end-of-turn token, int64 `[n]`."""
-        return torch.cat([self._ids(text, special=False), torch.tensor(self.eos_ids[:1])])
+        """An answer as it is trained on: its words' tokens and the end-of-turn token, int64 `[n]`."""
+        return torch.cat([self._ids(self._words_only(text), special=False), torch.tensor(self.eos_ids[:1])])
 
     def inputs(self, texts: list[str], features: list[Features], answers: list[str] | None = None) -> dict[str, Any]:
         """Model inputs for rows of (question text, video).
@@ -219,10 +234,18 @@ def _pad(rows: list[torch.Tensor], value: int, left: bool) -> torch.Tensor:
 
 
 def pick_device(device: str) -> torch.device:
-    """`auto` -> the first CUDA device if there is one, else the CPU."""
-    if device != "auto":
-        return torch.device(device)
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    """`auto` -> the first CUDA device if there is one, else the CPU. Raises ModelError for one that is not there."""
+    there = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if device == "auto":
+        return torch.device("cuda" if there else "cpu")
+    if not DEVICE.fullmatch(device):
+        raise ModelError(f"model.device = {device!r} is no device; use auto, cpu, cuda or cuda:N")
+    number = int(device.partition(":")[2] or 0)
+    if device != "cpu" and number >= there:
+        found = f"torch sees {there} CUDA device{'' if there == 1 else 's'}"
+        remedy = f"or cuda:0 to cuda:{there - 1}" if there else "or install a CUDA build of torch"
+        raise ModelError(f"model.device = {device!r}, but {found}; use auto, cpu, {remedy}")
+    return torch.device(device)
 
 
 def pick_dtype(dtype: str, device: torch.device) -> torch.dtype:
