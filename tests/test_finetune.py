@@ -9,7 +9,7 @@ import torch
 import tiny
 from vstar_fast import frames, models, readers
 from vstar_fast.config import DataConfig, FinetuneConfig, FramesConfig
-from vstar_fast.errors import RunError
+from vstar_fast.errors import ModelError, RunError
 from vstar_fast.finetune import _accumulate, _batches, count_steps, finetune, lora_settings
 from vstar_fast.records import Example
 from vstar_fast.runtime import unload
@@ -140,3 +140,24 @@ def test_a_model_is_what_it_was_once_the_adapter_is_off(setup, tmp_path):
     assert all(torch.equal(p, before[n]) for n, p in after.items())
     with torch.no_grad():
         assert torch.equal(lm.model.eval()(**inputs).logits, expected)
+
+
+@pytest.mark.parametrize("names", ["nope", "q_proj, nope", "j_proj", "nope,", "model", "input_layernorm"])
+def test_target_modules_that_the_model_lacks_are_named(project, names):
+    lm = models.load(str(project[0]))
+    wrong = names.split(",")[-1].strip() or "nope"
+    with pytest.raises(ModelError) as error:
+        lora_settings(lm, dataclasses.replace(CONFIG, target_modules=names.rstrip(",")))
+    assert f"finetune.target_modules names {wrong!r}, but no layer of" in str(error.value)
+    assert "use auto, or names such as" in str(error.value) and "q_proj" in str(error.value)
+
+
+def test_target_modules_that_the_model_has_are_taken(project):
+    from peft import get_peft_model
+
+    lm = models.load(str(project[0]))
+    named = lora_settings(
+        lm, dataclasses.replace(CONFIG, target_modules="q_proj, layers.0.mlp.down_proj", projector=False)
+    )
+    got = [n for n, _ in get_peft_model(lm.model, named).named_modules() if n.endswith("lora_A.default")]
+    assert sorted(n.split(".")[-3] for n in got) == ["down_proj", "q_proj", "q_proj"]

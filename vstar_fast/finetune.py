@@ -23,10 +23,15 @@ Rows = Callable[[Sequence[Example]], tuple[list[str], list[Features]]]
 
 
 def lora_settings(lm: VideoLM, config: FinetuneConfig) -> Any:
-    """PEFT settings: LoRA on every linear layer of the text stack; the projector, if trained, is saved whole."""
+    """PEFT settings: LoRA on every linear layer of the text stack; the projector, if trained, is saved whole.
+
+    Raises ModelError for a name in `finetune.target_modules` that no layer of the model has.
+    """
     from peft import LoraConfig
 
-    named = [n.strip() for n in config.target_modules.split(",")]
+    named = [n.strip() for n in config.target_modules.split(",") if n.strip()]
+    if config.target_modules != "auto":
+        _check_targets(lm, named)
     return LoraConfig(
         r=config.lora_r,
         lora_alpha=config.lora_alpha,
@@ -34,6 +39,20 @@ def lora_settings(lm: VideoLM, config: FinetuneConfig) -> Any:
         target_modules=lm.language_linears() if config.target_modules == "auto" else named,
         modules_to_save=lm.projector_names() if config.projector else None,
     )
+
+
+def _check_targets(lm: VideoLM, named: Sequence[str]) -> None:
+    """PEFT takes a name that is a layer's whole name or its last parts."""
+    kinds = (torch.nn.Linear, torch.nn.Embedding, torch.nn.Conv1d, torch.nn.Conv2d, torch.nn.Conv3d)
+    layers = [n for n, m in lm.model.named_modules() if isinstance(m, kinds)]
+    for name in named:
+        if not any(f".{layer}".endswith(f".{name}") for layer in layers):
+            linear = {n.rsplit(".", 1)[-1] for n, m in lm.model.named_modules() if isinstance(m, torch.nn.Linear)}
+            some = ", ".join(sorted(linear)[:12])
+            raise ModelError(
+                f"finetune.target_modules names {name!r}, but no layer of {lm.path} that LoRA can adapt has that "
+                f"name; use auto, or names such as {some}"
+            )
 
 
 def count_steps(config: FinetuneConfig, examples: int) -> int:
