@@ -9,6 +9,7 @@ from typing import Any
 
 from vstar_fast import config_file
 from vstar_fast.config_file import field_docs, merge, need, one_of
+from vstar_fast.config_ranges import DEVICE, in_range
 
 __all__ = [
     "PAPER",
@@ -68,13 +69,9 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         one_of("data.reader", self.reader, ("auto", "manifest", "folder", "csv", "jsonl", "json"))
+        in_range("data", self)
         shares = (self.dev_fraction, self.test_fraction)
-        need(
-            min(shares) >= 0 and sum(shares) < 1,
-            f"data.dev_fraction and data.test_fraction must be >= 0 and sum to less than 1, got {shares}",
-        )
-        need(self.max_duration_s > 0, f"data.max_duration_s must be > 0, got {self.max_duration_s}")
-        need(self.questions_per_video >= 0, f"data.questions_per_video must be >= 0, got {self.questions_per_video}")
+        need(sum(shares) < 1, f"data.dev_fraction and data.test_fraction must sum to less than 1, got {shares}")
 
 
 @dataclass(frozen=True)
@@ -94,6 +91,8 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         one_of("model.dtype", self.dtype, ("auto", "float32", "bfloat16", "float16"))
+        known = DEVICE.fullmatch(self.device) is not None
+        need(known, f"model.device = {self.device!r} is no device; use auto, cpu, cuda or cuda:N")
 
 
 @dataclass(frozen=True)
@@ -106,7 +105,7 @@ class FramesConfig:
     """Decoder: `auto`, `pyav`, `torchcodec`."""
 
     def __post_init__(self) -> None:
-        need(self.count >= 1, f"frames.count must be at least 1, got {self.count}")
+        in_range("frames", self)
 
 
 @dataclass(frozen=True)
@@ -125,11 +124,7 @@ class GenerateConfig:
     """Ask for step-by-step reasoning before `Answer:`. False: for the answer alone; nothing is rationalized then."""
 
     def __post_init__(self) -> None:
-        need(self.samples >= 1, f"generate.samples must be at least 1, got {self.samples}")
-        need(self.temperature >= 0, f"generate.temperature must be >= 0, got {self.temperature}")
-        need(0 < self.top_p <= 1, f"generate.top_p must be in (0, 1], got {self.top_p}")
-        need(self.max_new_tokens >= 1, f"generate.max_new_tokens must be at least 1, got {self.max_new_tokens}")
-        need(self.batch_size >= 1, f"generate.batch_size must be at least 1, got {self.batch_size}")
+        in_range("generate", self)
 
 
 @dataclass(frozen=True)
@@ -144,8 +139,7 @@ class RationalizeConfig:
     """Refuse rationalizations that speak of the hint, or name the label before the reasoning has begun."""
 
     def __post_init__(self) -> None:
-        need(self.samples >= 1, f"rationalize.samples must be at least 1, got {self.samples}")
-        need(self.max_share >= 0, f"rationalize.max_share must be >= 0, got {self.max_share}")
+        in_range("rationalize", self)
 
 
 @dataclass(frozen=True)
@@ -166,9 +160,7 @@ class MatchConfig:
     def __post_init__(self) -> None:
         one_of("match.profile", self.profile, PROFILES)
         one_of("match.keep", self.keep, ("first", "best", "all"))
-        need(0 <= self.rel_tolerance < 1, f"match.rel_tolerance must be in [0, 1), got {self.rel_tolerance}")
-        need(0 < self.iou <= 1, f"match.iou must be in (0, 1], got {self.iou}")
-        need(0 <= self.min_correct <= 1, f"match.min_correct must be in [0, 1], got {self.min_correct}")
+        in_range("match", self)
 
 
 @dataclass(frozen=True)
@@ -199,8 +191,11 @@ class FinetuneConfig:
 
     def __post_init__(self) -> None:
         one_of("finetune.schedule", self.schedule, ("cosine", "linear", "constant"))
-        need(self.lora_r >= 1, f"finetune.lora_r must be at least 1, got {self.lora_r}")
-        need(self.batch_size >= self.micro_batch_size >= 1, "finetune needs batch_size >= micro_batch_size >= 1")
+        in_range("finetune", self)
+        sizes = (self.batch_size, self.micro_batch_size)
+        need(sizes[0] >= sizes[1], f"finetune needs batch_size >= micro_batch_size >= 1, got {sizes}")
+        named = all(x.strip() for x in self.target_modules.split(","))
+        need(named, f"finetune.target_modules = {self.target_modules!r} has an empty name; use auto or module names")
 
 
 @dataclass(frozen=True)
@@ -211,6 +206,9 @@ class EvaluateConfig:
     batch_size: int = 64
     bootstrap: int = 2000
     """Resamples behind every 95 % interval (clustered by clip)."""
+
+    def __post_init__(self) -> None:
+        in_range("evaluate", self)
 
 
 @dataclass(frozen=True)
@@ -231,8 +229,7 @@ class LoopConfig:
 
     def __post_init__(self) -> None:
         one_of("loop.restart", self.restart, ("init", "continue"))
-        need(self.max_cycles >= 1, f"loop.max_cycles must be at least 1, got {self.max_cycles}")
-        need(self.patience >= 1, f"loop.patience must be at least 1, got {self.patience}")
+        in_range("loop", self)
 
 
 @dataclass(frozen=True)
@@ -253,6 +250,7 @@ class CycleConfig:
 
     def __post_init__(self) -> None:
         one_of("recipe", self.recipe, RECIPES)
+        in_range("", self)
 
 
 # What `recipe = "paper"` sets (arXiv 2407.06189v1, 2.2, 4.1 and the released code); a TOML key still overrides it.
