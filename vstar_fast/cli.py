@@ -224,13 +224,17 @@ def _start(options: dict[str, Any]) -> tuple[CycleConfig, Path, Progress, Profil
 
 
 def _quieten(model: Path | None = None) -> None:
-    """Keep other libraries' bars and advice off the terminal; downloads from the hub still show theirs."""
+    """Keep other libraries' bars and advice off the terminal; downloads from the hub still show theirs.
+
+    To be called before tqdm is imported, which reads its variable then.
+    """
     import os
     import warnings
 
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     if model is None or model.is_dir():
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+        os.environ.setdefault("TQDM_DISABLE", "1")
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers|peft")
 
 
@@ -248,6 +252,7 @@ def _settings(options: dict[str, Any], run_dir: Path | None, progress: Progress)
     if options["demo"]:
         from vstar_fast import demo
 
+        _quieten()
         with progress, progress.task("demo clips") as bar:
             base = settings.to_dict(demo.config(seed=options["seed"] or 0, progress=bar.update))
         return settings.from_dict(settings.merge(settings.merge(base, recipe), over))
