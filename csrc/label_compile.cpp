@@ -1,10 +1,12 @@
-// Compiles label names into the tables of label_match.h: a character table and a trie in breadth-first order.
+// Compiles label names into the tables of label_match.h: a character table, a trie in breadth-first order,
+// and the hash table of first words that leads into it.
 #include <algorithm>
 #include <array>
 #include <cstring>
 #include <map>
-#include <numeric>
 #include <stdexcept>
+#include <unordered_map>
+#include <utility>
 
 #include "label_match.h"
 #include "unicode_tables.h"
@@ -13,7 +15,7 @@ namespace vstar {
 namespace {
 
 using Page = std::array<uint16_t, 256>;
-using Symbols = std::map<int32_t, uint16_t>;  // folded code point -> symbol
+using Forms = std::vector<std::u32string>;
 using Word = std::vector<uint16_t>;
 
 // Characters before any label is known: word flag or separator, and which code points fold to which.
@@ -51,32 +53,45 @@ const Characters& characters() {
   return shared;
 }
 
-Symbols number_symbols(const std::vector<std::vector<int32_t>>& forms, const std::vector<int32_t>& after) {
-  Symbols symbols;
-  const auto add = [&](const std::vector<int32_t>& points) {
-    for (int32_t cp : points) {
-      if (cp < 0 || cp > 0x10FFFF)
-        throw std::invalid_argument("a label has a code point that does not exist");
-      if (characters().code(cp) != kSeparator) symbols.emplace(cp, 0);
-    }
-  };
-  for (const auto& form : forms) add(form);
-  add(after);
-  if (symbols.size() > 0x7FF0)
-    throw std::invalid_argument("the labels use more than 32752 different characters");
-  uint16_t next = kSeparator + 1;
-  for (auto& entry : symbols) entry.second = next++;
-  return symbols;
-}
-
-Word encode(const std::vector<int32_t>& points, const Symbols& symbols) {
-  Word word;
-  for (int32_t cp : points) {
-    const auto at = symbols.find(cp);
-    word.push_back(at == symbols.end() ? kSeparator : at->second);
+// Folded code point -> symbol; separators have none of their own.
+class Symbols {
+ public:
+  Symbols(const Forms& forms, const std::u32string& after) {
+    for (const auto& form : forms) add(form);
+    add(after);
+    if (points_.size() > 0x7FF0)
+      throw std::invalid_argument("the labels use more than 32752 different characters");
+    std::sort(points_.begin(), points_.end());
+    for (size_t i = 0; i < points_.size(); ++i) number(points_[i]) = static_cast<uint16_t>(i + 2);
   }
-  return word;
-}
+
+  Word encode(const std::u32string& points) const {
+    Word word;
+    word.reserve(points.size());
+    for (char32_t cp : points) word.push_back(cp < kDense ? dense_[cp] : sparse_.at(cp));
+    return word;
+  }
+
+  const std::vector<char32_t>& points() const { return points_; }
+  size_t size() const { return points_.size() + 2; }
+
+ private:
+  void add(const std::u32string& form) {
+    for (char32_t cp : form) {
+      if (cp > 0x10FFFF) throw std::invalid_argument("a label has a code point that does not exist");
+      if (number(cp) != 0) continue;
+      number(cp) = kSeparator;
+      if (characters().code(static_cast<int32_t>(cp)) != kSeparator) points_.push_back(cp);
+    }
+  }
+
+  uint16_t& number(char32_t cp) { return cp < kDense ? dense_[cp] : sparse_[cp]; }
+
+  static constexpr char32_t kDense = 0x800;
+  std::vector<uint16_t> dense_ = std::vector<uint16_t>(kDense);
+  std::unordered_map<char32_t, uint16_t> sparse_;
+  std::vector<char32_t> points_;
+};
 
 // The character table with the symbols written in, for a folded character and all that fold to it.
 void write_symbols(const Symbols& symbols, std::vector<uint16_t>& page_index, std::vector<Page>& pages) {
@@ -92,7 +107,9 @@ void write_symbols(const Symbols& symbols, std::vector<uint16_t>& page_index, st
     uint16_t& code = pages[page_index[block]][cp & 0xFF];
     code = (code & kWordFlag) | symbol;
   };
-  for (const auto& [cp, symbol] : symbols) {
+  for (size_t i = 0; i < symbols.points().size(); ++i) {
+    const auto cp = static_cast<int32_t>(symbols.points()[i]);
+    const auto symbol = static_cast<uint16_t>(i + 2);
     set(cp, symbol);
     const auto [low, high] = characters().unfolds.equal_range(cp);
     for (auto other = low; other != high; ++other) set(other->second, symbol);
@@ -105,7 +122,7 @@ struct Trie {
 };
 
 // `words` sorted; states are numbered breadth first, so that the children of a state stand side by side.
-Trie build_trie(const std::vector<Word>& words, const std::vector<int32_t>& owners, size_t symbols) {
+Trie build_trie(const std::vector<std::pair<Word, int32_t>>& words, size_t symbols) {
   struct Span {
     size_t low, high, depth;
   };
@@ -116,12 +133,12 @@ Trie build_trie(const std::vector<Word>& words, const std::vector<int32_t>& owne
   for (size_t state = 0; state < spans.size(); ++state) {
     auto [low, high, depth] = spans[state];
     trie.first_child.push_back(static_cast<int32_t>(spans.size()));
-    for (; low < high && words[low].size() == depth; ++low) trie.label[state] = owners[low];
+    for (; low < high && words[low].first.size() == depth; ++low) trie.label[state] = words[low].second;
     while (low < high) {
       size_t stop = low;
-      while (stop < high && words[stop][depth] == words[low][depth]) ++stop;
+      while (stop < high && words[stop].first[depth] == words[low].first[depth]) ++stop;
       spans.push_back({low, stop, depth + 1});
-      trie.symbol.push_back(words[low][depth]);
+      trie.symbol.push_back(words[low].first[depth]);
       trie.label.push_back(-1);
       low = stop;
     }
@@ -131,6 +148,56 @@ Trie build_trie(const std::vector<Word>& words, const std::vector<int32_t>& owne
   for (int32_t s = trie.first_child[0]; s < trie.first_child[1]; ++s) trie.root_child[trie.symbol[s]] = s;
   return trie;
 }
+
+bool is_ascii_word(char32_t c) { return c < 0x80 && (('0' <= c && c <= '9') || ('a' <= c && c <= 'z')); }
+
+// The hashed first words of all forms, the bitmap before them, and the other ASCII characters that begin a
+// form.
+struct FirstWords {
+  std::vector<FirstWord> entries;
+  std::vector<uint32_t> filter;
+  std::vector<uint8_t> odd_roots = std::vector<uint8_t>(128);
+  int32_t entry_shift, filter_shift;
+
+  FirstWords(const Forms& forms, const Symbols& symbols, const Trie& trie) {
+    std::vector<FirstWord> found;
+    for (const auto& form : forms) {
+      if (form[0] < 0x80 && !is_ascii_word(form[0])) odd_roots[form[0]] = 1;
+      if (is_ascii_word(form[0])) found.push_back(first_word(form, symbols, trie));
+    }
+    std::sort(found.begin(), found.end(), [](const auto& a, const auto& b) { return a.key < b.key; });
+    const auto same = [](const auto& a, const auto& b) { return a.key == b.key; };
+    found.erase(std::unique(found.begin(), found.end(), same), found.end());
+    int bits = 3;
+    while ((size_t{1} << bits) < 2 * found.size()) ++bits;
+    entry_shift = 64 - bits;
+    filter_shift = entry_shift - 5;
+    entries.resize(size_t{1} << bits);
+    filter.resize(size_t{1} << bits);
+    for (const FirstWord& word : found) insert(word);
+  }
+
+ private:
+  static FirstWord first_word(const std::u32string& form, const Symbols& symbols, const Trie& trie) {
+    FirstWord word{0, 0, 0};
+    const Word codes = symbols.encode(form.substr(0, kKeyBytes));
+    for (size_t i = 0; i < codes.size() && is_ascii_word(form[i]); ++i) {
+      word.key |= static_cast<uint64_t>(form[i]) << (8 * i);
+      const auto low = trie.symbol.begin() + trie.first_child[word.state];
+      const auto high = trie.symbol.begin() + trie.first_child[word.state + 1];
+      word.state = static_cast<int32_t>(std::lower_bound(low, high, codes[i]) - trie.symbol.begin());
+    }
+    return word;
+  }
+
+  void insert(const FirstWord& word) {
+    const uint64_t hash = hash_key(word.key);
+    filter[hash >> filter_shift >> 5] |= 1u << (hash >> filter_shift & 31);
+    size_t at = hash >> entry_shift;
+    while (entries[at].state != 0) at = (at + 1) & (entries.size() - 1);
+    entries[at] = word;
+  }
+};
 
 template <class T>
 int32_t append(std::string& block, const std::vector<T>& values) {
@@ -152,25 +219,19 @@ int32_t char_fold(int32_t cp) {
   return at == characters().folds.end() ? cp : at->second;
 }
 
-std::string compile_labels(const std::vector<std::vector<int32_t>>& forms, const std::vector<int32_t>& owners,
-                           const std::vector<int32_t>& after) {
-  if (forms.empty() || forms.size() != owners.size())
-    throw std::invalid_argument("forms and owners differ in length");
-  const Symbols symbols = number_symbols(forms, after);
-  std::vector<size_t> order(forms.size());
-  std::iota(order.begin(), order.end(), 0);
-  std::vector<Word> words;
-  for (const auto& form : forms) words.push_back(encode(form, symbols));
-  std::sort(order.begin(), order.end(), [&](size_t a, size_t b) { return words[a] < words[b]; });
-  std::vector<Word> sorted;
-  std::vector<int32_t> sorted_owners;
-  for (size_t i : order) {
-    if (words[i].empty() || words[i].front() == kSeparator || words[i].back() == kSeparator)
+std::string compile_labels(const Forms& forms, const std::vector<int32_t>& owners,
+                           const std::u32string& after) {
+  const Symbols symbols(forms, after);
+  std::vector<std::pair<Word, int32_t>> sorted;
+  for (size_t i = 0; i < forms.size(); ++i) {
+    sorted.emplace_back(symbols.encode(forms[i]), owners[i]);
+    const Word& word = sorted.back().first;
+    if (word.empty() || word.front() == kSeparator || word.back() == kSeparator)
       throw std::invalid_argument("a label is empty or has a separator at its edge");
-    sorted.push_back(std::move(words[i]));
-    sorted_owners.push_back(owners[i]);
   }
-  const Trie trie = build_trie(sorted, sorted_owners, symbols.size() + 2);
+  std::sort(sorted.begin(), sorted.end());
+  const Trie trie = build_trie(sorted, symbols.size());
+  const FirstWords first(forms, symbols, trie);
   std::vector<uint16_t> page_index = characters().page_index;
   std::vector<Page> pages = characters().pages;
   write_symbols(symbols, page_index, pages);
@@ -178,7 +239,7 @@ std::string compile_labels(const std::vector<std::vector<int32_t>>& forms, const
   LabelHeader h{};
   std::string block(sizeof h, '\0');
   h.magic = kLabelMagic;
-  h.symbols = static_cast<int32_t>(symbols.size() + 2);
+  h.symbols = static_cast<int32_t>(symbols.size());
   h.states = static_cast<int32_t>(trie.label.size());
   h.after_length = static_cast<int32_t>(after.size());
   h.page_index = append(block, page_index);
@@ -187,7 +248,14 @@ std::string compile_labels(const std::vector<std::vector<int32_t>>& forms, const
   h.first_child = append(block, trie.first_child);
   h.state_symbol = append(block, trie.symbol);
   h.state_label = append(block, trie.label);
-  h.after = append(block, encode(after, symbols));
+  h.after = append(block, symbols.encode(after));
+  h.filter = append(block, first.filter);
+  h.filter_shift = first.filter_shift;
+  h.entries = append(block, first.entries);
+  h.entry_shift = first.entry_shift;
+  h.entry_mask = static_cast<int32_t>(first.entries.size() - 1);
+  h.odd_roots = append(block, first.odd_roots);
+  h.has_odd_roots = std::count(first.odd_roots.begin(), first.odd_roots.end(), 1) > 0;
   h.bytes = static_cast<int32_t>(block.size());
   std::memcpy(block.data(), &h, sizeof h);
   return block;

@@ -7,11 +7,16 @@
 // A label is a path in a trie over such codes. A match starts at a character of the trie's root with no word
 // character before it, follows the path, and ends at a state that has a label with no word character after
 // it. Every start position is tested on its own, so the CPU walks them in order and a GPU warp 32 at a time.
+//
+// Most words begin no label. So the trie is entered behind a label's first word (its ASCII letters and
+// digits, at most eight): a bitmap over hashes says which words can, a hash table gives the state they lead
+// to.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "checks.h"
@@ -22,15 +27,38 @@ constexpr uint16_t kWordFlag = 0x8000;  // set in the code of letters, marks and
 constexpr uint16_t kNoSymbol = 0;       // a character that stands in no label
 constexpr uint16_t kSeparator = 1;      // spaces, dashes, connectors such as '_'
 constexpr int32_t kPages = 0x110000 >> 8;
-constexpr int kRowInts = 6;
+constexpr int32_t kKeyBytes = 8;  // of a first word that are hashed
+
+// Columns of a result row. Spans are begin, end; -1 for none.
+enum LabelColumn {
+  kFirst = 0,         // first occurrence of the own label, in bytes
+  kLast = 2,          // last occurrence
+  kSearchedFrom = 4,  // byte where the search began, -1 when the literal is absent
+  kFlags = 5,
+  kFirstToken = 6,
+  kLastToken = 8,
+  kFirstChar = 10,
+  kLastChar = 12,
+  kBadToken = 14,  // position of the first id outside the vocabulary, or -1
+  kLength = 15,    // bytes of the row
+  kRowInts = 16
+};
+constexpr int32_t kInsideLonger = 1, kNegated = 2;  // bits of kFlags
 
 // Compiled labels: one block of memory that starts with this header; offsets count bytes from the block's
 // start.
 struct LabelHeader {
   int32_t magic, bytes, symbols, states, after_length;
   int32_t page_index, pages, root_child, first_child, state_symbol, state_label, after;
+  int32_t filter, filter_shift, entries, entry_shift, entry_mask, odd_roots, has_odd_roots;
 };
-constexpr int32_t kLabelMagic = 0x314C5356;  // "VSL1"
+constexpr int32_t kLabelMagic = 0x324C5356;  // "VSL2"
+
+// A first word: lower case, zero-padded; `state` is 0 in an empty slot.
+struct FirstWord {
+  uint64_t key;
+  int32_t state, unused;
+};
 
 struct LabelTables {
   const uint16_t* page_index;    // [kPages] page of code points cp >> 8
@@ -40,7 +68,10 @@ struct LabelTables {
   const uint16_t* state_symbol;  // [states] symbol that leads to a state; ascending among siblings
   const int32_t* state_label;    // [states] label whose name ends here, or -1
   const uint16_t* after;         // [after_length] codes of the literal that must come first
-  int32_t after_length;
+  const uint32_t* filter;    // [2^(64 - filter_shift) / 32] bit of a hash: some label has such a first word
+  const FirstWord* entries;  // [entry_mask + 1] open addressing from hash >> entry_shift
+  const uint8_t* odd_roots;  // [128] ASCII characters other than letters and digits that begin a label
+  int32_t after_length, filter_shift, entry_shift, entry_mask, has_odd_roots;
 
   LabelTables(const LabelHeader& h, const uint8_t* base)
       : page_index(reinterpret_cast<const uint16_t*>(base + h.page_index)),
@@ -50,19 +81,14 @@ struct LabelTables {
         state_symbol(reinterpret_cast<const uint16_t*>(base + h.state_symbol)),
         state_label(reinterpret_cast<const int32_t*>(base + h.state_label)),
         after(reinterpret_cast<const uint16_t*>(base + h.after)),
-        after_length(h.after_length) {}
-};
-
-// Rows to match: row r is text[offsets[r] .. offsets[r + 1]); own[r] is its label, or -1.
-struct LabelRows {
-  const uint8_t* text;
-  const int64_t* offsets;
-  const int32_t* own;
-  int32_t rows;
-  int32_t*
-      out;  // [rows, kRowInts] first begin, first end, last begin, last end, searched from, inside longer
-  uint32_t* which;  // [rows, which_words] bit l % 32 of word l / 32: label l occurs; null when not wanted
-  int32_t which_words;
+        filter(reinterpret_cast<const uint32_t*>(base + h.filter)),
+        entries(reinterpret_cast<const FirstWord*>(base + h.entries)),
+        odd_roots(base + h.odd_roots),
+        after_length(h.after_length),
+        filter_shift(h.filter_shift),
+        entry_shift(h.entry_shift),
+        entry_mask(h.entry_mask),
+        has_odd_roots(h.has_odd_roots) {}
 };
 
 struct Char {
@@ -70,24 +96,40 @@ struct Char {
   int32_t next;  // byte position of the following character
 };
 
+struct CodePoint {
+  int32_t value;  // -1 for a byte that is not valid UTF-8
+  int32_t next;
+};
+
 VSTAR_HD bool is_word(uint16_t code) { return code & kWordFlag; }
 VSTAR_HD uint16_t symbol_of(uint16_t code) { return code & static_cast<uint16_t>(~kWordFlag); }
 VSTAR_HD bool is_continuation(uint8_t byte) { return (byte & 0xC0) == 0x80; }
 
-// The character at byte p. Bytes that are not valid UTF-8 are one character each, of no label and no word.
-VSTAR_HD Char read_char(const LabelTables& t, const uint8_t* text, int32_t p, int32_t end) {
+// The code point at byte p. Bytes that are not valid UTF-8 are one character each.
+VSTAR_HD CodePoint read_code_point(const uint8_t* text, int32_t p, int32_t end) {
   const uint8_t lead = text[p];
-  if (lead < 0x80) return {t.pages[lead], p + 1};
+  if (lead < 0x80) return {lead, p + 1};
   const int32_t size = lead < 0xC2 ? 0 : lead < 0xE0 ? 2 : lead < 0xF0 ? 3 : lead < 0xF5 ? 4 : 0;
-  if (size == 0 || p + size > end) return {kNoSymbol, p + 1};
+  if (size == 0 || p + size > end) return {-1, p + 1};
   int32_t cp = lead & (0xFF >> (size + 1));
   for (int32_t i = 1; i < size; ++i) {
-    if (!is_continuation(text[p + i])) return {kNoSymbol, p + 1};
+    if (!is_continuation(text[p + i])) return {-1, p + 1};
     cp = (cp << 6) | (text[p + i] & 0x3F);
   }
   const bool overlong = (size == 3 && cp < 0x800) || (size == 4 && cp < 0x10000);
-  if (overlong || cp > 0x10FFFF || (cp >= 0xD800 && cp < 0xE000)) return {kNoSymbol, p + 1};
-  return {t.pages[(static_cast<int32_t>(t.page_index[cp >> 8]) << 8) | (cp & 0xFF)], p + size};
+  if (overlong || cp > 0x10FFFF || (cp >= 0xD800 && cp < 0xE000)) return {-1, p + 1};
+  return {cp, p + size};
+}
+
+VSTAR_HD uint16_t code_of(const LabelTables& t, int32_t cp) {
+  return cp < 0 ? kNoSymbol : t.pages[(static_cast<int32_t>(t.page_index[cp >> 8]) << 8) | (cp & 0xFF)];
+}
+
+// The character at byte p; one that is not valid UTF-8 belongs to no label and no word.
+VSTAR_HD Char read_char(const LabelTables& t, const uint8_t* text, int32_t p, int32_t end) {
+  if (text[p] < 0x80) return {t.pages[text[p]], p + 1};
+  const CodePoint c = read_code_point(text, p, end);
+  return {code_of(t, c.value), c.next};
 }
 
 // As read_char, with a run of separators read as one.
@@ -102,12 +144,15 @@ VSTAR_HD Char read_unit(const LabelTables& t, const uint8_t* text, int32_t p, in
   return c;
 }
 
-VSTAR_HD bool word_before(const LabelTables& t, const uint8_t* text, int32_t p) {
+// Where the character that ends at byte p > 0 begins.
+VSTAR_HD int32_t char_before(const uint8_t* text, int32_t p) {
   int32_t lead = p - 1;
   while (lead > 0 && p - lead < 4 && is_continuation(text[lead])) --lead;
-  if (lead < 0) return false;
-  const Char c = read_char(t, text, lead, p);
-  return c.next == p && is_word(c.code);
+  return read_code_point(text, lead, p).next == p ? lead : p - 1;
+}
+
+VSTAR_HD bool word_before(const LabelTables& t, const uint8_t* text, int32_t p) {
+  return p > 0 && is_word(read_char(t, text, char_before(text, p), p).code);
 }
 
 // The state after `state` on `symbol`, or 0.
@@ -127,29 +172,44 @@ VSTAR_HD int32_t child_of(const LabelTables& t, int32_t state, uint16_t symbol) 
 
 // Ends of the longest match of the row's own label, and of any label, that start at one place; 0 for none.
 struct Ends {
-  int32_t own, longest;
+  int32_t own = 0, longest = 0, label = -1;  // label: which one is the longest
 };
 
-// All labels that start with the character `c`, which no word character stands before; calls seen(label) for
-// each.
+// All labels on the way on from `state`, reached at byte `here`; calls seen(label) for each.
 template <class Seen>
-VSTAR_HD Ends match_from(const LabelTables& t, const uint8_t* text, Char c, int32_t end, int32_t own,
-                         Seen seen) {
-  Ends ends{0, 0};
-  int32_t state = t.root_child[symbol_of(c.code)];
+VSTAR_HD Ends match_on(const LabelTables& t, const uint8_t* text, int32_t state, int32_t here, int32_t end,
+                       int32_t own, Seen seen) {
+  Ends ends;
   while (state != 0) {
-    const int32_t here = c.next;
     const bool at_end = here >= end;
-    if (!at_end) c = read_unit(t, text, here, end);
+    const Char c = at_end ? Char{kNoSymbol, here} : read_unit(t, text, here, end);
     const int32_t label = t.state_label[state];
-    if (label >= 0 && (at_end || !is_word(c.code))) {
+    if (label >= 0 && !is_word(c.code)) {
       ends.longest = here;
+      ends.label = label;
       if (label == own) ends.own = here;
       seen(label);
     }
     state = at_end ? 0 : child_of(t, state, symbol_of(c.code));
+    here = c.next;
   }
   return ends;
+}
+
+// All labels that start with the character `c`, which no word character stands before.
+template <class Seen>
+VSTAR_HD Ends match_from(const LabelTables& t, const uint8_t* text, Char c, int32_t end, int32_t own,
+                         Seen seen) {
+  return match_on(t, text, t.root_child[symbol_of(c.code)], c.next, end, own, seen);
+}
+
+VSTAR_HD uint64_t hash_key(uint64_t key) { return key * 0x9E3779B97F4A7C15ull; }
+
+// The state behind a first word, or 0.
+VSTAR_HD int32_t enter(const LabelTables& t, uint64_t key) {
+  for (auto at = static_cast<int32_t>(hash_key(key) >> t.entry_shift);; at = (at + 1) & t.entry_mask) {
+    if (t.entries[at].key == key || t.entries[at].state == 0) return t.entries[at].state;
+  }
 }
 
 // Where the text after the literal that starts at byte p begins, or -1 when it does not stand there.
@@ -166,12 +226,9 @@ VSTAR_HD int32_t literal_end(const LabelTables& t, const uint8_t* text, int32_t 
 // Compiles names given as folded code points, runs of separators written as one space: forms[i] names label
 // owners[i]. Returns the block that LabelHeader describes; throws std::invalid_argument on names it cannot
 // hold.
-std::string compile_labels(const std::vector<std::vector<int32_t>>& forms, const std::vector<int32_t>& owners,
-                           const std::vector<int32_t>& after);
+std::string compile_labels(const std::vector<std::u32string>& forms, const std::vector<int32_t>& owners,
+                           const std::u32string& after);
 int32_t char_kind(int32_t code_point);  // 1 word character, 2 separator, 0 neither
 int32_t char_fold(int32_t code_point);  // simple case folding
-
-void label_match_cpu(const LabelTables& tables, const LabelRows& rows, int threads);
-void label_match_cuda(const LabelTables& tables, const LabelRows& rows, uintptr_t stream);
 
 }  // namespace vstar

@@ -7,6 +7,9 @@
     match.matched                                   # tensor([True])
     match.first                                     # tensor([[10, 19]]), bytes
 
+    tokens = TokenBytes.from_hf(tokenizer)          # the same on generated ids [B, T], nothing decoded
+    label_match(ids, labels, own=["spin kick"], tokens=tokens, lengths=lengths)
+
     ids, logprobs = sample(logits, seeds, step=0, temperature=0.7)   # [B] int64, [B] fp32
 
 Every op has `backend="auto"`: `vstar-fast doctor` tells what that means here, `vstar_fast.backends.report()`
@@ -19,14 +22,15 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from vstar_fast.kernels.label_match import LabelMatch, LabelSet, char_span, label_match
+    from vstar_fast.kernels.label_match import LabelMatch, LabelSet, TokenBytes, char_span, label_match
     from vstar_fast.kernels.sample import sample
 
-__all__ = ["LabelMatch", "LabelSet", "char_span", "label_match", "sample"]
+__all__ = ["LabelMatch", "LabelSet", "TokenBytes", "char_span", "label_match", "sample"]
 
 _HOME = {
     "LabelMatch": "label_match",
     "LabelSet": "label_match",
+    "TokenBytes": "label_match",
     "char_span": "label_match",
     "label_match": "label_match",
     "sample": "sample",

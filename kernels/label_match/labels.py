@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -27,8 +28,8 @@ class LabelSet:
         self.names: tuple[str, ...] = tuple(names)
         if not self.names:
             raise DataError("the label set is empty; give at least one class name")
-        self._owner: dict[tuple[int, ...], int] = {}
-        self._written: dict[tuple[int, ...], str] = {}
+        self._owner: dict[str, int] = {}
+        self._written: dict[str, str] = {}
         for label, name in enumerate(self.names):
             self._add(label, name)
         for name, others in (aliases or {}).items():
@@ -41,11 +42,12 @@ class LabelSet:
         """Enter a name of `label`, in composed and in decomposed Unicode, unless it is there already."""
         if not isinstance(name, str):
             raise DataError(f"label {label} is {name!r} ({type(name).__name__}); a label is a string")
-        if any("\ud800" <= char <= "\udfff" for char in name):
+        if not name.isascii() and any("\ud800" <= char <= "\udfff" for char in name):
             raise DataError(f"label {label} ({name!r}) is not valid Unicode; was it read with the wrong encoding?")
-        if not any(kind(char) == WORD for char in name):
+        forms = _forms(name)
+        if not forms:
             raise DataError(f"label {label} ({name!r}) has no letter or digit, so it cannot be found in a text")
-        for form in (fold_name(unicodedata.normalize("NFC", name)), fold_name(unicodedata.normalize("NFD", name))):
+        for form in forms:
             known = self._owner.setdefault(form, label)
             written = self._written.setdefault(form, name)
             if known != label:
@@ -63,7 +65,7 @@ class LabelSet:
     @property
     def forms(self) -> tuple[tuple[int, ...], ...]:
         """Every way to write a label, as folded code points."""
-        return tuple(self._owner)
+        return tuple(tuple(map(ord, form)) for form in self._owner)
 
     @property
     def owners(self) -> tuple[int, ...]:
@@ -72,7 +74,7 @@ class LabelSet:
 
     def find(self, name: str) -> int | None:
         """The label that `name` is a way to write, or None."""
-        return self._owner.get(fold_name(name))
+        return self._owner.get(_folded(name))
 
     def id(self, name: str) -> int:
         """The label that `name` is a way to write; DataError when there is none."""
@@ -87,17 +89,17 @@ class LabelSet:
         key = (after, device or cpu)
         if key not in self._tables:
             if device is None or device == cpu:
-                self._tables[key] = _compile(self.forms, self.owners, after)
+                self._tables[key] = _compile(tuple(self._owner), self.owners, after)
             else:
                 self._tables[key] = self.tables(after).to(device)
         return self._tables[key]
 
 
-def _compile(forms: tuple[tuple[int, ...], ...], owners: tuple[int, ...], after: tuple[int, ...]) -> torch.Tensor:
+def _compile(forms: tuple[str, ...], owners: tuple[int, ...], after: tuple[int, ...]) -> torch.Tensor:
     from vstar_fast import _C
 
     try:
-        block = _C.compile_labels(forms, owners, after)
+        block = _C.compile_labels(forms, owners, "".join(map(chr, after)))
     except ValueError as error:
         raise DataError(f"the label set cannot be compiled: {error}") from None
     return torch.frombuffer(bytearray(block), dtype=torch.uint8)
@@ -110,6 +112,26 @@ def fold_literal(after: str) -> tuple[int, ...]:
     if not points:
         raise DataError(f"after={after!r} holds no character to look for; use None to search the whole text")
     return points
+
+
+_ASCII_SEPARATORS = re.compile(r"[\s_-]+")
+
+
+def _folded(name: str) -> str:
+    """`fold_name` as a string; an ASCII name without a step a character."""
+    if name.isascii() and not any("\x1c" <= char <= "\x1f" for char in name):
+        return _ASCII_SEPARATORS.sub(" ", name).strip(" ").lower()
+    return "".join(map(chr, fold_name(name)))
+
+
+def _forms(name: str) -> tuple[str, ...]:
+    """A name folded, composed and decomposed; none when it has no letter or digit."""
+    if name.isascii():
+        form = _folded(name)
+        return (form,) if any(map(str.isalnum, form)) else ()
+    if not any(kind(char) == WORD for char in name):
+        return ()
+    return _folded(unicodedata.normalize("NFC", name)), _folded(unicodedata.normalize("NFD", name))
 
 
 def _some(names: Sequence[str]) -> str:

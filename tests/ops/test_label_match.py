@@ -24,8 +24,7 @@ ALPHABET = "aAbBkKſ\u212aßẞéÉ\u0301Σςσ12 _-–\u00a0\t.:+&'字😀"
 
 def figures(match: LabelMatch) -> list[object]:
     """All that a result says, as plain values."""
-    tensors = (match.matched, match.first, match.last, match.searched_from, match.inside_longer, match.which_bits)
-    return [None if tensor is None else tensor.tolist() for tensor in tensors]
+    return [match.table.tolist(), None if match.which_bits is None else match.which_bits.tolist()]
 
 
 def one(text: str, label: str, **options: object) -> LabelMatch:
