@@ -116,9 +116,12 @@ void write_symbols(const Symbols& symbols, std::vector<uint16_t>& page_index, st
   }
 }
 
+constexpr int32_t kNoChild = -1;  // no symbol
+
 struct Trie {
-  std::vector<int32_t> first_child, label, root_child;
-  std::vector<uint16_t> symbol;
+  std::vector<Node> nodes;
+  std::vector<uint16_t> symbol;  // leads to a state
+  std::vector<int32_t> root_child;
 };
 
 // `words` sorted; states are numbered breadth first, so that the children of a state stand side by side.
@@ -129,23 +132,26 @@ Trie build_trie(const std::vector<std::pair<Word, int32_t>>& words, size_t symbo
   std::vector<Span> spans{{0, words.size(), 0}};
   Trie trie;
   trie.symbol.push_back(0);
-  trie.label.push_back(-1);
   for (size_t state = 0; state < spans.size(); ++state) {
     auto [low, high, depth] = spans[state];
-    trie.first_child.push_back(static_cast<int32_t>(spans.size()));
-    for (; low < high && words[low].first.size() == depth; ++low) trie.label[state] = words[low].second;
+    const size_t first = spans.size();
+    Node node{static_cast<int32_t>(first), -1, 0, kNoChild};
+    for (; low < high && words[low].first.size() == depth; ++low) node.label = words[low].second;
     while (low < high) {
       size_t stop = low;
       while (stop < high && words[stop].first[depth] == words[low].first[depth]) ++stop;
       spans.push_back({low, stop, depth + 1});
       trie.symbol.push_back(words[low].first[depth]);
-      trie.label.push_back(-1);
       low = stop;
     }
+    node.children = static_cast<int32_t>(spans.size() - first);
+    if (node.children) node.symbol = trie.symbol[first];
+    trie.nodes.push_back(node);
   }
-  trie.first_child.push_back(static_cast<int32_t>(spans.size()));
   trie.root_child.assign(symbols, 0);
-  for (int32_t s = trie.first_child[0]; s < trie.first_child[1]; ++s) trie.root_child[trie.symbol[s]] = s;
+  const Node& root = trie.nodes[0];
+  for (int32_t s = root.first_child; s < root.first_child + root.children; ++s)
+    trie.root_child[trie.symbol[s]] = s;
   return trie;
 }
 
@@ -183,8 +189,8 @@ struct FirstWords {
     const Word codes = symbols.encode(form.substr(0, kKeyBytes));
     for (size_t i = 0; i < codes.size() && is_ascii_word(form[i]); ++i) {
       word.key |= static_cast<uint64_t>(form[i]) << (8 * i);
-      const auto low = trie.symbol.begin() + trie.first_child[word.state];
-      const auto high = trie.symbol.begin() + trie.first_child[word.state + 1];
+      const Node& node = trie.nodes[word.state];
+      const auto low = trie.symbol.begin() + node.first_child, high = low + node.children;
       word.state = static_cast<int32_t>(std::lower_bound(low, high, codes[i]) - trie.symbol.begin());
     }
     return word;
@@ -240,14 +246,13 @@ std::string compile_labels(const Forms& forms, const std::vector<int32_t>& owner
   std::string block(sizeof h, '\0');
   h.magic = kLabelMagic;
   h.symbols = static_cast<int32_t>(symbols.size());
-  h.states = static_cast<int32_t>(trie.label.size());
+  h.states = static_cast<int32_t>(trie.nodes.size());
   h.after_length = static_cast<int32_t>(after.size());
   h.page_index = append(block, page_index);
   h.pages = append(block, pages);
   h.root_child = append(block, trie.root_child);
-  h.first_child = append(block, trie.first_child);
+  h.nodes = append(block, trie.nodes);
   h.state_symbol = append(block, trie.symbol);
-  h.state_label = append(block, trie.label);
   h.after = append(block, symbols.encode(after));
   h.filter = append(block, first.filter);
   h.filter_shift = first.filter_shift;

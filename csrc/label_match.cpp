@@ -1,6 +1,7 @@
 // label_match on the CPU: one thread owns a run of rows; ids are first spread into the bytes they stand for.
 #include <algorithm>
 #include <atomic>
+#include <cstring>
 #include <thread>
 
 #include "label_rows.h"
@@ -30,11 +31,29 @@ struct RowText {
   int32_t end, bad;  // bad: position of the first id outside the vocabulary, or -1
 };
 
-// Characters before byte `stop`.
-int32_t characters_before(const uint8_t* text, int32_t stop, int32_t end) {
-  int32_t count = 0;
-  for (int32_t p = 0; p < stop; p = read_code_point(text, p, end).next) ++count;
-  return count;
+bool is_ascii(const uint8_t* text, int32_t size) {
+  uint64_t seen = 0;
+  int32_t p = 0;
+  for (uint64_t eight; p + 8 <= size; p += 8) {
+    std::memcpy(&eight, text + p, 8);
+    seen |= eight;
+  }
+  for (; p < size; ++p) seen |= static_cast<uint64_t>(text[p]) << 56;
+  return (seen & 0x8080808080808080ull) == 0;
+}
+
+// Writes how many characters there are before each of four byte positions.
+void count_characters(const uint8_t* text, int32_t end, const int32_t* bytes, int32_t* chars) {
+  if (is_ascii(text, *std::max_element(bytes, bytes + 4))) {
+    std::copy_n(bytes, 4, chars);
+    return;
+  }
+  int32_t order[4] = {0, 1, 2, 3}, count = 0, p = 0;
+  std::sort(order, order + 4, [bytes](int32_t a, int32_t b) { return bytes[a] < bytes[b]; });
+  for (int32_t side : order) {
+    for (; p < bytes[side]; p = read_code_point(text, p, end).next) ++count;
+    chars[side] = count;
+  }
 }
 
 class Worker {
@@ -68,10 +87,7 @@ class Worker {
     });
     if (out[kFirst] < 0) return;
     out[kFlags] = (outside ? 0 : kInsideLonger) | (denied ? kNegated : 0);
-    const bool ascii = start == 0 && scan_.ascii();
-    for (int32_t side = 0; side < 4; ++side)
-      out[kFirstChar + side] =
-          ascii ? out[kFirst + side] : characters_before(row.text, out[kFirst + side], row.end);
+    count_characters(row.text, row.end, out + kFirst, out + kFirstChar);
   }
 
  private:
@@ -86,39 +102,36 @@ class Speller {
   Speller(const TokenTable& tokens, const IdRows& ids) : tokens_(tokens), ids_(ids) {}
 
   RowText spell(int32_t r) {
-    const int32_t count = ids_.length(r);
+    count_ = ids_.length(r);
     const int64_t begin = ids_.begin(r);
-    const size_t most = static_cast<size_t>(count) * kEntryBytes + kEntryBytes;
+    const size_t most = static_cast<size_t>(count_) * kEntryBytes + kEntryBytes;
     if (bytes_.size() < most) bytes_.resize(most);
-    return ids_.wide ? spell(static_cast<const int64_t*>(ids_.ids) + begin, count)
-                     : spell(static_cast<const int32_t*>(ids_.ids) + begin, count);
+    if (ends_.size() < static_cast<size_t>(count_)) ends_.resize(count_);
+    return ids_.wide ? spell(static_cast<const int64_t*>(ids_.ids) + begin)
+                     : spell(static_cast<const int32_t*>(ids_.ids) + begin);
   }
 
-  // Tokens that hold the first and the last byte of a span, as a span of tokens.
-  void token_span(int32_t r, const int32_t* bytes, int32_t* tokens) const {
-    const int64_t begin = ids_.begin(r);
-    int32_t at = 0, i = 0;
-    const auto upto = [&](int32_t byte) {
-      for (; at <= byte; ++i) at += token_piece(tokens_, ids_.id(begin + i)).size;
-      return i;
-    };
-    tokens[0] = upto(bytes[0]) - 1;
-    tokens[1] = upto(bytes[1] - 1);
+  // Of the row spelt last: tokens that hold the first and the last byte of a span, as a span of tokens.
+  void token_span(const int32_t* bytes, int32_t* tokens) const {
+    const auto begin = ends_.begin(), end = begin + count_;
+    tokens[0] = static_cast<int32_t>(std::upper_bound(begin, end, bytes[0]) - begin);
+    tokens[1] = static_cast<int32_t>(std::lower_bound(begin, end, bytes[1]) - begin) + 1;
   }
 
  private:
   template <class Id>
-  RowText spell(const Id* ids, int32_t count) {
+  RowText spell(const Id* ids) {
     uint8_t* to = bytes_.data();
     const auto vocabulary = static_cast<uint64_t>(tokens_.count);
-    for (int32_t i = 0; i < count; ++i) {
+    for (int32_t i = 0; i < count_; ++i) {
       if (static_cast<uint64_t>(static_cast<int64_t>(ids[i])) >= vocabulary) return {nullptr, 0, i};
       const uint8_t* entry = tokens_.entries + static_cast<int64_t>(ids[i]) * kEntryBytes;
       std::memcpy(to, entry, kEntryBytes);
       if (entry[kInlineBytes] == kLongToken)
-        to = spell_long(to, ids[i], count - i);
+        to = spell_long(to, ids[i], count_ - i);
       else
         to += entry[kInlineBytes];
+      ends_[i] = static_cast<int32_t>(to - bytes_.data());
     }
     return {bytes_.data(), static_cast<int32_t>(to - bytes_.data()), -1};
   }
@@ -135,6 +148,8 @@ class Speller {
   TokenTable tokens_;
   IdRows ids_;
   std::vector<uint8_t> bytes_;
+  std::vector<int32_t> ends_;  // [count_] bytes of the row up to the end of each token
+  int32_t count_ = 0;
 };
 
 // Runs work(low, high) over all rows on as many threads as pay, each with a worker of its own made by `make`.
@@ -176,8 +191,8 @@ void label_match_ids_cpu(const LabelTables& tables, const TokenTable& tokens, co
       worker.match(speller.spell(r), r);
       int32_t* row = out.out + static_cast<int64_t>(r) * kRowInts;
       if (row[kFirst] < 0) return;
-      speller.token_span(r, row + kFirst, row + kFirstToken);
-      speller.token_span(r, row + kLast, row + kLastToken);
+      speller.token_span(row + kFirst, row + kFirstToken);
+      speller.token_span(row + kLast, row + kLastToken);
     };
   });
 }

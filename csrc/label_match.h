@@ -49,7 +49,7 @@ constexpr int32_t kInsideLonger = 1, kNegated = 2;  // bits of kFlags
 // start.
 struct LabelHeader {
   int32_t magic, bytes, symbols, states, after_length;
-  int32_t page_index, pages, root_child, first_child, state_symbol, state_label, after;
+  int32_t page_index, pages, root_child, nodes, state_symbol, after;
   int32_t filter, filter_shift, entries, entry_shift, entry_mask, odd_roots, has_odd_roots;
 };
 constexpr int32_t kLabelMagic = 0x324C5356;  // "VSL2"
@@ -60,13 +60,20 @@ struct FirstWord {
   int32_t state, unused;
 };
 
+// A state: its children are `first_child` and the `children - 1` states that follow it.
+struct Node {
+  int32_t first_child;
+  int32_t label;  // whose name ends here, or -1
+  int32_t children;
+  int32_t symbol;  // leads to the first child
+};
+
 struct LabelTables {
   const uint16_t* page_index;    // [kPages] page of code points cp >> 8
   const uint16_t* pages;         // [pages, 256] code of a character; page 0 holds Latin-1
   const int32_t* root_child;     // [symbols] state after one character, 0 for none
-  const int32_t* first_child;    // [states + 1] children of state s are first_child[s] .. first_child[s + 1]
+  const Node* nodes;             // [states]
   const uint16_t* state_symbol;  // [states] symbol that leads to a state; ascending among siblings
-  const int32_t* state_label;    // [states] label whose name ends here, or -1
   const uint16_t* after;         // [after_length] codes of the literal that must come first
   const uint32_t* filter;    // [2^(64 - filter_shift) / 32] bit of a hash: some label has such a first word
   const FirstWord* entries;  // [entry_mask + 1] open addressing from hash >> entry_shift
@@ -77,9 +84,8 @@ struct LabelTables {
       : page_index(reinterpret_cast<const uint16_t*>(base + h.page_index)),
         pages(reinterpret_cast<const uint16_t*>(base + h.pages)),
         root_child(reinterpret_cast<const int32_t*>(base + h.root_child)),
-        first_child(reinterpret_cast<const int32_t*>(base + h.first_child)),
+        nodes(reinterpret_cast<const Node*>(base + h.nodes)),
         state_symbol(reinterpret_cast<const uint16_t*>(base + h.state_symbol)),
-        state_label(reinterpret_cast<const int32_t*>(base + h.state_label)),
         after(reinterpret_cast<const uint16_t*>(base + h.after)),
         filter(reinterpret_cast<const uint32_t*>(base + h.filter)),
         entries(reinterpret_cast<const FirstWord*>(base + h.entries)),
@@ -155,9 +161,10 @@ VSTAR_HD bool word_before(const LabelTables& t, const uint8_t* text, int32_t p) 
   return p > 0 && is_word(read_char(t, text, char_before(text, p), p).code);
 }
 
-// The state after `state` on `symbol`, or 0.
-VSTAR_HD int32_t child_of(const LabelTables& t, int32_t state, uint16_t symbol) {
-  int32_t low = t.first_child[state], high = t.first_child[state + 1];
+// The state after the one that `node` describes on `symbol`, or 0.
+VSTAR_HD int32_t child_of(const LabelTables& t, const Node& node, uint16_t symbol) {
+  if (node.symbol == symbol) return node.first_child;
+  int32_t low = node.first_child + 1, high = node.first_child + node.children;
   while (high - low > 4) {
     const int32_t middle = (low + high) / 2;
     if (t.state_symbol[middle] <= symbol)
@@ -183,14 +190,14 @@ VSTAR_HD Ends match_on(const LabelTables& t, const uint8_t* text, int32_t state,
   while (state != 0) {
     const bool at_end = here >= end;
     const Char c = at_end ? Char{kNoSymbol, here} : read_unit(t, text, here, end);
-    const int32_t label = t.state_label[state];
-    if (label >= 0 && !is_word(c.code)) {
+    const Node node = t.nodes[state];
+    if (node.label >= 0 && !is_word(c.code)) {
       ends.longest = here;
-      ends.label = label;
-      if (label == own) ends.own = here;
-      seen(label);
+      ends.label = node.label;
+      if (node.label == own) ends.own = here;
+      seen(node.label);
     }
-    state = at_end ? 0 : child_of(t, state, symbol_of(c.code));
+    state = at_end ? 0 : child_of(t, node, symbol_of(c.code));
     here = c.next;
   }
   return ends;

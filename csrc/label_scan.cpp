@@ -13,15 +13,31 @@ namespace {
 
 constexpr int32_t kBlock = 64;
 
+// Bit masks of the first 0 to 8 bytes.
+constexpr uint64_t kKeep[kKeyBytes + 1] = {0,
+                                           0xFF,
+                                           0xFFFF,
+                                           0xFFFFFF,
+                                           0xFFFFFFFF,
+                                           0xFFFFFFFFFF,
+                                           0xFFFFFFFFFFFF,
+                                           0xFFFFFFFFFFFFFF,
+                                           0xFFFFFFFFFFFFFFFF};
+
 uint64_t load_key(const uint8_t* text, int32_t at, int32_t length, int32_t end) {
   uint64_t key = 0;
   if (at + kKeyBytes <= end)
     std::memcpy(&key, text + at, kKeyBytes);
   else
     std::memcpy(&key, text + at, end - at);
-  const uint64_t keep = ~0ull >> (64 - 8 * length);
-  return (key | 0x2020202020202020ull) & keep;
+  return (key | 0x2020202020202020ull) & kKeep[length];
 }
+
+// Bits from bit i of one word on, followed by those of the next word.
+uint64_t window(uint64_t word, uint64_t next, int i) { return word >> i | next << 1 << (63 - i); }
+
+// Letters and digits at the beginning of `run`, at most kKeyBytes.
+int run_length(uint64_t run) { return __builtin_ctzll(~run | 1ull << kKeyBytes); }
 
 }  // namespace
 
@@ -34,7 +50,6 @@ void LabelScan::collect(const uint8_t* text, int32_t start, int32_t end) {
   masks_(text + origin, size, word_.data(), high_.data());
   word_[blocks] = high_[blocks] = 0;
   stop_ = starts_.data();
-  ascii_ = true;
   for (size_t block = 0; block < blocks; ++block)
     collect_block(text, origin + static_cast<int32_t>(block) * kBlock, block, end,
                   block == 0 && start > origin ? ~1ull : ~0ull);
@@ -48,27 +63,37 @@ void LabelScan::collect_block(const uint8_t* text, int32_t base, size_t block, i
   uint64_t others = high & ~word_before & keep;
   if (t_.has_odd_roots) others |= odd_roots(text, base, end) & ~word_before & keep;
   const bool plain = (high | high_before | (high_[block + 1] & 0xFF) | others) == 0;
-  ascii_ &= high == 0;
+  const uint64_t after = word_[block + 1];
   if (plain) {
-    for (; starts; starts &= starts - 1) {
-      const int i = __builtin_ctzll(starts);
-      const uint64_t run = word >> i | (i ? word_[block + 1] << (64 - i) : 0);
-      const int length = __builtin_ctzll(~run | 1ull << kKeyBytes);
-      add(text, base + i, length, end);
-    }
+    stop_ = collect_words(text, base, end, starts, word, after, stop_);
     return;
   }
   for (uint64_t all = starts | others; all; all &= all - 1) {
     const int i = __builtin_ctzll(all);
-    const uint64_t run = word >> i | (i ? word_[block + 1] << (64 - i) : 0);
-    const uint64_t beyond = high >> i | (i ? high_[block + 1] << (64 - i) : 0);
-    const int length = __builtin_ctzll(~run | 1ull << kKeyBytes);
-    const bool cut = length < kKeyBytes && (beyond >> length & 1);
+    const int length = run_length(window(word, after, i));
+    const bool cut = length < kKeyBytes && (window(high, high_[block + 1], i) >> length & 1);
     if ((others | high_before) >> i & 1 || cut)
       *stop_++ = {base + i, 0, 0};
     else
-      add(text, base + i, length, end);
+      stop_ = collect_words(text, base, end, 1ull << i, word, after, stop_);
   }
+}
+
+// Appends the words at `starts` that the filter lets through. Branch-free: one that it rejects is overwritten
+// by the next.
+Start* LabelScan::collect_words(const uint8_t* text, int32_t base, int32_t end, uint64_t starts,
+                                uint64_t word, uint64_t after, Start* stop) const {
+  const uint32_t* filter = t_.filter;
+  const int shift = t_.filter_shift;
+  for (; starts; starts &= starts - 1) {
+    const int i = __builtin_ctzll(starts);
+    const int length = run_length(window(word, after, i));
+    const uint64_t key = load_key(text, base + i, length, end);
+    const uint64_t hash = hash_key(key) >> shift;
+    *stop = {base + i, length, key};
+    stop += filter[hash >> 5] >> (hash & 31) & 1;
+  }
+  return stop;
 }
 
 uint64_t LabelScan::odd_roots(const uint8_t* text, int32_t base, int32_t end) const {
@@ -76,14 +101,6 @@ uint64_t LabelScan::odd_roots(const uint8_t* text, int32_t base, int32_t end) co
   for (int32_t at = base; at < base + kBlock && at < end; ++at)
     found |= static_cast<uint64_t>(text[at] < 0x80 && t_.odd_roots[text[at]]) << (at - base);
   return found;
-}
-
-// Branch-free: a start that the filter rejects is overwritten by the next one.
-inline void LabelScan::add(const uint8_t* text, int32_t at, int32_t length, int32_t end) {
-  const uint64_t key = load_key(text, at, length, end);
-  const uint64_t hash = hash_key(key) >> t_.filter_shift;
-  *stop_ = {at, length, key};
-  stop_ += t_.filter[hash >> 5] >> (hash & 31) & 1;
 }
 
 }  // namespace vstar

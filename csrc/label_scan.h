@@ -33,8 +33,6 @@ class LabelScan {
     }
   }
 
-  bool ascii() const { return ascii_; }  // of the bytes that the last run looked at
-
  private:
   template <class Seen>
   Ends anything(const uint8_t* text, int32_t at, int32_t end, int32_t own, Seen seen) const {
@@ -46,14 +44,14 @@ class LabelScan {
   void collect(const uint8_t* text, int32_t start, int32_t end);
   void collect_block(const uint8_t* text, int32_t base, size_t block, int32_t end, uint64_t keep);
   uint64_t odd_roots(const uint8_t* text, int32_t base, int32_t end) const;
-  void add(const uint8_t* text, int32_t at, int32_t length, int32_t end);
+  Start* collect_words(const uint8_t* text, int32_t base, int32_t end, uint64_t starts, uint64_t word,
+                       uint64_t after, Start* stop) const;
 
   LabelTables t_;
   WordMasks masks_;
   std::vector<uint64_t> word_, high_;
   std::vector<Start> starts_;
   Start* stop_ = nullptr;
-  bool ascii_ = true;
 };
 
 }  // namespace vstar

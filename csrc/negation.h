@@ -43,7 +43,7 @@ struct NegationWindow {
   }
 
   // Whether a denial ends at place `stop`.
-  VSTAR_HD bool denial_ends(int stop) const {
+  VSTAR_HD_CALL bool denial_ends(int stop) const {
     const char* const kWords[] = {"not",        "no",         "never",       "neither",
                                   "nor",        "without",    "cannot",      "rather than",
                                   "instead of", "other than", "anything but"};
@@ -57,7 +57,7 @@ struct NegationWindow {
   }
 
   // Whether the word at place `at` ends a denial's reach: "not only", "not just".
-  VSTAR_HD bool stops(int at) const {
+  VSTAR_HD_CALL bool stops(int at) const {
     const char* const kWords[] = {"but", "only", "just", "doubt"};
     const int kSizes[] = {3, 4, 4, 5};
     for (int i = 0; i < 4; ++i) {
@@ -68,7 +68,7 @@ struct NegationWindow {
   }
 
   // Places before one word more, and the gap before that word.
-  VSTAR_HD uint64_t before_word(uint64_t places) const {
+  VSTAR_HD_CALL uint64_t before_word(uint64_t places) const {
     uint64_t found = 0;
     for (int stop = 2; stop <= count; ++stop) {
       if (!(places >> stop & 1)) continue;
@@ -82,7 +82,7 @@ struct NegationWindow {
 };
 
 // Whether what stands at byte `at` is denied in the text from byte `start` on.
-VSTAR_HD bool negated(const LabelTables& t, const uint8_t* text, int32_t start, int32_t at) {
+VSTAR_HD_CALL bool negated(const LabelTables& t, const uint8_t* text, int32_t start, int32_t at) {
   int32_t p = at;
   NegationWindow w;
   while (w.count < kNegationWindow && p > start) p = char_before(text, p), ++w.count;
