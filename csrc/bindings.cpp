@@ -46,5 +46,6 @@ PYBIND11_MODULE(_C, m) {
   m.attr("has_cuda") = false;
 #endif
   vstar::bind_label_match(m);
+  vstar::bind_value_match(m);
   vstar::bind_sample(m);
 }

@@ -7,6 +7,8 @@
 
 #ifdef __CUDACC__
 #define VSTAR_HD __host__ __device__ __forceinline__
+#define VSTAR_HD_CALL \
+  __host__ __device__ __noinline__ inline  // long and seldom: inlined, they take minutes to compile
 
 namespace vstar {
 inline void check_cuda(cudaError_t status, const char* what) {
@@ -15,4 +17,5 @@ inline void check_cuda(cudaError_t status, const char* what) {
 }  // namespace vstar
 #else
 #define VSTAR_HD inline
+#define VSTAR_HD_CALL inline
 #endif

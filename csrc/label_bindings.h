@@ -20,5 +20,6 @@ TokenTable token_table(uintptr_t host, uintptr_t device);
 IdRows id_rows(const IdArguments& from);
 
 void bind_label_match(pybind11::module_& m);
+void bind_value_match(pybind11::module_& m);
 
 }  // namespace vstar

@@ -24,8 +24,19 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from vstar_fast.kernels.label_match import LabelMatch, LabelSet, TokenBytes, char_span, label_match
     from vstar_fast.kernels.sample import sample
+    from vstar_fast.kernels.value_match import ValueMatch, match_interval, match_number
 
-__all__ = ["LabelMatch", "LabelSet", "TokenBytes", "char_span", "label_match", "sample"]
+__all__ = [
+    "LabelMatch",
+    "LabelSet",
+    "TokenBytes",
+    "ValueMatch",
+    "char_span",
+    "label_match",
+    "match_interval",
+    "match_number",
+    "sample",
+]
 
 _HOME = {
     "LabelMatch": "label_match",
@@ -33,6 +44,9 @@ _HOME = {
     "TokenBytes": "label_match",
     "char_span": "label_match",
     "label_match": "label_match",
+    "ValueMatch": "value_match",
+    "match_interval": "value_match",
+    "match_number": "value_match",
     "sample": "sample",
 }
 

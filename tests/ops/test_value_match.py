@@ -1,0 +1,237 @@
+"""match_number and match_interval: compiled against the plain-Python reference, and that against vstar_fast.match."""
+
+import math
+from fractions import Fraction
+
+import pytest
+import torch
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from vstar_fast import _C, backends
+from vstar_fast.errors import BackendError, DataError
+from vstar_fast.match import numbers
+from vstar_fast.match.text import Case, Names
+from vstar_fast.ops import TokenBytes, ValueMatch, match_interval, match_number
+from vstar_fast.records import Label
+
+pytestmark = pytest.mark.usefixtures("poison")
+
+
+def figures(match: ValueMatch) -> list[object]:
+    """All that a result says, NaN as text."""
+    return [match.table.tolist(), [[str(x) for x in row] for row in match.values.tolist()], match.score.tolist()]
+
+
+@pytest.mark.parametrize(
+    ("text", "unit", "value"),
+    [
+        ("3", "", 3.0),
+        ("about -1,200.5 ms", "s", -1.2005),
+        ("\u22125", "", -5.0),
+        ("5-3", "", 5.0),
+        (".5", "", 0.5),
+        ("2.5e3", "", 2500.0),
+        ("1e400", "", math.inf),
+        ("1:02", "s", 62.0),
+        ("1:02:03.5", "s", 3723.5),
+        ("1:02:03.5", "min", 3723.5 / 60),
+        ("45%", "", 0.45),
+        ("45 percent", "%", 45.0),
+        ("twenty-five reps", "times", 25.0),
+        ("Twenty", "", 20.0),
+        ("two and a half minutes", "s", 150.0),
+        ("3 million", "", 3e6),
+        ("a dozen, two dozen", "", 24.0),
+        ("thrice", "times", 3.0),
+        ("5 m", "s", 300.0),
+        ("90\u00b0", "degrees", 90.0),
+        ("3rd 4", "", 4.0),
+        ("3D v2 1.2.3 7", "", 7.0),
+        ("1,2345 8", "", 8.0),
+        ("1:75 9", "", 9.0),
+        ("fourteenth 6", "", 6.0),
+        ("3.", "", 3.0),
+        ("3e5.2 2", "", 2.0),
+    ],
+)
+@pytest.mark.parametrize("backend", ["cpp", "reference"])
+def test_numbers_as_written(text, unit, value, backend):
+    match = match_number([text], [value], unit=unit, after=None, pick="first", backend=backend)
+    assert match.values[0, 0].item() == pytest.approx(value, rel=1e-15)
+    assert match.matched.item() == (value != math.inf and text != "5-3")  # "5-3" may be a range
+
+
+@pytest.mark.parametrize(
+    ("text", "pick", "value", "status"),
+    [
+        ("1 or so. Answer: 2, then 3", "slot", 2.0, "ok"),
+        ("1 then 2 then 3", "slot", 3.0, "ok"),
+        ("1 then 2 then 3", "first", None, "no_slot"),
+        ("9 Answer: 1 then 2", "first", 1.0, "off_tolerance"),
+        ("9 Answer: 1 then 2", "last", 2.0, "ok"),
+        ("Answer: none", "slot", None, "no_value"),
+        ("", "slot", None, "no_value"),
+        ("Answer: 2 kg", "slot", 2.0, "wrong_unit"),
+        ("Answer: 2 or 3", "slot", 2.0, "ambiguous"),
+        ("Answer: 2-three", "slot", 2.0, "ambiguous"),
+        ("Answer: 5", "slot", 5.0, "off_tolerance"),
+    ],
+)
+@pytest.mark.parametrize("backend", ["cpp", "reference"])
+def test_which_number_counts_and_why_it_fails(text, pick, value, status, backend):
+    match = match_number([text], [2.5], unit="s", abs_tolerance=0.5, pick=pick, backend=backend)
+    assert match.reasons() == [status]
+    assert match.values[0, 0].item() == value or (value is None and match.values[0, 0].isnan())
+
+
+WORDS = (
+    "1 2 12 345 007 , . : - + \u2212 e E 1e5 e+3 % ° s ms min m km rd D x two Twenty five -five eleven zero once dozen "
+    "million or to ſix \u212am é \u0301 _ ( ) ] ~ – 字 ٣ not n't Answer: answer: 1:23 :45 .5 ,678 kicks µ \x1c"
+)
+PIECES = st.sampled_from([*WORDS.split(" "), " ", " ", "  ", "\n", " and a half", " or ", " to ", "\u00a0"])
+TEXTS = st.lists(PIECES, max_size=9).map("".join)
+UNIT = st.sampled_from(["", "s", "min", "km", "times", "%", "furlongs"])
+
+
+@given(st.lists(TEXTS, max_size=4), st.data())
+@settings(max_examples=400)
+def test_compiled_equals_reference(texts, data):
+    texts = [*texts, *(t.encode() + b"\xc3" + t.encode() for t in texts[:1])]
+    units = [data.draw(UNIT) for _ in texts]
+    gold = [data.draw(st.sampled_from([0.0, 1.0, 12.5, -345.0, math.nan, math.inf])) for _ in texts]
+    after, pick = data.draw(
+        st.sampled_from([(None, "first"), (None, "last"), ("Answer:", "slot"), ("answer:", "last")])
+    )
+    options = {"unit": units, "abs_tolerance": 0.5, "rel_tolerance": 0.1, "pick": pick, "after": after}
+    found, plain = (match_number(texts, gold, backend=b, **options) for b in ("cpp", "reference"))
+    assert figures(found) == figures(plain)
+    spans = [[(0.0, 12.0), (1.0, 2.0)], [], [(3.0, 1.0), (math.nan, 2.0)], [(1.0, 100.0)]]
+    own = [data.draw(st.sampled_from(spans)) for _ in texts]
+    found, plain = (match_interval(texts, own, pick=pick, after=after, backend=b) for b in ("cpp", "reference"))
+    assert figures(found) == figures(plain)
+
+
+@given(TEXTS, UNIT, st.sampled_from(["first", "last"]))
+@settings(max_examples=300)
+def test_reads_what_the_matching_stage_reads(text, unit, pick):
+    assume(not any(char in text for char in "ſ\u212a\u0301٣"))
+    case = Case(text, 0, len(text), Label("number", "n", 0, unit=unit or None))
+    read = {"first": numbers.first_number, "last": numbers.last_number}[pick](case, Names([], {}))
+    match = match_number([text], [0.0], unit=unit, abs_tolerance=math.inf, pick=pick, after=None)
+    reason = match.reasons()[0]
+    assert reason == {"negated": "ok"}.get(read.reason, read.reason)
+    if read.span is not None:
+        begin, end = (len(text[:at].encode()) for at in read.span)
+        assert match.span.tolist() == [[begin, end]]
+        assert match.values[0, 0].item() == read.value
+        assert match.negated.item() or read.reason != "negated"
+    label = Label("interval", "n", (0.0, 1.0))
+    pair = {"first": numbers.first_interval, "last": numbers.last_interval}[pick](
+        case._replace(label=label), Names([], {})
+    )
+    match = match_interval([text], [(0.0, 1.0)], iou=0.0, pick=pick, after=None)
+    assert match.reasons()[0] == {"negated": "ok"}.get(pair.reason, pair.reason)
+    if pair.value is not None:
+        assert tuple(match.values[0].tolist()) == pair.value
+
+
+@given(
+    st.fractions(0, 100, max_denominator=8),
+    st.fractions(-100, 100, max_denominator=8),
+    st.fractions(0, 2, max_denominator=8),
+)
+def test_tolerance_is_that_of_exact_fractions(value, gold, relative):
+    absolute = Fraction(1, 4)
+    match = match_number(
+        [str(float(value))], [float(gold)], abs_tolerance=0.25, rel_tolerance=float(relative), pick="first", after=None
+    )
+    assert match.matched.item() == (abs(value - gold) <= absolute + relative * abs(gold))
+
+
+@given(st.lists(st.fractions(0, 60, max_denominator=4), min_size=4, max_size=4))
+def test_iou_is_that_of_exact_fractions(times):
+    a, b, c, d = times
+    match = match_interval(
+        [f"from {float(a)} to {float(b)} s"], [[(float(c), float(d)), (59.5, 60.0)]], after=None, pick="first"
+    )
+    if a >= b:
+        assert match.reasons() == ["wrong_order"] and match.best.item() == -1
+        return
+    shares = [max(Fraction(0), (min(b, y) - max(a, x)) / (max(b, y) - min(a, x))) if x < y else Fraction(0)
+              for x, y in ((c, d), (Fraction(119, 2), Fraction(60)))]  # fmt: skip
+    assert match.score.item() == pytest.approx(float(max(shares)), abs=1e-15)
+    assert match.matched.item() == (max(shares) >= Fraction(1, 2))
+    assert match.best.item() == (shares.index(max(shares)) if max(shares) else -1)
+
+
+@given(st.lists(TEXTS, min_size=1, max_size=3), st.data())
+def test_ids_are_the_text_they_spell(texts, data):
+    pieces: list[bytes | None] = [None]
+    rows = []
+    for text in texts:
+        raw, row = text.encode(), [0]
+        while raw:
+            size = data.draw(st.integers(1, 6))
+            row += [len(pieces), 0]
+            pieces.append(raw[:size])
+            raw = raw[size:]
+        rows.append(row)
+    gold = [3.0] * len(rows)
+    for backend in ("cpp", "reference"):
+        found = match_number(rows, gold, tokens=TokenBytes(pieces), backend=backend)
+        assert figures(found) == figures(match_number(texts, gold))
+    with pytest.raises(DataError, match="row 0 has an id at position 0"):
+        match_number([[len(pieces)]], [0.0], tokens=TokenBytes(pieces))
+
+
+def test_the_units_are_those_of_the_matching_stage():
+    from vstar_fast.kernels.value_match import UNITS
+
+    assert numbers.UNITS == UNITS
+    assert sorted(_C.find_unit(name) for name in UNITS) == list(range(len(UNITS)))
+
+
+def test_no_rows_and_one_span_a_row():
+    assert match_number([], []).matched.shape == (0,)
+    assert match_interval([], []).matched.shape == (0,)
+    match = match_interval(["2 to 4", "2 to 4"], torch.tensor([[2.0, 4.0], [3.0, 4.0]]), after=None, pick="first")
+    assert match.score.tolist() == [1.0, 0.5]
+
+
+def test_bad_arguments_are_named():
+    bad = [
+        (lambda: match_number(["1"], [1.0, 2.0]), r"gold must be one number, or \[1\]"),
+        (lambda: match_number(["1"], [1.0], unit=["s", "s"]), "2 units for 1 rows"),
+        (lambda: match_number(["1"], [1.0], pick="any"), "unknown pick 'any'"),
+        (lambda: match_number(["1"], [1.0], after=None), "needs the literal"),
+        (lambda: match_number(["1"], [1.0], lengths=[1]), "`tokens`"),
+        (lambda: match_interval(["1"], []), "spans for 0 rows"),
+        (lambda: match_interval(["1"], [[(1.0, 2.0, 3.0)]]), "begin, end"),
+        (lambda: match_number("1", [1.0]), "list of texts"),
+    ]
+    for call, message in bad:
+        with pytest.raises(DataError, match=message):
+            call()
+    if not backends.available("cuda").ok:
+        with pytest.raises(BackendError, match="Remedy"):
+            match_number(["1"], [1.0], backend="cuda")
+
+
+@pytest.mark.gpu
+def test_cuda_equals_cpu():
+    texts = [
+        f"Answer: {a}{b} {u} or so, not {b} to {a} min"
+        for a in (1, "1,2", "two", "-")
+        for b in (3, ":45", "")
+        for u in ("s", "x", "%")
+    ]
+    data = torch.frombuffer(bytearray("".join(texts).encode()), dtype=torch.uint8)
+    offsets = torch.tensor([0, *map(len, texts)]).cumsum(0)
+    gold = [3.0] * len(texts)
+    host = match_number((data, offsets), gold, unit="s", abs_tolerance=1.0)
+    there = match_number((data.cuda(), offsets.cuda()), gold, unit="s", abs_tolerance=1.0)
+    assert there.backend == "cuda" and figures(there) == figures(host)
+    spans = [[(0.0, 60.0), (1.0, 3.0)]] * len(texts)
+    host, there = (match_interval(rows, spans) for rows in ((data, offsets), (data.cuda(), offsets.cuda())))
+    assert figures(there) == figures(host)
