@@ -8,6 +8,7 @@ import re
 from typing import TYPE_CHECKING
 
 import torch
+from vstar_fast.bench import label_rivals
 
 from vstar_fast import backends
 from vstar_fast.ops import LabelMatch, LabelSet, label_match
@@ -82,8 +83,47 @@ def spans(match: LabelMatch) -> Found:
     return [(first, last) if first >= 0 else None for first, last in match.first.tolist()]
 
 
+def plain_rows(names: list[str], rows: int) -> list[bytes]:
+    """Answers of about 600 bytes with four labels, written as in `names` but for case."""
+    rng = random.Random(1)
+    texts = []
+    for _ in range(rows):
+        words = rng.choices(FILLER.split(), k=100) + [rng.choice((str.upper, str))(x) for x in rng.choices(names, k=4)]
+        rng.shuffle(words)
+        texts.append(". ".join((" ".join(words[:70]), " ".join(words[70:]))).encode())
+    return texts
+
+
+def against_rivals(bench: Bench, quick: bool) -> None:
+    """Every label from text, one thread: the rivals that are installed; targets are those of hyperscan."""
+    for count, goal in ((700, 4.0), (10_000, 1.0)):
+        if quick and count > 700:
+            continue
+        names = [f"{name} {i}" if i >= 700 else name for i, name in enumerate(make_labels(700) * (count // 700 + 1))]
+        names = list(dict.fromkeys(names))[:count]
+        labels, texts = LabelSet(names), plain_rows(names, 500 if quick else 3000)
+        own = torch.full((len(texts),), -1)
+        for rival in label_rivals.installed():
+            if rival == "re2.Set" and count > 700:
+                continue
+            theirs = label_rivals.RIVALS[rival][1](names)
+            bench.compare(
+                f"all of {count} labels from text",
+                lambda texts=texts, labels=labels, own=own: label_match(texts, labels, own, which=True, threads=1),
+                lambda theirs=theirs, texts=texts: theirs(texts),
+                equal=lambda m, f: [m.labels_in(i) for i in range(len(f))] == f,
+                names=("vstar-fast", rival),
+                work=(len(texts), "row"),
+                target=goal if rival == "hyperscan" else None,
+                backend="cpp",
+                threads=1,
+            )
+
+
 def run(bench: Bench, quick: bool) -> None:
-    """15 and 700 labels; the own label, and every label."""
+    """15 and 700 labels against `re`; the own label, and every label. On the CPU also against other engines."""
+    if bench.device == "cpu":
+        against_rivals(bench, quick)
     rows = 500 if quick else 5000
     backend = backends.choose("label_match", bench.device).name
     for count in (15, 700):
