@@ -99,12 +99,17 @@ def _value(found: re.Match[str]) -> float:
     elif found["digits"]:
         value = float(found["digits"].replace(",", ""))
     elif found["often"]:
-        value = _OFTEN[found["often"].lower()]
+        value = _OFTEN[_word(found["often"])]
     else:
         parts = (found["tens"], found["ones"], found["small"])
-        value = sum(NUMBER_WORDS[part.lower()] for part in parts if part)
-    value = value * _SCALES.get((found["scale"] or "").lower(), 1) + (0.5 if found["half"] else 0)
+        value = sum(NUMBER_WORDS[_word(part)] for part in parts if part)
+    value = value * _SCALES.get(_word(found["scale"] or ""), 1) + (0.5 if found["half"] else 0)
     return -value if found["sign"] and found["sign"][0] != "+" else float(value)
+
+
+def _word(text: str) -> str:
+    """One spelling for all that a pattern without case takes for it: also the long s, dotted and dotless i."""
+    return text.casefold().replace("i\u0307", "i").replace("\u0131", "i")
 
 
 def first_number(case: Case, _names: Names) -> Extracted:

@@ -216,7 +216,7 @@ _NEGATION = re.compile(
     r"(?:[\s\"'*_\-]+(?!but\b|only\b|just\b|doubt\b)\w+){0,3}[\s\"'\u201c\u2018*_(\-]*$",
     re.IGNORECASE,
 )
-_MAYBE_NEGATED = re.compile(r"n['\u2019]t|no|never|without|than|instead|but", re.IGNORECASE)
+_MAYBE_NEGATED = re.compile(r"n['\u2019]t|no|neither|never|without|than|instead|but", re.IGNORECASE)
 
 
 def negated(text: str, start: int, at: int) -> bool:
