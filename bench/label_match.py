@@ -109,8 +109,8 @@ def against_rivals(bench: Bench, quick: bool) -> None:
             theirs = label_rivals.RIVALS[rival][1](names)
             bench.compare(
                 f"all of {count} labels from text",
-                lambda texts=texts, labels=labels, own=own: label_match(texts, labels, own, which=True, threads=1),
-                lambda theirs=theirs, texts=texts: theirs(texts),
+                functools.partial(label_match, texts, labels, own, which=True, threads=1),
+                functools.partial(theirs, texts),
                 equal=lambda m, f: [m.labels_in(i) for i in range(len(f))] == f,
                 names=("vstar-fast", rival),
                 work=(len(texts), "row"),
