@@ -44,6 +44,7 @@ class DoctorRow(NamedTuple):
 
 
 ORDER: dict[str, dict[str, tuple[str, ...]]] = {
+    "constrain": {"cuda": ("cuda", "reference"), "cpu": ("cpp", "reference")},
     "label_match": {"cuda": ("cuda", "cpp", "reference"), "cpu": ("cpp", "reference")},
     "sample": {"cuda": ("triton", "reference"), "cpu": ("cpp", "reference")},
     "frames": {"cuda": ("pyav", "torchcodec"), "cpu": ("pyav", "torchcodec")},
@@ -51,7 +52,7 @@ ORDER: dict[str, dict[str, tuple[str, ...]]] = {
 }
 """Op or stage -> device -> backends, best first. Only what is implemented stands here."""
 
-OPS = ("label_match", "sample")
+OPS = ("constrain", "label_match", "sample")
 
 PACKAGES = ("dali", "flash-attn-4", "flash-attn-3", "flash-attn-2", "torchcodec")
 """Optional packages `doctor` reports beside the backends."""
