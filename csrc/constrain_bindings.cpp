@@ -75,7 +75,7 @@ void bind_compile(py::module_& m) {
     std::string joined = join_arenas(blocks, starts);
     return py::make_tuple(py::bytes(joined), starts);
   });
-  m.def("constrain_simd", [](int level) { return mask_kernels(level).name; });
+  m.def("constrain_simd", [](int level) { return limit_mask_kernels(level).name; });
 }
 
 void bind_cpu(py::module_& m) {

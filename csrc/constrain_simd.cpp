@@ -3,6 +3,7 @@
 #include "constrain_simd.h"
 
 #include <algorithm>
+#include <atomic>
 
 #if defined(__x86_64__) && defined(__GNUC__)
 #define VSTAR_X86 1
@@ -127,17 +128,28 @@ int best_level() { return 0; }
 
 #endif
 
+const MaskKernels& kernels_of(int level) {
+#ifdef VSTAR_X86
+  if (level == 2) return kAvx512;
+  if (level == 1) return kAvx2;
+#endif
+  (void)level;
+  return kPlain;
+}
+
+std::atomic<int> active{-1};
+
 }  // namespace
 
-const MaskKernels& mask_kernels(int level) {
+const MaskKernels& mask_kernels() {
   static const int best = best_level();
-  const int chosen = level < 0 ? best : std::min(level, best);
-#ifdef VSTAR_X86
-  if (chosen == 2) return kAvx512;
-  if (chosen == 1) return kAvx2;
-#endif
-  (void)chosen;
-  return kPlain;
+  const int limit = active.load(std::memory_order_relaxed);
+  return kernels_of(limit < 0 ? best : std::min(limit, best));
+}
+
+const MaskKernels& limit_mask_kernels(int level) {
+  active.store(level);
+  return mask_kernels();
 }
 
 }  // namespace vstar

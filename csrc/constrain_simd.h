@@ -14,7 +14,8 @@ struct MaskKernels {
   void (*keep32)(uint32_t* x, int64_t n, uint32_t value, const uint32_t* bits);
 };
 
-// Chosen once; `level` 0 plain, 1 AVX2, 2 AVX-512, -1 the best there is (never more than there is).
-const MaskKernels& mask_kernels(int level = -1);
+// The widest there is, or what limit_mask_kernels left: 0 plain, 1 AVX2, 2 AVX-512, -1 no limit.
+const MaskKernels& mask_kernels();
+const MaskKernels& limit_mask_kernels(int level);
 
 }  // namespace vstar
