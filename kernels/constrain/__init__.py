@@ -17,9 +17,11 @@ from __future__ import annotations
 from vstar_fast.errors import ConstrainError
 
 from .grammar import Grammar, GrammarCache, compile
+from .hf import LogitsProcessor
 from .json_object import json
 from .state import DecodeState
 from .template import choice, interval, number, optional, repeat, sequence, template, text, time
+from .vllm import VllmLogitsProcessor
 from .vocab import TokenVocab
 
 __all__ = [
@@ -27,7 +29,9 @@ __all__ = [
     "DecodeState",
     "Grammar",
     "GrammarCache",
+    "LogitsProcessor",
     "TokenVocab",
+    "VllmLogitsProcessor",
     "choice",
     "compile",
     "interval",

@@ -54,7 +54,7 @@ class DecodeState:
             raise ConstrainError("no row has a grammar, so there is nothing to constrain")
         self.vocabulary = known[0].vocab.logits_size if known else 0
         self.words = (self.vocabulary + 31) // 32
-        self._budget = _budgets(max_new_tokens, rows)
+        self._budget = _budgets(max_new_tokens, rows).to(self.device)
         self._starts = torch.tensor(starts, dtype=torch.int32).to(self.device)
         made = [torch.zeros(len(rows), dtype=torch.int32, device=self.device) for _ in range(3)]
         self.state, self.remaining, self.step = made
@@ -73,6 +73,12 @@ class DecodeState:
         self.state.copy_(self._starts)
         self.remaining.copy_(self._budget)
         self.step.zero_()
+
+    def restart_(self, rows: torch.Tensor) -> None:
+        """Rows where the mask [B] bool is set back to their start; nothing is read on the host."""
+        self.state.copy_(torch.where(rows, self._starts, self.state))
+        self.remaining.copy_(torch.where(rows, self._budget, self.remaining))
+        self.step.masked_fill_(rows, 0)
 
     def mask_(self, logits: torch.Tensor) -> torch.Tensor:
         """Set logits [B, V] of tokens that are not legal to -inf, in place; the others keep their bits."""
