@@ -4,8 +4,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from constrain_tools import byte_level, small_vocab
 
+from constrain_tools import byte_level, small_vocab
 from vstar_fast import ops
 from vstar_fast.errors import ConstrainError
 

@@ -5,10 +5,10 @@ import math
 
 import pytest
 import torch
-from constrain_tools import allowed, small_vocab
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from constrain_tools import allowed, small_vocab
 from vstar_fast import ops
 from vstar_fast.errors import BackendError, ConstrainError, ModelError
 
