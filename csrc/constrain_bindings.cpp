@@ -103,11 +103,41 @@ void bind_cpu(py::module_& m) {
   });
 }
 
+#ifdef VSTAR_WITH_CUDA
+void bind_cuda(py::module_& m) {
+  m.def("constrain_advance_cuda",
+        [](uintptr_t host, uintptr_t device, const Rows& rows, uintptr_t tokens, uintptr_t stream) {
+          constrain_advance_cuda(arena(host, device), row_states(rows), at<const int64_t>(tokens), stream);
+        });
+  m.def("constrain_mask_cuda",
+        [](uintptr_t host, uintptr_t device, const Rows& rows, const Logits& logits, uintptr_t stream) {
+          constrain_mask_cuda(arena(host, device), row_states(rows), logits_rows(logits), stream);
+        });
+  m.def("constrain_sample_cuda", [](uintptr_t host, uintptr_t device, const Rows& rows, const Logits& logits,
+                                    const Draw& draw, uintptr_t stream) {
+    constrain_sample_cuda(arena(host, device), row_states(rows), logits_rows(logits), draw_rows(draw),
+                          stream);
+  });
+  m.def("constrain_forced_cuda", [](uintptr_t host, uintptr_t device, const Rows& rows, uintptr_t tokens,
+                                    uintptr_t lengths, int32_t most, bool advance, uintptr_t stream) {
+    constrain_forced_cuda(arena(host, device), row_states(rows), at<int64_t>(tokens), at<int32_t>(lengths),
+                          most, advance, stream);
+  });
+  m.def("constrain_fill_cuda", [](uintptr_t host, uintptr_t device, const Rows& rows, uintptr_t out,
+                                  int64_t stride, uintptr_t cuda_stream) {
+    constrain_fill_cuda(arena(host, device), row_states(rows), at<uint32_t>(out), stride, cuda_stream);
+  });
+}
+#endif
+
 }  // namespace
 
 void bind_constrain(py::module_& m) {
   bind_compile(m);
   bind_cpu(m);
+#ifdef VSTAR_WITH_CUDA
+  bind_cuda(m);
+#endif
 }
 
 }  // namespace vstar
