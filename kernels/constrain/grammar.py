@@ -164,8 +164,10 @@ def _check_spelling(template: Node, vocab: TokenVocab) -> None:
     """Name labels that a vocabulary without some single bytes cannot spell: each is compiled alone in its place."""
     from vstar_fast import _C
 
+    missing = bytes(sorted(vocab.missing_bytes))
     for slot in _choices(template):
-        if vocab.missing_bytes.isdisjoint("".join(slot.values).encode()):
+        written = "".join(slot.values).encode()
+        if len(written.translate(None, missing)) == len(written):
             continue
         for label in slot.values:
             if vocab.missing_bytes.isdisjoint(label.encode()):

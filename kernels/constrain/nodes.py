@@ -75,10 +75,10 @@ class Choice(Node):
         self.lengths = sorted({len(text) for text in values}, reverse=True)
 
     def write(self) -> bytes:
-        names = [name.encode() for name in self.values]
-        names.sort()
-        sizes = struct.pack(f"<{len(names)}I", *map(len, names))
-        return b"".join((b"K", struct.pack("<I", len(names)), sizes, *names))
+        names = sorted(self.values)  # code points are in the order of their UTF-8
+        joined = "".join(names)
+        sizes = map(len, names) if joined.isascii() else (len(name.encode()) for name in names)
+        return struct.pack(f"<cI{len(names)}I", b"K", len(names), *sizes) + joined.encode()
 
     def read(self, text: str, at: int) -> Reading:
         for length in self.lengths:

@@ -93,12 +93,12 @@ def choice(names: Iterable[str], aliases: Mapping[str, Sequence[str]] | None = N
     if isinstance(names, str):
         raise ConstrainError(f"choice takes a list of labels, not one string ({names!r})")
     listed = list(names)
-    values = {name: name for name in listed}
+    values = dict(zip(listed, listed, strict=True))
     if not values:
         raise ConstrainError("the label set is empty; give at least one label")
     if aliases:
         listed += _add_aliases(values, aliases)
-    if not all(isinstance(name, str) for name in listed):
+    if set(map(type, listed)) != {str} and not all(isinstance(name, str) for name in listed):
         wrong = next(name for name in listed if not isinstance(name, str))
         raise ConstrainError(f"label {wrong!r} is a {type(wrong).__name__}; a label is a string")
     if "" in values:
