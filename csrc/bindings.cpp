@@ -10,6 +10,9 @@
 namespace py = pybind11;
 
 namespace vstar {
+
+void bind_constrain(py::module_& m);  // constrain_bindings.cpp
+
 namespace {
 
 template <class T>
@@ -45,6 +48,7 @@ PYBIND11_MODULE(_C, m) {
 #else
   m.attr("has_cuda") = false;
 #endif
+  vstar::bind_constrain(m);
   vstar::bind_label_match(m);
   vstar::bind_value_match(m);
   vstar::bind_sample(m);

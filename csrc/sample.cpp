@@ -10,6 +10,8 @@
 #include <thread>
 #include <vector>
 
+#include "draw.h"
+
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
 #define VSTAR_SIMD __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
 #else
@@ -19,36 +21,9 @@
 namespace vstar {
 namespace {
 
-constexpr float kExp2[] = {0.9999999403953552f,   -0.6931421756744385f,  0.24017158150672913f,
-                           -0.05527813360095024f, 0.009186874143779278f, -0.0009381164563819766f};
-constexpr int kLift = 40 - 24;
 constexpr int kBlock = 2048;
 constexpr int64_t kElementsPerThread = 1 << 16;
 constexpr float kLog2E = 1.4426950408889634f;
-
-uint64_t mix(uint64_t z) {
-  z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9u;
-  z = (z ^ (z >> 27)) * 0x94D049BB133111EBu;
-  return z ^ (z >> 31);
-}
-
-uint64_t stream_bits(int64_t seed, uint64_t step) {
-  constexpr uint64_t golden = 0x9E3779B97F4A7C15u;
-  return mix(mix(static_cast<uint64_t>(seed) + golden) + (step + 1) * golden) >> 2;
-}
-
-// floor(bits * total / 2^62)
-int64_t scale_down(uint64_t bits, int64_t total) {
-  return static_cast<int64_t>((static_cast<unsigned __int128>(bits) * static_cast<uint64_t>(total)) >> 62);
-}
-
-inline float power_of_rest(float rest) {
-  float power = rest * kExp2[5] + kExp2[4];
-  power = power * rest + kExp2[3];
-  power = power * rest + kExp2[2];
-  power = power * rest + kExp2[1];
-  return power * rest + kExp2[0];
-}
 
 // Floats as integers of the same order; every NaN is outside [key(-inf), key(inf)].
 inline int32_t order_key(float x) {
@@ -70,14 +45,7 @@ VSTAR_SIMD void key_range(const float* x, int64_t n, int32_t* low, int32_t* high
 
 VSTAR_SIMD int64_t sum_weights(const float* x, int64_t n, float top, float scale) {
   uint64_t sum = 0;
-  for (int64_t i = 0; i < n; ++i) {
-    float depth = (top - x[i]) * scale;
-    depth = depth < 63.0f ? depth : 63.0f;
-    const auto whole = static_cast<int32_t>(depth);
-    const float power = power_of_rest(depth - static_cast<float>(whole));
-    const auto fraction = static_cast<int32_t>(power * 16777216.0f);
-    sum += (static_cast<uint64_t>(fraction) << kLift) >> static_cast<uint64_t>(whole);
-  }
+  for (int64_t i = 0; i < n; ++i) sum += static_cast<uint64_t>(draw_weight(x[i], top, scale));
   return static_cast<int64_t>(sum);
 }
 

@@ -44,6 +44,7 @@ class DoctorRow(NamedTuple):
 
 
 ORDER: dict[str, dict[str, tuple[str, ...]]] = {
+    "constrain": {"cuda": ("cuda", "reference"), "cpu": ("cpp", "reference")},
     "label_match": {"cuda": ("cuda", "cpp", "reference"), "cpu": ("cpp", "reference")},
     "match_number": {"cuda": ("cuda", "cpp", "reference"), "cpu": ("cpp", "reference")},
     "match_interval": {"cuda": ("cuda", "cpp", "reference"), "cpu": ("cpp", "reference")},
@@ -53,7 +54,7 @@ ORDER: dict[str, dict[str, tuple[str, ...]]] = {
 }
 """Op or stage -> device -> backends, best first. Only what is implemented stands here."""
 
-OPS = ("label_match", "match_number", "match_interval", "sample")
+OPS = ("constrain", "label_match", "match_number", "match_interval", "sample")
 
 PACKAGES = ("dali", "flash-attn-4", "flash-attn-3", "flash-attn-2", "torchcodec")
 """Optional packages `doctor` reports beside the backends."""

@@ -27,3 +27,7 @@ class RunError(VstarError):
 
 class NothingKept(RunError):
     """No answer of a cycle passed, so there is nothing to fine-tune on."""
+
+
+class ConstrainError(VstarError, ValueError):
+    """A template, vocabulary, grammar or decode state of `constrain` cannot be used as asked."""

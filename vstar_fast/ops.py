@@ -12,6 +12,11 @@
 
     ids, logprobs = sample(logits, seeds, step=0, temperature=0.7)   # [B] int64, [B] fp32
 
+    vocab = TokenVocab.from_hf(tokenizer, logits_size=model.config.vocab_size)
+    grammar = compile(template("Answer: {label}", label=choice(["back flip", "spin kick"])), vocab)
+    state = DecodeState(grammar, batch=2, max_new_tokens=16)
+    ids, logprobs = state.sample_(logits, seeds, temperature=0.7)    # legal tokens only
+
 Every op has `backend="auto"`: `vstar-fast doctor` tells what that means here, `vstar_fast.backends.report()`
 what ran.
 """
@@ -22,40 +27,73 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from vstar_fast.errors import ConstrainError
+    from vstar_fast.kernels.constrain import (
+        DecodeState,
+        Grammar,
+        GrammarCache,
+        LogitsProcessor,
+        TokenVocab,
+        VllmLogitsProcessor,
+        choice,
+        compile,
+        interval,
+        json,
+        number,
+        optional,
+        repeat,
+        sequence,
+        template,
+        text,
+        time,
+    )
     from vstar_fast.kernels.label_match import LabelMatch, LabelSet, TokenBytes, char_span, label_match
     from vstar_fast.kernels.sample import sample
     from vstar_fast.kernels.value_match import ValueMatch, match_interval, match_number
 
 __all__ = [
+    "ConstrainError",
+    "DecodeState",
+    "Grammar",
+    "GrammarCache",
     "LabelMatch",
     "LabelSet",
+    "LogitsProcessor",
     "TokenBytes",
+    "TokenVocab",
     "ValueMatch",
+    "VllmLogitsProcessor",
     "char_span",
+    "choice",
+    "compile",
+    "interval",
+    "json",
     "label_match",
     "match_interval",
     "match_number",
+    "number",
+    "optional",
+    "repeat",
     "sample",
+    "sequence",
+    "template",
+    "text",
+    "time",
 ]
 
 _HOME = {
-    "LabelMatch": "label_match",
-    "LabelSet": "label_match",
-    "TokenBytes": "label_match",
-    "char_span": "label_match",
-    "label_match": "label_match",
-    "ValueMatch": "value_match",
-    "match_interval": "value_match",
-    "match_number": "value_match",
+    **dict.fromkeys(("LabelMatch", "LabelSet", "TokenBytes", "char_span", "label_match"), "label_match"),
+    **dict.fromkeys(("ValueMatch", "match_interval", "match_number"), "value_match"),
     "sample": "sample",
 }
+"""Folder of each name; all others are constrain's."""
 
 
 def __getattr__(name: str) -> Any:
     """Load an op on first use."""
-    if name not in _HOME:
+    if name not in __all__:
         raise AttributeError(f"module 'vstar_fast.ops' has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"vstar_fast.kernels.{_HOME[name]}"), name)
+    value = getattr(importlib.import_module(f"vstar_fast.kernels.{_HOME.get(name, 'constrain')}"), name)
     globals()[name] = value
     return value
 

@@ -1,0 +1,316 @@
+"""`constrain` against xgrammar (label set in a rule of its own), llguidance (regex) and a trie of ids in Hugging Face.
+
+SmolLM2's vocabulary; "Answer: " and one of N labels. Rivals that are not installed are left out. Every case first
+proves that the masks are equal: with xgrammar all of them over random walks; with llguidance, which allows only
+canonical tokens where the text is forced, and with the trie of canonical ids, that what they allow is allowed.
+One thread; warm: every row follows the same grammar; cold: rows take turns over four.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import random
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from vstar_fast import ops
+
+if TYPE_CHECKING:
+    from vstar_fast.bench.runner import Bench
+
+VERBS = (
+    "walking running jumping kicking punching crawling rolling spinning diving throwing catching lifting pushing "
+    "pulling climbing swimming rowing paddling skating surfing juggling stretching waving clapping pointing carrying"
+)
+OBJECTS = (
+    "ball rope box cart door table guitar bicycle ladder bottle plate candle basket window curtain pillow barrel "
+    "hammer bucket kite drum flag horse canoe sword shovel wheel tyre fence net racket piano trumpet broom"
+)
+ROWS = 256
+PREFIX = "Answer: "
+
+
+def make_labels(count: int, seed: int = 0) -> list[str]:
+    """`count` names of a verb and one or more objects: 15 bytes on average for 700, 22 for 10,000."""
+    rng, out = random.Random(seed), dict[str, None]()
+    things = OBJECTS.split()
+    while len(out) < count:
+        name = f"{rng.choice(VERBS.split())} {rng.choice(things)}"
+        out[name if count <= 800 else f"{name} {rng.choice(things)}"] = None
+    return list(out)
+
+
+@functools.cache
+def vocabulary() -> tuple[Any, ops.TokenVocab]:
+    """SmolLM2's tokenizer and its vocabulary."""
+    from transformers import AutoTokenizer
+
+    from vstar_fast.demo.model import build
+
+    tokenizer = AutoTokenizer.from_pretrained(build())
+    vocab = ops.TokenVocab.from_hf(tokenizer)
+    vocab.block  # noqa: B018 - made once per tokenizer, as the rivals' tables are
+    return tokenizer, vocab
+
+
+def compile_ours(names: list[str]) -> ops.Grammar:
+    """Checks of the labels, template and compiling."""
+    return ops.compile(ops.template(PREFIX + "{label}", label=ops.choice(names)), vocabulary()[1])
+
+
+@functools.cache
+def answers(count: int) -> torch.Tensor:
+    """[T, ROWS] canonical ids of labels, padded with the end token."""
+    tokenizer, vocab = vocabulary()
+    names = random.Random(1).choices(make_labels(count), k=ROWS)
+    ids = [tokenizer.encode(PREFIX + name, add_special_tokens=False) + [vocab.eos_ids[0]] for name in names]
+    longest = max(map(len, ids))
+    return torch.tensor([row + [vocab.eos_ids[0]] * (longest - len(row)) for row in ids]).t().contiguous()
+
+
+class Xgrammar:
+    """Its better encoding of a choice: two rules."""
+
+    name = "xgrammar"
+
+    def __init__(self) -> None:
+        import xgrammar
+
+        self.xgr = xgrammar
+        _, vocab = vocabulary()
+        self.info = xgrammar.TokenizerInfo(
+            list(vocab.tokens),
+            vocab_type=xgrammar.VocabType.RAW,
+            vocab_size=vocab.logits_size,
+            stop_token_ids=list(vocab.eos_ids),
+        )
+
+    def compile(self, names: list[str]) -> Any:
+        """Without its cache."""
+        labels = " | ".join(f'"{name}"' for name in names)
+        compiler = self.xgr.GrammarCompiler(self.info, max_threads=1, cache_enabled=False)
+        return compiler.compile_grammar(f'root ::= "{PREFIX}" label\nlabel ::= {labels}')
+
+    def walk(self, grammars: list[Any], tokens: torch.Tensor) -> Callable[[], torch.Tensor]:
+        """Fill and accept through its batch interface, for whole answers."""
+        steps, batch = tokens.tolist(), self.xgr.BatchGrammarMatcher(max_threads=1)
+        bits = self.xgr.allocate_token_bitmask(ROWS, vocabulary()[1].logits_size)
+        matchers = [self.xgr.GrammarMatcher(grammars[i % len(grammars)]) for i in range(ROWS)]
+
+        def run() -> torch.Tensor:
+            live = list(range(ROWS))
+            for matcher in matchers:
+                matcher.reset()
+            for ids in steps:
+                some = [matchers[i] for i in live]
+                batch.batch_fill_next_token_bitmask(some, bits, indices=live)
+                batch.batch_accept_token(some, [ids[i] for i in live])
+                live = [i for i in live if not matchers[i].is_terminated()]
+            return bits
+
+        return run
+
+
+class Llguidance:
+    """A regex; masks of one matcher after another, on one thread."""
+
+    name = "llguidance"
+
+    def __init__(self) -> None:
+        import llguidance
+        from llguidance.hf import from_tokenizer
+
+        self.llg = llguidance
+        self.tokenizer = from_tokenizer(vocabulary()[0])
+
+    def compile(self, names: list[str]) -> Any:
+        """The first matcher, which builds the grammar."""
+        regex = PREFIX + "(" + "|".join(names) + ")"
+        matcher = self.llg.LLMatcher(self.tokenizer, self.llg.LLMatcher.grammar_from_regex(regex), log_level=0)
+        matcher.compute_bitmask()
+        return matcher
+
+    def walk(self, grammars: list[Any], tokens: torch.Tensor) -> Callable[[], torch.Tensor]:
+        """Fill and consume, for whole answers."""
+        steps = tokens.tolist()
+        words = (vocabulary()[1].logits_size + 31) // 32
+        bits = torch.zeros(ROWS, words, dtype=torch.int32)
+        matchers = [grammars[i % len(grammars)].deep_copy() for i in range(ROWS)]
+
+        def run() -> torch.Tensor:
+            live = list(range(ROWS))
+            for matcher in matchers:
+                matcher.reset()
+            for ids in steps:
+                for i in live:
+                    matchers[i].unsafe_compute_mask_ptr(bits.data_ptr() + 4 * words * i, 4 * words)
+                    matchers[i].consume_token(ids[i])
+                live = [i for i in live if not matchers[i].is_stopped()]
+            return bits
+
+        return run
+
+
+def trie_of(names: list[str]) -> dict[int, Any]:
+    """Canonical ids as nested dicts, what prefix_allowed_tokens_fn is given."""
+    tokenizer, vocab = vocabulary()
+    root: dict[int, Any] = {}
+    for name in names:
+        at = root
+        for token in [*tokenizer.encode(PREFIX + name, add_special_tokens=False), vocab.eos_ids[0]]:
+            at = at.setdefault(token, {})
+    return root
+
+
+def walk_ours(grammars: list[ops.Grammar], tokens: torch.Tensor) -> Callable[[], torch.Tensor]:
+    """Bits and moves of whole answers; the calls from Python are inside."""
+    state = ops.DecodeState([grammars[i % len(grammars)] for i in range(ROWS)])
+    steps = list(tokens)
+
+    def run() -> torch.Tensor:
+        state.reset()
+        bits = state.fill_bitmask()
+        for ids in steps:
+            state.fill_bitmask()
+            state.advance_(ids)
+        return bits
+
+    return run
+
+
+def legal_sets(bits: torch.Tensor) -> list[int]:
+    """Set bits of one row."""
+    return [32 * w + b for w, word in enumerate(bits.tolist()) for b in range(32) if word >> b & 1]
+
+
+def agrees(grammar: ops.Grammar, theirs: Any, rival: Any, *, subset: bool, walks: int = 4) -> bool:
+    """Whether masks are equal (subset: the rival's are part of ours) along random walks."""
+    rng, words = random.Random(0), (grammar.vocab.logits_size + 31) // 32
+    for _ in range(walks):
+        state = ops.DecodeState(grammar, 1)
+        matcher = rival.xgr.GrammarMatcher(theirs) if isinstance(rival, Xgrammar) else theirs.deep_copy()
+        while not state.done[0]:
+            bits = torch.zeros(1, words, dtype=torch.int32)
+            if isinstance(rival, Xgrammar):
+                matcher.fill_next_token_bitmask(bits)
+            else:
+                matcher.unsafe_compute_mask_ptr(bits.data_ptr(), 4 * words)
+            ours, other = legal_sets(state.fill_bitmask()[0]), legal_sets(bits[0])
+            same = set(other) <= set(ours) and len(other) > 0 if subset else other == ours
+            if not same:
+                return False
+            token = rng.choice(other)
+            state.advance_(torch.tensor([token]))
+            accepted = matcher.accept_token(token) if isinstance(rival, Xgrammar) else matcher.consume_token(token)
+            if not accepted and not state.done[0]:
+                return False
+    return True
+
+
+def rivals() -> list[Any]:
+    """Those that are installed."""
+    found = [kind for kind in (Xgrammar, Llguidance) if importlib.util.find_spec(kind.name)]
+    return [kind() for kind in found]
+
+
+TARGETS = {
+    ("compile", "xgrammar"): (15.0, 110.0), ("compile", "llguidance"): (4.0, 4.0),
+    ("step", "xgrammar"): (18.0, 400.0), ("step", "llguidance"): (150.0, 150.0),
+}  # fmt: skip
+
+
+def _compiling(bench: Bench, names: list[str], rival: Any, place: int) -> None:
+    subset = not isinstance(rival, Xgrammar)
+    bench.compare(
+        f"compile {len(names)} labels, cold", lambda: compile_ours(names), lambda: rival.compile(names),
+        equal=lambda ours, theirs: agrees(ours, theirs, rival, subset=subset),
+        names=("vstar-fast", rival.name), target=TARGETS["compile", rival.name][place], backend="cpp", threads=1,
+    )  # fmt: skip
+
+
+def _stepping(bench: Bench, count: int, rival: Any, place: int, *, cold: bool) -> None:
+    sets = [make_labels(count, seed) for seed in range(4 if cold else 1)]
+    tokens = answers(count)
+    if cold:  # every set knows the answers that are walked
+        said = list(dict.fromkeys(random.Random(1).choices(make_labels(count), k=ROWS)))
+        sets = [list(dict.fromkeys(said + names))[:count] for names in sets]
+    ours, theirs = [compile_ours(names) for names in sets], [rival.compile(names) for names in sets]
+    same = agrees(ours[0], theirs[0], rival, subset=not isinstance(rival, Xgrammar))
+    bench.compare(
+        f"step, {count} labels, B={ROWS}, {'cold' if cold else 'warm'}",
+        walk_ours(ours, tokens), rival.walk(theirs, tokens),
+        equal=lambda *_: same, names=("vstar-fast", f"{rival.name} batch"),
+        work=(ROWS * len(tokens), "row"), target=None if cold else TARGETS["step", rival.name][place],
+        backend="cpp", threads=1,
+    )  # fmt: skip
+
+
+def _trie_step(bench: Bench, names: list[str], rows: int = 32) -> None:
+    """One masked step of 32 rows behind the prefix, logits included, against the processor of prefix functions."""
+    from transformers import PrefixConstrainedLogitsProcessor
+
+    tokenizer, vocab = vocabulary()
+    trie, start = trie_of(names), tokenizer.encode(PREFIX.strip(), add_special_tokens=False)
+    ids = torch.tensor([start] * rows)
+
+    def allowed(_: int, sent: torch.Tensor) -> list[int]:
+        at = trie
+        for token in sent.tolist():
+            at = at[token]
+        return list(at)
+
+    grammar = ops.compile(ops.template(PREFIX + "{x}", x=ops.choice(names)), vocab, "canonical")
+    state, logits = ops.DecodeState(grammar, rows), torch.randn(rows, vocab.logits_size)
+    for token in start:
+        state.advance_(torch.full((rows,), token))
+    processor = PrefixConstrainedLogitsProcessor(allowed, num_beams=1)
+    buffer = logits.clone()
+    bench.compare(
+        f"mask fp32 logits, {len(names)} labels, canonical, B={rows}",
+        lambda: state.mask_(buffer), lambda: processor(ids, logits),
+        equal=lambda ours, theirs: torch.equal(ours, theirs), names=("vstar-fast", "transformers prefix function"),
+        work=(rows, "row"), backend="cpp", threads=1,
+    )  # fmt: skip
+
+
+def _applying(bench: Bench, grammar: ops.Grammar, rival: Xgrammar) -> None:
+    state, logits = ops.DecodeState(grammar, ROWS), torch.randn(ROWS, grammar.vocab.logits_size)
+    bits = state.fill_bitmask(torch.zeros(ROWS, state.words, dtype=torch.int32))
+    ours, theirs = logits.clone(), logits.clone()
+
+    def apply() -> torch.Tensor:
+        rival.xgr.apply_token_bitmask_inplace(theirs, bits)
+        return theirs
+
+    bench.compare(
+        f"apply to fp32 logits, B={ROWS}", lambda: state.mask_(ours), apply, equal=torch.equal,
+        names=("vstar-fast", "xgrammar"), work=(ROWS, "row"), target=10.0, backend="cpp", threads=1,
+    )  # fmt: skip
+
+
+def run(bench: Bench, quick: bool) -> None:
+    """Compile, step and apply with 700 and 10,000 labels."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        found = [] if quick and bench.device == "cuda" else rivals()
+        for place, count in enumerate((700,) if quick else (700, 10_000)):
+            names = make_labels(count)
+            grammar = compile_ours(names)
+            bench.add(
+                case=f"memory of {count} labels", subject="vstar-fast", baseline="none", metric="size",
+                value=grammar.sizes.bytes / 1e6, unit="MB", ratio=None, equal=True, backend="cpp", threads=1,
+            )  # fmt: skip
+            _trie_step(bench, names)
+            for rival in found:
+                _compiling(bench, names, rival, place)
+                _stepping(bench, count, rival, place, cold=False)
+                if not quick and count == 700:
+                    _stepping(bench, count, rival, place, cold=True)
+                if isinstance(rival, Xgrammar) and place == 0:
+                    _applying(bench, grammar, rival)
+    finally:
+        torch.set_num_threads(threads)

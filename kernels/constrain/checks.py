@@ -1,0 +1,71 @@
+"""Checks of what a `DecodeState` is given; each error says what is wrong, which value, and what to do."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from vstar_fast.errors import ConstrainError
+
+if TYPE_CHECKING:
+    from .state import DecodeState
+
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+MIN_TEMPERATURE = 1e-4
+
+
+def check_logits(rows: DecodeState, logits: torch.Tensor) -> None:
+    """Logits [B, V] of a type and layout that the kernels take."""
+    if logits.dim() != 2 or logits.shape[0] != len(rows) or logits.dtype not in DTYPES:
+        raise ConstrainError(
+            f"logits must be [{len(rows)}, {rows.vocabulary}] fp32, fp16 or bf16, "
+            f"not {tuple(logits.shape)} {logits.dtype}"
+        )
+    if rows.vocabulary and logits.shape[1] != rows.vocabulary:
+        raise ConstrainError(
+            f"logits have {logits.shape[1]} columns, the vocabulary was made for {rows.vocabulary}; "
+            f"use TokenVocab.from_hf(tokenizer, logits_size={logits.shape[1]})"
+        )
+    if logits.device != rows.state.device:
+        raise ConstrainError(f"logits are on {logits.device}, the decode state is on {rows.state.device}")
+    if logits.stride(1) != 1 and logits.numel():
+        raise ConstrainError(f"logits have column stride {logits.stride(1)}; call .contiguous() on them first")
+    if logits.shape[0] > 1 and logits.stride(0) < logits.shape[1]:
+        raise ConstrainError(f"rows of logits overlap (batch stride {logits.stride(0)}); call .clone() first")
+
+
+def check_tokens(rows: DecodeState, tokens: torch.Tensor) -> torch.Tensor:
+    """Tokens [B] as contiguous int64."""
+    if tokens.shape != rows.state.shape or tokens.dtype not in (torch.int64, torch.int32):
+        raise ConstrainError(f"tokens must be int64 [{len(rows)}], not {tokens.dtype} {tuple(tokens.shape)}")
+    if tokens.device != rows.state.device:
+        raise ConstrainError(f"tokens are on {tokens.device}, the decode state is on {rows.state.device}")
+    return tokens if tokens.dtype == torch.int64 and tokens.is_contiguous() else tokens.long().contiguous()
+
+
+def check_draw(rows: DecodeState, seeds: torch.Tensor, temperature: float, top_p: float, top_k: int) -> None:
+    """Seeds and settings of a draw."""
+    if seeds.shape != rows.state.shape or seeds.dtype != torch.int64 or seeds.device != rows.state.device:
+        raise ConstrainError(
+            f"seeds must be int64 [{len(rows)}] on {rows.state.device}, "
+            f"not {seeds.dtype} {tuple(seeds.shape)} on {seeds.device}"
+        )
+    if temperature != 0 and not MIN_TEMPERATURE <= temperature <= 1e4:
+        raise ConstrainError(f"temperature is {temperature}; use 0 for greedy, or {MIN_TEMPERATURE} to 10000")
+    if not 0 < top_p <= 1:
+        raise ConstrainError(f"top_p is {top_p}; it must be above 0 and at most 1")
+    if top_k < 0:
+        raise ConstrainError(f"top_k is {top_k}; use 0 to keep every token")
+
+
+def check_bits(rows: DecodeState, out: torch.Tensor) -> None:
+    """A bitmask [B, words] to write to."""
+    shape = (len(rows), rows.words)
+    if out.shape != shape or out.dtype != torch.int32 or out.device != rows.state.device:
+        raise ConstrainError(
+            f"the bitmask must be int32 {shape} on {rows.state.device}, "
+            f"not {out.dtype} {tuple(out.shape)} on {out.device}"
+        )
+    if out.stride(1) != 1 or (out.shape[0] > 1 and out.stride(0) < out.shape[1]):
+        raise ConstrainError(f"the bitmask has strides {out.stride()}; its columns must lie side by side")

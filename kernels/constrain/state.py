@@ -1,0 +1,260 @@
+"""`DecodeState`: where each row of a batch stands in its grammar; all of it in tensors on one device."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from vstar_fast import backends
+from vstar_fast.errors import ConstrainError, ModelError
+
+from . import checks
+from .backend import DONE, FREE, LOST, UNKNOWN_FILL, UNLIMITED, Draw, Rows, load
+from .grammar import Grammar
+
+Budget = int | Sequence[int] | torch.Tensor | None
+
+
+class DecodeState:
+    """B rows under one grammar, or one grammar a row (None: a row without limits).
+
+    Args:
+        grammars: a Grammar, or a list of B of them (repeated ones are stored once).
+        batch: B, when one grammar is given.
+        device: where the logits are.
+        max_new_tokens: tokens a row may still take, for all or for each row; None: no limit. An answer is then
+            never cut: only tokens that leave enough budget to finish are legal. The end-of-sequence token is not
+            counted as needed. ConstrainError when it is below a grammar's shortest answer.
+        backend: "auto", "cpp", "cuda" or "reference".
+
+    `state`, `remaining` and `step` [B] int32 keep their addresses, so that CUDA graphs may replay every method
+    except `fill_bitmask` into a new tensor.
+    """
+
+    def __init__(
+        self,
+        grammars: Grammar | Sequence[Grammar | None],
+        batch: int | None = None,
+        device: torch.device | str = "cpu",
+        *,
+        max_new_tokens: Budget = None,
+        backend: str = "auto",
+    ) -> None:
+        rows = _one_a_row(grammars, batch)
+        self.grammars: tuple[Grammar | None, ...] = tuple(rows)
+        self.device = torch.device(device)
+        self.backend = backends.choose("constrain", self.device, backend).name
+        self._run = load(self.backend)
+        host, starts = _arena(rows)
+        known = [grammars] if isinstance(grammars, Grammar) else [g for g in rows if g]
+        if rows and not known:
+            raise ConstrainError("no row has a grammar, so there is nothing to constrain")
+        self.vocabulary = known[0].vocab.logits_size if known else 0
+        self.words = (self.vocabulary + 31) // 32
+        self._budget = _budgets(max_new_tokens, rows).to(self.device)
+        self._starts = torch.tensor(starts, dtype=torch.int32).to(self.device)
+        made = [torch.zeros(len(rows), dtype=torch.int32, device=self.device) for _ in range(3)]
+        self.state, self.remaining, self.step = made
+        self._rows = Rows(host, host.to(self.device), *made)
+        self._bits: tuple[torch.Tensor, torch.Tensor] | None = None
+        self.reset()
+
+    def __len__(self) -> int:
+        return self.state.shape[0]
+
+    def __repr__(self) -> str:
+        return f"DecodeState({len(self)} rows, {self.vocabulary} columns, {self.backend} on {self.device})"
+
+    def reset(self) -> None:
+        """Every row back to its start."""
+        self.state.copy_(self._starts)
+        self.remaining.copy_(self._budget)
+        self.step.zero_()
+
+    def restart_(self, rows: torch.Tensor) -> None:
+        """Rows where the mask [B] bool is set back to their start; nothing is read on the host."""
+        self.state.copy_(torch.where(rows, self._starts, self.state))
+        self.remaining.copy_(torch.where(rows, self._budget, self.remaining))
+        self.step.masked_fill_(rows, 0)
+
+    def mask_(self, logits: torch.Tensor) -> torch.Tensor:
+        """Set logits [B, V] of tokens that are not legal to -inf, in place; the others keep their bits."""
+        checks.check_logits(self, logits)
+        if len(self):
+            self._run.mask(self._rows, logits)
+        backends.ran("constrain", self.backend)
+        return logits
+
+    def advance_(self, tokens: torch.Tensor, *, strict: bool | None = None) -> None:
+        """Move each row by its token [B] int64 or int32.
+
+        A token that is not legal makes its row lost (`lost`): from then on only end-of-sequence is allowed.
+        strict: then raise ConstrainError as well; default on the CPU, not possible on a GPU (nothing waits).
+        """
+        tokens = checks.check_tokens(self, tokens)
+        lost = self._run.advance(self._rows, tokens) if len(self) else 0
+        backends.ran("constrain", self.backend)
+        if strict is False or (strict is None and self.device.type != "cpu"):
+            return
+        if lost is None:
+            raise ConstrainError("strict=True would wait for the GPU; look at `lost` when it suits you")
+        if lost:
+            row = int((self.state == LOST).nonzero()[-1])
+            raise ConstrainError(
+                f"row {row} took token {int(tokens[row])}, which its grammar or its budget does not allow there; "
+                "mask the logits before sampling"
+            )
+
+    def advance_mask_(self, logits: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+        """`advance_` by the tokens of the step before, then `mask_`: one call a step."""
+        self.advance_(tokens)
+        return self.mask_(logits)
+
+    def sample_(
+        self,
+        logits: torch.Tensor,
+        seeds: torch.Tensor,
+        temperature: float = 1.0,
+        top_p: float = 1.0,
+        top_k: int = 0,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Draw a legal token for each row and move by it; reads only legal logits, and leaves them as they are.
+
+        The draw is that of `vstar_fast.ops.sample` on masked logits at the row's own `step`: same seed, same
+        token on every backend and in every batch. Top-p is cut by the same integers, so that it too is exact.
+
+        Args:
+            logits: [B, V] fp32, fp16 or bf16, any batch stride.
+            seeds: [B] int64, one stream a row.
+            temperature: 0 is greedy, else at least 1e-4. top_p, top_k: as in `sample`, among legal tokens.
+
+        Returns:
+            (ids [B] int64, logprobs [B] fp32): log-softmax over the legal tokens at temperature 1. A row whose
+            legal logits are NaN, +inf or all -inf gets id -1 and stays where it is; on the CPU it is a ModelError.
+        """
+        checks.check_logits(self, logits)
+        checks.check_draw(self, seeds, temperature, top_p, top_k)
+        ids = torch.full((len(self),), -1, dtype=torch.int64, device=self.device)
+        logprobs = torch.full((len(self),), math.nan, dtype=torch.float32, device=self.device)
+        if len(self):
+            fixed = round(top_p * (1 << 62)) if temperature > 0 else 1 << 62
+            scale = 0.0 if temperature == 0 else math.log2(math.e) / temperature
+            draw = Draw(seeds.contiguous(), ids, logprobs, scale, fixed, top_k if temperature > 0 else 0)
+            self._run.sample(self._rows, logits, draw)
+        backends.ran("constrain", self.backend)
+        if self.device.type == "cpu" and (ids < 0).any():
+            rows = ", ".join(map(str, (ids < 0).nonzero()[:8, 0].tolist()))
+            raise ModelError(f"legal logits of row {rows} are NaN, +inf or all -inf; check the model and its inputs")
+        return ids, logprobs
+
+    def forced(self, most: int = 64, *, advance: bool = True) -> tuple[torch.Tensor, torch.Tensor]:
+        """Tokens that must follow: (tokens [B, most] int64, -1 beyond the length; lengths [B] int32).
+
+        A token is forced when it is the only legal one. The rows move by theirs unless `advance` is False.
+        """
+        if most < 1:
+            raise ConstrainError(f"forced(most={most}); give at least 1")
+        tokens = torch.full((len(self), most), -1, dtype=torch.int64, device=self.device)
+        lengths = torch.zeros(len(self), dtype=torch.int32, device=self.device)
+        if len(self):
+            self._run.forced(self._rows, tokens, lengths, advance)
+        backends.ran("constrain", self.backend)
+        return tokens, lengths
+
+    def fill_bitmask(self, out: torch.Tensor | None = None) -> torch.Tensor:
+        """Legal tokens as bits, the layout of xgrammar and vLLM: bit t % 32 of word t // 32, [B, ceil(V / 32)] int32.
+
+        Without `out`, a buffer of this state is updated and returned: only words that changed are touched, so
+        read it before the next call and do not write to it.
+        """
+        filled = None
+        if out is None:
+            if self._bits is None:
+                shape = (len(self), self.words)
+                made = torch.zeros(shape, dtype=torch.int32, device=self.device)
+                self._bits = made, torch.full((len(self),), UNKNOWN_FILL, dtype=torch.int32, device=self.device)
+            out, filled = self._bits
+        else:
+            checks.check_bits(self, out)
+        if len(self):
+            self._run.fill(self._rows, out, filled)
+        backends.ran("constrain", self.backend)
+        return out
+
+    def reorder(self, index: torch.Tensor) -> None:
+        """Row i takes the place of row index[i], as when beams are chosen; index [B] int64 or int32."""
+        if index.shape != self.state.shape or index.dtype not in (torch.int64, torch.int32):
+            raise ConstrainError(f"index must be int64 [{len(self)}], not {index.dtype} {tuple(index.shape)}")
+        if index.device != self.state.device:
+            raise ConstrainError(f"index is on {index.device}, the state on {self.state.device}")
+        if index.device.type == "cpu" and len(self) and not 0 <= int(index.min()) <= int(index.max()) < len(self):
+            raise ConstrainError(f"index has {int(index.min())} to {int(index.max())}; rows are 0 to {len(self) - 1}")
+        for tensor in (self.state, self.remaining, self.step, self._starts, self._budget):
+            tensor.copy_(tensor.index_select(0, index))
+
+    @property
+    def done(self) -> torch.Tensor:
+        """[B] bool: ended, lost, or out of budget."""
+        return (self.state == DONE) | (self.state == LOST) | ((self.state >= 0) & (self.remaining <= 0))
+
+    @property
+    def lost(self) -> torch.Tensor:
+        """[B] bool: a token came that was not legal."""
+        return self.state == LOST
+
+    @property
+    def complete(self) -> torch.Tensor:
+        """[B] bool: what was taken so far is a whole answer."""
+        place = self.state.clamp(min=0).long()
+        return torch.where(self.state >= 0, self._rows.distances()[place] == 0, self.state == DONE)
+
+
+def _one_a_row(grammars: Grammar | Sequence[Grammar | None], batch: int | None) -> list[Grammar | None]:
+    if isinstance(grammars, Grammar):
+        if batch is None or batch < 0:
+            raise ConstrainError(f"one grammar needs the number of rows; batch is {batch}")
+        return [grammars] * batch if batch else []
+    rows = list(grammars)
+    if batch is not None and batch != len(rows):
+        raise ConstrainError(f"{len(rows)} grammars are given for a batch of {batch}; give one a row")
+    if any(g is not None and not isinstance(g, Grammar) for g in rows):
+        raise ConstrainError("each row takes a Grammar or None; compile templates first")
+    keys = {g.vocab.key for g in rows if g} if len({id(g.vocab) for g in rows if g}) > 1 else set()
+    if len(keys) > 1:
+        raise ConstrainError("the rows' grammars were compiled for different vocabularies; use one for a batch")
+    return rows
+
+
+def _arena(rows: Sequence[Grammar | None]) -> tuple[torch.Tensor, list[int]]:
+    """(one arena with every different grammar, start state of each row)."""
+    from vstar_fast import _C
+
+    blocks = {g.block.data_ptr(): g for g in rows if g is not None}
+    if not blocks:
+        return torch.zeros(0, dtype=torch.uint8), [FREE] * len(rows)
+    if len(blocks) == 1:
+        ((_, only),) = blocks.items()
+        return only.block, [FREE if g is None else only.start for g in rows]
+    joined, starts = _C.constrain_join([g.block.numpy().tobytes() for g in blocks.values()])
+    start_of = dict(zip(blocks, starts, strict=True))
+    places = [FREE if g is None else start_of[g.block.data_ptr()] for g in rows]
+    return torch.frombuffer(bytearray(joined), dtype=torch.uint8), places
+
+
+def _budgets(budget: Budget, rows: Sequence[Grammar | None]) -> Any:
+    """[B] int32 tokens left at the start."""
+    if budget is None:
+        return torch.full((len(rows),), UNLIMITED, dtype=torch.int32)
+    values = [budget] * len(rows) if isinstance(budget, int) else [int(b) for b in budget]
+    if len(values) != len(rows):
+        raise ConstrainError(f"max_new_tokens has {len(values)} values for {len(rows)} rows; give one a row")
+    for row, (value, grammar) in enumerate(zip(values, rows, strict=True)):
+        least = max(1, grammar.shortest) if grammar else 1
+        if not least <= value < UNLIMITED:
+            raise ConstrainError(
+                f"max_new_tokens is {value} for row {row}, below its shortest answer of {least} tokens; raise it"
+            )
+    return torch.tensor(values, dtype=torch.int32)

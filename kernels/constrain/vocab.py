@@ -1,0 +1,196 @@
+"""`TokenVocab`: what bytes each token of a model stands for, as a trie made once per tokenizer."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import re
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import torch
+
+from vstar_fast.errors import ConstrainError
+
+MAX_VOCABULARY = 1 << 21
+SPACE = "\u2581"
+BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
+SENTINELS = ("\n", "=", "x")
+"""Characters put before a text to keep a tokenizer from adding a space of its own; the first that works."""
+
+Encode = Callable[[Sequence[str]], list[list[int]]]
+
+
+class TokenVocab:
+    """Token bytes, end-of-sequence ids and the width of the logits; shared by all grammars of a model.
+
+    Args:
+        tokens: bytes of each token id; None or b"" for a token that is no text (specials, unused ids).
+        eos_ids: tokens that end an answer; at least one.
+        logits_size: columns of the model's logits, at least `len(tokens)`; columns beyond are never allowed.
+        encode: texts -> canonical token ids, needed by tokenization="forced" and "canonical".
+    """
+
+    def __init__(
+        self,
+        tokens: Iterable[bytes | None],
+        eos_ids: int | Sequence[int],
+        logits_size: int | None = None,
+        encode: Encode | None = None,
+    ) -> None:
+        self.tokens: tuple[bytes, ...] = tuple(token or b"" for token in tokens)
+        self.eos_ids = tuple(sorted({eos_ids} if isinstance(eos_ids, int) else set(eos_ids)))
+        self.logits_size = len(self.tokens) if logits_size is None else logits_size
+        self._encode = encode
+        self._check()
+        self.tokens = tuple(b"" if i in self.eos_ids else token for i, token in enumerate(self.tokens))
+
+    def _check(self) -> None:
+        if not any(self.tokens):
+            raise ConstrainError("the vocabulary has no token with bytes; was the tokenizer read correctly?")
+        if not len(self.tokens) <= self.logits_size <= MAX_VOCABULARY:
+            raise ConstrainError(
+                f"logits_size is {self.logits_size}, but there are {len(self.tokens)} tokens and at most "
+                f"{MAX_VOCABULARY} columns; give model.config.vocab_size"
+            )
+        if not self.eos_ids:
+            raise ConstrainError("no end-of-sequence id; give eos_ids, such as model.generation_config.eos_token_id")
+        bad = [i for i in self.eos_ids if not 0 <= i < self.logits_size]
+        if bad:
+            raise ConstrainError(f"end-of-sequence id {bad[0]} is outside the {self.logits_size} logits columns")
+
+    @classmethod
+    def from_hf(
+        cls, tokenizer: Any, logits_size: int | None = None, eos_ids: int | Sequence[int] | None = None
+    ) -> TokenVocab:
+        """Read a Hugging Face tokenizer: byte-level BPE, SentencePiece with byte fallback, or plain strings.
+
+        Every token's bytes are checked against the tokenizer's own `decode`; ConstrainError names a token that
+        disagrees. `logits_size`: the model's vocabulary size where it is padded. `eos_ids`: default the
+        tokenizer's; give all of the model's `generation_config.eos_token_id`.
+        """
+        size = max(tokenizer.get_vocab().values(), default=-1) + 1
+        names = tokenizer.convert_ids_to_tokens(list(range(size)))
+        added = getattr(tokenizer, "added_tokens_decoder", {})
+        special = set(tokenizer.all_special_ids) | {i for i, token in added.items() if token.special}
+        scheme = _scheme(tokenizer, names)
+        tokens: list[bytes] = []
+        for i, name in enumerate(names):
+            plain = i in added and i not in special
+            tokens.append(b"" if name is None or i in special else name.encode() if plain else scheme(name))
+        if eos_ids is None:
+            if tokenizer.eos_token_id is None:
+                raise ConstrainError("the tokenizer names no eos token; give eos_ids")
+            eos_ids = tokenizer.eos_token_id
+        vocab = cls(tokens, eos_ids, logits_size or size, functools.partial(_encode_plain, tokenizer))
+        _check_decode(tokenizer, vocab.tokens)
+        return vocab
+
+    def __repr__(self) -> str:
+        return f"TokenVocab({len(self.tokens)} tokens, {self.logits_size} columns, eos {self.eos_ids})"
+
+    @functools.cached_property
+    def block(self) -> torch.Tensor:
+        """The compiled trie [bytes] uint8, in host memory."""
+        from vstar_fast import _C
+
+        block = _C.constrain_vocab(self.tokens, self.eos_ids, self.logits_size)
+        return torch.frombuffer(bytearray(block), dtype=torch.uint8)
+
+    @functools.cached_property
+    def key(self) -> str:
+        """Content key: equal for vocabularies that a grammar cannot tell apart."""
+        digest = hashlib.sha256(repr((self.logits_size, self.eos_ids)).encode())
+        digest.update(b"".join(len(token).to_bytes(4, "little") + token for token in self.tokens))
+        return digest.hexdigest()[:32]
+
+    @functools.cached_property
+    def missing_bytes(self) -> frozenset[int]:
+        """Byte values that no token of one byte stands for; empty where every text can be spelled."""
+        return frozenset(range(256)) - {token[0] for token in self.tokens if len(token) == 1}
+
+    def decode(self, ids: Iterable[int]) -> bytes:
+        """The bytes of some tokens; those that are no text add nothing."""
+        return b"".join(self.tokens[i] for i in ids if 0 <= i < len(self.tokens))
+
+    def encode(self, texts: Sequence[bytes]) -> list[list[int]]:
+        """Canonical tokens of each text; [] where the tokenizer gives none that spell exactly these bytes."""
+        if self._encode is None:
+            raise ConstrainError("this vocabulary cannot encode; make it with TokenVocab.from_hf, or give `encode`")
+        readable = [i for i, text in enumerate(texts) if text.decode("utf-8", "replace").encode() == text]
+        out: list[list[int]] = [[] for _ in texts]
+        for prefix in ("", *SENTINELS):
+            if not readable:
+                break
+            encoded = self._encode([prefix + texts[i].decode() for i in readable])
+            for i, ids in zip(readable, encoded, strict=True):
+                out[i] = self._behind(ids, prefix.encode(), texts[i])
+            readable = [i for i in readable if not out[i]]
+        return out
+
+    def _behind(self, ids: list[int], prefix: bytes, text: bytes) -> list[int]:
+        """The tokens that spell `text`, without those of the `prefix`; [] when the cut falls inside one."""
+        spelled = b""
+        for at, token in enumerate(ids):
+            if spelled.lstrip(b" ") == prefix and self.decode(ids[at:]) == text:
+                return ids[at:]
+            spelled += self.decode([token])
+        return []
+
+
+def _encode_plain(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
+    """Token ids without specials, through the fast tokenizer's batch where there is one."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is not None:
+        return [encoding.ids for encoding in backend.encode_batch(list(texts), add_special_tokens=False)]
+    return [tokenizer.encode(text, add_special_tokens=False) for text in texts]
+
+
+def _scheme(tokenizer: Any, names: Sequence[str | None]) -> Callable[[str], bytes]:
+    """How token names of this tokenizer are read."""
+    decoder = str(getattr(getattr(tokenizer, "backend_tokenizer", None), "decoder", ""))
+    present = {name for name in names if name}
+    if "ByteLevel" in decoder or ("\u0120" in "".join(present) and SPACE not in "".join(present)):
+        return _byte_level
+    if "WordPiece" in decoder:
+        return lambda name: name[2:].encode() if name.startswith("##") else b" " + name.encode()
+    if any(name.startswith(SPACE) for name in present) or any(BYTE_TOKEN.fullmatch(name) for name in present):
+        return _sentencepiece
+    return lambda name: name.encode()
+
+
+def _sentencepiece(name: str) -> bytes:
+    match = BYTE_TOKEN.fullmatch(name)
+    return bytes([int(match[1], 16)]) if match else name.replace(SPACE, " ").encode()
+
+
+@functools.cache
+def _byte_of() -> dict[str, int]:
+    """GPT-2's printable stand-in of each byte."""
+    plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    rest = [b for b in range(256) if b not in plain]
+    return {chr(b): b for b in plain} | {chr(256 + i): b for i, b in enumerate(rest)}
+
+
+def _byte_level(name: str) -> bytes:
+    table = _byte_of()
+    return bytes(table[c] for c in name) if all(c in table for c in name) else name.encode()
+
+
+def _check_decode(tokenizer: Any, tokens: Sequence[bytes]) -> None:
+    """Compare with `decode`, apart from the leading space that many tokenizers drop there."""
+    ids = [i for i, token in enumerate(tokens) if token and _is_text(token)]
+    texts = tokenizer.batch_decode([[i] for i in ids], skip_special_tokens=False, clean_up_tokenization_spaces=False)
+    for i, text in zip(ids, texts, strict=True):
+        expected = tokens[i].decode()
+        if text not in (expected, expected.removeprefix(" ")):
+            raise ConstrainError(
+                f"token {i} was read as {expected!r}, but decodes to {text!r}; give its bytes yourself"
+            )
+
+
+def _is_text(token: bytes) -> bool:
+    try:
+        return "\ufffd" not in token.decode()
+    except UnicodeDecodeError:
+        return False

@@ -1,0 +1,123 @@
+"""constrain inside Hugging Face's generate (many calls, beams, left padding) and behind vLLM's interface."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from constrain_tools import byte_level, small_vocab
+from vstar_fast import ops
+from vstar_fast.errors import ConstrainError
+
+NAMES = ["walk the dog", "walk", "snow", "snowboard", "back flip", "kick"]
+
+
+@pytest.fixture(scope="module")
+def model():
+    from vstar_fast import torchvision_compat
+
+    torchvision_compat.ensure()
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=330, hidden_size=32, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2,
+        eos_token_id=1, pad_token_id=0, bos_token_id=None, max_position_embeddings=256,
+    )  # fmt: skip
+    return LlamaForCausalLM(config).eval()
+
+
+def label_grammar(names=NAMES) -> ops.Grammar:
+    return ops.compile(ops.template("Answer: {x}", x=ops.choice(names)), small_vocab("byte_level"))
+
+
+def prompts() -> dict[str, torch.Tensor]:
+    tokenizer = byte_level()
+    tokenizer.padding_side = "left"
+    return dict(tokenizer(["the person", "what does the person do? Answer:", "a"], return_tensors="pt", padding=True))
+
+
+SEARCHES = [
+    {"do_sample": False},
+    {"do_sample": True, "num_return_sequences": 3, "top_k": 0},
+    {"num_beams": 4, "num_return_sequences": 4},
+    {"do_sample": True, "num_beams": 2, "top_k": 0},
+]
+
+
+@pytest.mark.parametrize("search", SEARCHES, ids=["greedy", "samples", "beams", "beam samples"])
+def test_generate_gives_answers_only_over_many_calls(model, search):
+    grammar, inputs = label_grammar(), prompts()
+    processor = ops.LogitsProcessor(grammar, max_new_tokens=30)
+    for call in range(3):
+        few = {key: value[: 2 + call % 2] for key, value in inputs.items()}
+        torch.manual_seed(call)
+        out = model.generate(**few, logits_processor=[processor], max_new_tokens=30, **search)
+        answers = out[:, few["input_ids"].shape[1] :].tolist()
+        assert len(answers) == len(few["input_ids"]) * search.get("num_return_sequences", 1)
+        if "num_beams" not in search:
+            assert all(grammar.value(answer)["x"] in NAMES for answer in answers)
+        else:
+            assert grammar.value(answers[0])["x"] in NAMES  # beams beyond the number of answers have score -inf
+
+
+def test_each_prompt_may_have_a_grammar_of_its_own(model):
+    two = [label_grammar(NAMES[:2]), None, label_grammar(NAMES[3:])]
+    processor, inputs = ops.LogitsProcessor(two, max_new_tokens=40), prompts()
+    out = model.generate(**inputs, logits_processor=[processor], max_new_tokens=40, num_beams=2)
+    answers = out[:, inputs["input_ids"].shape[1] :].tolist()
+    assert two[0].value(answers[0])["x"] in NAMES[:2] and two[2].value(answers[2])["x"] in NAMES[3:]
+    with pytest.raises(ConstrainError, match="3 grammars do not share out 2 rows"):
+        processor(inputs["input_ids"][:2], torch.zeros(2, 330))
+
+
+def test_rows_are_followed_through_reordered_beams():
+    grammar, vocab = label_grammar(), small_vocab("byte_level")
+    processor = ops.LogitsProcessor(grammar)
+    ids = torch.full((2, 5), 7)
+    a, w = (next(i for i, t in enumerate(vocab.tokens) if t == piece) for piece in (b"A", b"n"))
+    assert processor(ids, torch.zeros(2, 330))[0, a] == 0
+    ids = torch.cat([ids, torch.tensor([[a], [9]])], 1)
+    scores = processor(ids, torch.zeros(2, 330))
+    assert scores[0, w] == 0 and scores[1].isinf().sum() == 329
+    ids = torch.cat([ids[[0, 0]], torch.tensor([[w], [w]])], 1)
+    scores = processor(ids, torch.zeros(2, 330))
+    assert torch.equal(scores[0], scores[1]) and 0 < (scores[0] == 0).sum() < 10
+    fresh = processor(torch.full((2, 8), 3), torch.zeros(2, 330))
+    assert fresh[0, a] == 0 and fresh[1, a] == 0
+
+
+def test_the_scores_given_are_not_changed():
+    scores = torch.zeros(1, 330)
+    ops.LogitsProcessor(label_grammar())(torch.ones(1, 3, dtype=torch.int64), scores)
+    assert (scores == 0).all()
+
+
+def test_vllm_batches():
+    vocab = small_vocab("byte_level")
+    processor_class = type("P", (ops.VllmLogitsProcessor,), {"grammars": {"label": label_grammar()}})
+    processor = processor_class(None, torch.device("cpu"), False)
+    wanted = SimpleNamespace(extra_args={"vstar_grammar": "label"}, max_tokens=50)
+    free = SimpleNamespace(extra_args=None, max_tokens=50)
+    output: list[int] = []
+    update = SimpleNamespace(removed=[], added=[(0, free, [], []), (1, wanted, [], output)], moved=[])
+    processor.update_state(update)
+    logits = processor.apply(torch.zeros(2, 330))
+    assert (logits[0] == 0).all() and 0 < (logits[1] == 0).sum() < 10
+    assert not processor.is_argmax_invariant()
+    place = 1
+    for step in range(40):
+        token = int(logits[place].argmax())
+        if token in vocab.eos_ids:
+            break
+        output.append(token)
+        moved = [(1, 0, SimpleNamespace(name="SWAP"))] if step == 2 else []
+        place = 0 if step >= 2 else 1
+        processor.update_state(SimpleNamespace(removed=[], added=[], moved=moved) if moved else None)
+        logits = processor.apply(torch.zeros(2, 330))
+        assert (logits[1 - place] == 0).all()
+    assert processor.grammars["label"].value(output)["x"] in NAMES
+    processor.update_state(SimpleNamespace(removed=[place], added=[], moved=[]))
+    assert (processor.apply(torch.zeros(2, 330)) == 0).all()
+    with pytest.raises(ConstrainError, match="no grammar named 'other'; there are: label"):
+        processor_class.validate_params(SimpleNamespace(extra_args={"vstar_grammar": "other"}))

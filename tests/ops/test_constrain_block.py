@@ -1,0 +1,121 @@
+"""The CUDA kernels of constrain, their own source, run by 8 CPU threads as a block and compared with the CPU path."""
+
+import ctypes
+import math
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+from vstar_fast.kernels.constrain import backend, cpp
+
+from constrain_tools import small_vocab
+from vstar_fast import ops
+
+GXX = shutil.which("g++")
+
+pytestmark = pytest.mark.skipif(GXX is None, reason="needs g++ to build the kernels for the CPU")
+
+NAMES = ["walk the dog", "walk", "snow", "snowboard", "\u00e9t\u00e9"]
+
+
+@pytest.fixture(scope="module")
+def block(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
+    library = tmp_path_factory.mktemp("block") / "block.so"
+    source = Path(__file__).with_name("block_on_cpu.cpp")
+    flags = ["-std=c++17", "-O1", "-ffp-contract=off", "-shared", "-fPIC", "-pthread", "-w"]
+    subprocess.run([GXX, *flags, "-o", library, source], check=True)
+    return ctypes.CDLL(str(library))
+
+
+class Emulated:
+    """The backend's five functions on the emulated blocks."""
+
+    def __init__(self, library: ctypes.CDLL) -> None:
+        self.library = library
+
+    def _call(self, name: str, rows: backend.Rows, *arguments: object) -> None:
+        kinds = {int: ctypes.c_int64, float: ctypes.c_float}
+        every = (rows.block.data_ptr(), *rows.pointers(), *arguments)
+        getattr(self.library, name)(*(kinds[type(value)](value) for value in every))
+
+    def advance(self, rows, tokens):
+        self._call("advance", rows, tokens.data_ptr())
+        return 0
+
+    def mask(self, rows, logits):
+        self._call("mask", rows, *backend.logits_pointers(logits))
+
+    def fill(self, rows, out, filled):
+        self._call("fill", rows, out.data_ptr(), out.stride(0))
+
+    def forced(self, rows, tokens, lengths, advance):
+        self._call("forced", rows, tokens.data_ptr(), lengths.data_ptr(), tokens.shape[1], int(advance))
+
+    def sample(self, rows, logits, draw):
+        self._call("sample", rows, *backend.logits_pointers(logits), *draw.pointers())
+
+
+def rows_of(kind: str, budget: int | None) -> ops.DecodeState:
+    """Rows of sparse, dense, counted and canonical automata, and a free one."""
+    vocab = small_vocab(kind)
+    label = ops.choice(NAMES)
+    text = ops.template("{why}\nA: {x}", why=ops.text(), x=label)
+    made = [
+        ops.compile(ops.template("Answer: {x}", x=label), vocab),
+        ops.compile(text, vocab),
+        ops.compile(ops.interval(20, decimals=1), vocab),
+        None,
+        ops.compile(ops.text(most_chars=5), vocab),
+    ]
+    return ops.DecodeState(made, max_new_tokens=budget)
+
+
+@pytest.mark.parametrize("budget", [None, 24])
+@pytest.mark.parametrize(
+    ("dtype", "temperature", "top_p", "top_k"),
+    [
+        (torch.float32, 0.0, 1.0, 0), (torch.float32, 1.0, 1.0, 0), (torch.bfloat16, 0.5, 0.8, 0),
+        (torch.float16, 2.0, 1.0, 3), (torch.float32, 1.0, 0.6, 4), (torch.bfloat16, 1.0, 0.999, 40),
+    ],
+)  # fmt: skip
+def test_blocks_give_what_the_loop_gives(block, dtype, temperature, top_p, top_k, budget):
+    ours, theirs, seeds = rows_of("twins", budget), rows_of("twins", budget), torch.arange(5) * 31
+    ours._run = Emulated(block)
+    for step in range(10):
+        logits = (2 * torch.randn(5, 300, generator=torch.Generator().manual_seed(step))).to(dtype)
+        logits[:, 3::17] = -0.0
+        logits[:, 5::17] = 0.0
+        wide = torch.zeros(5, 309, dtype=dtype)
+        wide[:, 2:302] = logits
+        assert torch.equal(ours.mask_(wide[:, 2:302]), theirs.mask_(logits.clone()))
+        assert torch.equal(ours.mask_(logits.clone()), theirs.mask_(logits.clone()))
+        out = torch.full((5, 12), 7, dtype=torch.int32)
+        assert torch.equal(ours.fill_bitmask(out[:, :10]), theirs.fill_bitmask())
+        forced = ours.forced(4, advance=False), theirs.forced(4, advance=False)
+        assert all(torch.equal(a, b) for a, b in zip(*forced, strict=True))
+        got = ours.sample_(logits, seeds, temperature, top_p, top_k)
+        want = theirs.sample_(logits, seeds, temperature, top_p, top_k)
+        assert torch.equal(got[0], want[0])
+        torch.testing.assert_close(got[1], want[1], atol=2e-5, rtol=1e-5)
+        for name in ("state", "remaining", "step"):
+            assert torch.equal(getattr(ours, name), getattr(theirs, name))
+
+
+def test_moves_lost_rows_and_logits_that_are_no_distribution(block):
+    ours, theirs = rows_of("twins", None), rows_of("twins", None)
+    run = Emulated(block)
+    for tokens in ([65, 66, 49, 3, 259], [110, 0, 46, 5, 1], [-1, 10, 50, 7, 262], [262, 262, 262, 262, 262]):
+        chosen = torch.tensor(tokens)
+        run.advance(ours._rows, chosen)
+        cpp.advance(theirs._rows, chosen)
+        assert torch.equal(ours.state, theirs.state) and torch.equal(ours.step, theirs.step)
+    ours.reset()
+    logits = torch.zeros(5, 300)
+    logits[0], logits[1], logits[2] = math.nan, -math.inf, math.inf
+    logits[4] = -math.nan
+    ids, logprobs = torch.full((5,), 9), torch.zeros(5)
+    run.sample(ours._rows, logits, backend.Draw(torch.arange(5), ids, logprobs, 1.0, 1 << 62, 0))
+    assert ids[:3].tolist() == [-1, -1, -1] and ids[4] == -1 and ids[3] >= 0
+    assert logprobs[[0, 1, 2, 4]].isnan().all() and torch.equal(ours.state, ours._starts)
