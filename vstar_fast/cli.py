@@ -294,10 +294,10 @@ def _setting(text: str) -> dict[str, Any]:
 
 
 def _benches() -> list[str]:
-    """Modules of `vstar_fast.bench` that are benches: each has a file of its own."""
+    """Modules of `vstar_fast.bench` that are benches: they define `run(bench, quick)`."""
     import importlib.util
 
     spec = importlib.util.find_spec("vstar_fast.bench")
     folders = list(spec.submodule_search_locations or []) if spec else []
-    files = {path.stem for folder in folders for path in Path(folder).glob("*.py")}
-    return sorted(n for n in files - {"runner", "compile_kernels"} if not n.startswith("_"))
+    files = (path for folder in folders for path in Path(folder).glob("*.py"))
+    return sorted(path.stem for path in files if "\ndef run(bench: Bench" in path.read_text(encoding="utf-8"))
