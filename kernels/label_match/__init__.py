@@ -19,7 +19,7 @@ from vstar_fast.errors import BackendError, DataError
 
 from .labels import LabelSet, fold_literal
 from .result import ROW_INTS, LabelMatch, bad_token, char_span, encode
-from .rows import Ids, Rows, TextList, Texts, TokenRows, text_rows, token_rows
+from .rows import Ids, Rows, TextList, Texts, TokenRows, rows_of
 from .token_bytes import TokenBytes
 
 __all__ = ["LabelMatch", "LabelSet", "TokenBytes", "char_span", "encode", "label_match"]
@@ -59,7 +59,7 @@ def label_match(
     Raises DataError for arguments of the wrong shape, type or range, and for ids outside the vocabulary (on a GPU:
     from `LabelMatch.check()`).
     """
-    rows = _rows(texts, tokens, lengths)
+    rows = rows_of(texts, tokens, lengths)
     where = rows.device if device is None or isinstance(texts, (torch.Tensor, tuple)) else torch.device(device)
     choice = backends.choose("label_match", where, backend)
     if where != rows.device or (isinstance(rows, TextList) and choice.name == "cuda"):
@@ -72,14 +72,6 @@ def label_match(
     _BACKENDS[choice.name](_Call(rows, ids, labels, points, negation, out, bits, threads))
     backends.ran("label_match", choice.name)
     return LabelMatch(out, bits, labels, choice.name)
-
-
-def _rows(texts: Texts | Ids, tokens: TokenBytes | None, lengths: torch.Tensor | Sequence[int] | None) -> Rows:
-    if tokens is not None:
-        return token_rows(texts, lengths, tokens)  # type: ignore[arg-type]
-    if lengths is not None:
-        raise DataError("`lengths` are lengths of rows of token ids; give `tokens` too, or leave it out")
-    return text_rows(texts)  # type: ignore[arg-type]
 
 
 def _own_ids(own: Sequence[int | str] | torch.Tensor, labels: LabelSet, rows: int) -> torch.Tensor:

@@ -108,6 +108,15 @@ class TokenRows(NamedTuple):
 Rows: TypeAlias = TextList | TextRows | TokenRows
 
 
+def rows_of(texts: Texts | Ids, tokens: TokenBytes | None, lengths: torch.Tensor | Sequence[int] | None) -> Rows:
+    """Rows of texts, or of token ids when `tokens` says what they spell."""
+    if tokens is not None:
+        return token_rows(texts, lengths, tokens)  # type: ignore[arg-type]
+    if lengths is not None:
+        raise DataError("`lengths` are lengths of rows of token ids; give `tokens` too, or leave it out")
+    return text_rows(texts)  # type: ignore[arg-type]
+
+
 def text_rows(texts: Texts) -> TextList | TextRows:
     """Texts as given, checked."""
     if isinstance(texts, tuple) and len(texts) == 2 and isinstance(texts[0], torch.Tensor):

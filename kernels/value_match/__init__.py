@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from vstar_fast.kernels.label_match.labels import fold_literal
 from vstar_fast.kernels.label_match.result import bad_token
-from vstar_fast.kernels.label_match.rows import Ids, Rows, TextList, Texts, TokenRows, text_rows, token_rows
+from vstar_fast.kernels.label_match.rows import Ids, Rows, TextList, Texts, TokenRows, rows_of
 from vstar_fast.kernels.label_match.token_bytes import TokenBytes
 
 from vstar_fast import backends
@@ -118,7 +118,7 @@ def match_number(
 
     Raises DataError for wrong shapes, ids outside the vocabulary or an unknown pick.
     """
-    rows = _rows(texts, tokens, lengths)
+    rows = rows_of(texts, tokens, lengths)
     own = _doubles(gold, rows.size, "gold")
     absolute, relative = _doubles(abs_tolerance, rows.size, "abs_tolerance"), _doubles(rel_tolerance, rows.size, "rel")
     names = [unit] * rows.size if isinstance(unit, str) else list(unit)
@@ -144,19 +144,11 @@ def match_interval(
     `gold` is [B, 2] seconds, or per row a list of (begin, end); a span that is reversed or NaN overlaps nothing, and
     neither does an answer that is reversed ("wrong_order"). The rest is as in `match_number`.
     """
-    rows = _rows(texts, tokens, lengths)
+    rows = rows_of(texts, tokens, lengths)
     spans = [_spans(row) for row in (gold.tolist() if isinstance(gold, torch.Tensor) else gold)]
     if len(spans) != rows.size:
         raise DataError(f"gold has spans for {len(spans)} rows, but there are {rows.size} rows")
     return _run("match_interval", rows, (spans, float(iou)), pick, after, backend)
-
-
-def _rows(texts: Texts | Ids, tokens: TokenBytes | None, lengths: torch.Tensor | Sequence[int] | None) -> Rows:
-    if tokens is not None:
-        return token_rows(texts, lengths, tokens)  # type: ignore[arg-type]
-    if lengths is not None:
-        raise DataError("`lengths` are lengths of rows of token ids; give `tokens` too, or leave it out")
-    return text_rows(texts)  # type: ignore[arg-type]
 
 
 def _doubles(given: float | Sequence[float] | torch.Tensor, rows: int, what: str) -> torch.Tensor:
