@@ -104,21 +104,7 @@ void constrain_mask_cpu(const Arena& a, const RowStates& rows, const LogitsRows&
 
 void constrain_forced_cpu(const Arena& a, const RowStates& rows, int64_t* tokens, int32_t* lengths,
                           int32_t most, bool advance) {
-  for (int32_t r = 0; r < rows.rows; ++r) {
-    int32_t state = rows.state[r], remaining = rows.remaining[r], length = 0;
-    for (; length < most; ++length) {
-      const Only only = only_token(a, state, remaining);
-      if (only.token < 0) break;
-      tokens[static_cast<int64_t>(r) * most + length] = only.token;
-      remaining = remaining_after(state, remaining);
-      state = only.next;
-    }
-    lengths[r] = length;
-    if (!advance) continue;
-    rows.state[r] = state;
-    rows.remaining[r] = remaining;
-    rows.step[r] += length;
-  }
+  for (int32_t r = 0; r < rows.rows; ++r) force_row(a, rows, r, tokens, lengths, most, advance);
 }
 
 void constrain_fill_cpu(const Arena& a, const RowStates& rows, uint32_t* out, int64_t stride,

@@ -37,20 +37,7 @@ __global__ void advance_rows(Arena a, RowStates rows, const int64_t* tokens) {
 __global__ void forced_rows(Arena a, RowStates rows, int64_t* tokens, int32_t* lengths, int32_t most,
                             bool advance) {
   const int32_t r = blockIdx.x * kThreads + threadIdx.x;
-  if (r >= rows.rows) return;
-  int32_t state = rows.state[r], remaining = rows.remaining[r], length = 0;
-  for (; length < most; ++length) {
-    const Only only = only_token(a, state, remaining);
-    if (only.token < 0) break;
-    tokens[static_cast<int64_t>(r) * most + length] = only.token;
-    remaining = remaining_after(state, remaining);
-    state = only.next;
-  }
-  lengths[r] = length;
-  if (!advance) return;
-  rows.state[r] = state;
-  rows.remaining[r] = remaining;
-  rows.step[r] += length;
+  if (r < rows.rows) force_row(a, rows, r, tokens, lengths, most, advance);
 }
 
 // Legal bits of columns slice * kSliceBits and on of one row, by the whole block, into shared memory.

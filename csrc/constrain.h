@@ -169,6 +169,24 @@ struct RowStates {
   int32_t rows;
 };
 
+// The only legal tokens from row r on, at most `most`; with `advance` the row goes past them.
+VSTAR_HD void force_row(const Arena& a, const RowStates& rows, int32_t r, int64_t* tokens, int32_t* lengths,
+                        int32_t most, bool advance) {
+  int32_t state = rows.state[r], remaining = rows.remaining[r], length = 0;
+  for (; length < most; ++length) {
+    const Only only = only_token(a, state, remaining);
+    if (only.token < 0) break;
+    tokens[static_cast<int64_t>(r) * most + length] = only.token;
+    remaining = remaining_after(state, remaining);
+    state = only.next;
+  }
+  lengths[r] = length;
+  if (!advance) return;
+  rows.state[r] = state;
+  rows.remaining[r] = remaining;
+  rows.step[r] += length;
+}
+
 struct LogitsRows {
   void* data;  // [rows, vocabulary], unit column stride
   LogitsType type;
