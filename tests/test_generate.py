@@ -4,8 +4,9 @@ import pytest
 import torch
 
 import tiny
-from vstar_fast import frames, generate, models, readers
+from vstar_fast import frames, generate, models, ops, readers
 from vstar_fast.config import DataConfig, FramesConfig
+from vstar_fast.errors import ConfigError
 from vstar_fast.generate import Sampling
 from vstar_fast.records import Label, Question
 
@@ -26,11 +27,15 @@ def text_of(i):
     return "which colour" if i % 2 else "which colour a red . blue"
 
 
-def draw(project, sampling, picks=None):
+def draw(project, sampling, picks=None, grammars=()):
     lm, questions, features = project
     picks = range(len(questions)) if picks is None else picks
     asked, kept = [questions[i] for i in picks], [features[i] for i in picks]
-    return generate.generate(lm, asked, kept, sampling, lambda q: q.text, lambda q, n: hash((q.id, n)) >> 1)
+    return generate.generate(lm, asked, kept, sampling, lambda q: q.text, seed_of, grammars)
+
+
+def seed_of(question, n):
+    return hash((question.id, n)) >> 1
 
 
 def answers(batch):
@@ -102,3 +107,67 @@ def test_a_cut_answer_says_so(project):
         assert row.finish == ("stop" if finished else "length")
         assert len(row.token_ids) == 2 or finished
     assert {r.finish for r in rows} >= {"length"}
+
+
+def grammar(project, *words):
+    node = ops.sequence([ops.text(until="Answer:"), ops.choice(words), ops.optional(".")], separator="")
+    return ops.compile(node, project[0].vocab)
+
+
+def said(project, batch):
+    """Words of each answer."""
+    words = project[0].tokenizer
+    return [
+        words.convert_ids_to_tokens(ids[:n])
+        for ids, n in zip(batch.token_ids.tolist(), batch.lengths.tolist(), strict=True)
+    ]
+
+
+@pytest.mark.parametrize("tokens", [3, 5, 16])
+def test_constrained_answers_are_whole_within_the_budget(project, tokens):
+    sampling = Sampling(6, 1.0, 1.0, 0, tokens)
+    only = grammar(project, "green", "blue")
+    batch = draw(project, sampling, grammars=[only] * len(project[1]))
+    assert batch.finished.all()
+    for words in said(project, batch):
+        place = words.index("Answer:")
+        assert words[place + 1] in ("green", "blue") and words[place + 2 :] in ([], ["."])
+
+
+def test_rows_with_and_without_a_grammar_share_a_batch(project):
+    sampling = Sampling(4, 1.0, 1.0, 0, 16)
+    free = answers(draw(project, sampling))
+    only = [grammar(project, "red") if i % 2 else None for i in range(len(project[1]))]
+    mixed = draw(project, sampling, grammars=only)
+    found = answers(mixed)
+    for i, question in enumerate(project[1]):
+        for n in range(4):
+            if only[i] is None:
+                assert found[question.id, n] == free[question.id, n]
+    red = [w for w, q in zip(said(project, mixed), mixed.questions, strict=True) if only[project[1].index(q)]]
+    assert all(w[w.index("Answer:") + 1] == "red" for w in red)
+
+
+def test_a_constrained_sample_is_the_same_alone_and_in_any_batch(project, monkeypatch):
+    sampling = Sampling(4, 1.0, 1.0, 0, 16)
+    only = [grammar(project, "red", "blue") if i % 2 else grammar(project, "green") for i in range(len(project[1]))]
+    together = answers(draw(project, sampling, grammars=only))
+    for picks in ([0], [5, 3]):
+        for key, ids in answers(draw(project, sampling, picks, [only[i] for i in picks])).items():
+            assert together[key] == ids
+    monkeypatch.setattr(generate, "LEAVE", -1.0)
+    assert answers(draw(project, sampling, grammars=only)) == together
+
+
+def test_a_grammar_that_allows_what_was_said_changes_nothing(project):
+    greedy = Sampling(1, 0.0, 1.0, 0, 16)
+    free = draw(project, greedy)
+    for i, words in enumerate(said(project, free)):
+        if bool(free.finished[i]) and "Answer:" in words and words[-1] in tiny.COLOURS:
+            own = answers(draw(project, greedy, [i], [grammar(project, *tiny.COLOURS)]))
+            assert list(own.values()) == [answers(free)[free.questions[i].id, 0]]
+
+
+def test_a_budget_below_the_shortest_answer_is_an_error(project):
+    with pytest.raises(ConfigError, match="max_new_tokens is 2, but the shortest answer of a label takes 3"):
+        draw(project, Sampling(1, 0.0, 1.0, 0, 2), [0], [grammar(project, "red")])

@@ -80,6 +80,7 @@ _source = _options(
 @click.option("--recipe", type=click.Choice(["fast", "paper"]), help="How the cycle trains.")
 @click.option("--seeds", type=click.IntRange(1), default=1, help="Repeat with so many seeds and pool the results.")
 @click.option("--controls", is_flag=True, help="Also measure labels-only fine-tuning and shuffled labels.")
+@click.option("--free", is_flag=True, help="Ablation: anything may stand behind `Answer:`, not only a label.")
 @click.option("--no-rationalize", is_flag=True, help="Ablation: no second try with the label as a hint.")
 @click.option("--no-filter", is_flag=True, help="Ablation: keep every answer, right or wrong.")
 @click.option("--continue", "go_on", is_flag=True, help="Ablation: fine-tune on from the last cycle's model.")
@@ -266,6 +267,7 @@ def _overrides(options: dict[str, Any]) -> dict[str, Any]:
     from vstar_fast.config import merge
 
     flags: dict[str, dict[str, Any]] = {
+        "free": {"generate": {"constrain": False}},
         "no_rationalize": {"rationalize": {"enabled": False}},
         "no_filter": {"loop": {"filter": False}},
         "go_on": {"loop": {"restart": "continue"}},

@@ -122,6 +122,8 @@ class GenerateConfig:
     """Rows in one generate call; does not change any sample."""
     reason: bool = True
     """Ask for step-by-step reasoning before `Answer:`. False: for the answer alone; nothing is rationalized then."""
+    constrain: bool = True
+    """Only let a label of its kind stand behind `Answer:` (in evaluation too). The reasoning stays free."""
 
     def __post_init__(self) -> None:
         in_range("generate", self)

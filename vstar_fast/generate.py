@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
+from vstar_fast.errors import ConfigError
 from vstar_fast.kernels.sample import sample
 from vstar_fast.models.video_lm import Features, VideoLM
 from vstar_fast.records import Candidate, CandidateBatch, Question
+
+if TYPE_CHECKING:
+    from vstar_fast.kernels.constrain import DecodeState, Grammar
 
 Prompter = Callable[[Question], str]
 Seeder = Callable[[Question, int], int]
@@ -31,9 +35,16 @@ class _Draw:
     """Draws the next token of each living row from the row's own random stream, and books it."""
 
     def __init__(
-        self, seeds: Sequence[int], sampling: Sampling, eos_ids: Sequence[int], pad_id: int, device: Any
+        self,
+        seeds: Sequence[int],
+        sampling: Sampling,
+        eos_ids: Sequence[int],
+        pad_id: int,
+        device: Any,
+        state: DecodeState | None,
     ) -> None:
         self.sampling = sampling
+        self.state = state
         self.seeds = torch.tensor(seeds, dtype=torch.int64, device=device)
         self.eos_ids = torch.tensor(eos_ids, device=device)
         shape = (len(seeds), sampling.max_new_tokens)
@@ -44,13 +55,21 @@ class _Draw:
     def __call__(self, logits: torch.Tensor, rows: torch.Tensor, step: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Next token of each of `rows` from logits `[len(rows), V]`, and which of them end with it."""
         s = self.sampling
-        ids, logprobs = sample(logits, self.seeds[rows], step, s.temperature, top_p=s.top_p, top_k=s.top_k)
+        if self.state is None:
+            ids, logprobs = sample(logits, self.seeds[rows], step, s.temperature, top_p=s.top_p, top_k=s.top_k)
+        else:
+            ids, logprobs = self.state.sample_(logits, self.seeds[rows], s.temperature, s.top_p, s.top_k)
         ended = torch.isin(ids, self.eos_ids)
         open_rows = self.lengths[rows] == s.max_new_tokens
         self.token_ids[rows, step] = torch.where(open_rows, ids, self.token_ids[rows, step])
         self.logprobs[rows] += logprobs * open_rows
         self.lengths[rows] = torch.where(open_rows & ended, step, self.lengths[rows])
         return ids, ended | ~open_rows
+
+    def keep(self, left: torch.Tensor) -> None:
+        """Only these of the rows drawn last are drawn from now on."""
+        if self.state is not None:
+            self.state = self.state.take(left)
 
 
 LEAVE = 0.75
@@ -83,6 +102,7 @@ def _decode(
         ids = torch.cat([ids, token[:, None]], 1)
         if len(left) <= LEAVE * len(rows):
             rows, ids, kwargs = rows[left], ids[left], _take(model, kwargs, left)
+            draw.keep(left)
         inputs = model.prepare_inputs_for_generation(ids, next_sequence_length=1, **kwargs)
         out = model(**inputs, return_dict=True)
         kwargs = model._update_model_kwargs_for_generation(out, kwargs, is_encoder_decoder=False)
@@ -113,17 +133,21 @@ def generate(
     sampling: Sampling,
     prompt: Prompter,
     seed: Seeder,
+    grammars: Sequence[Grammar | None] = (),
 ) -> CandidateBatch:
     """Draw `sampling.samples` answers to each question in one batch of B = questions x samples rows.
 
     `features[i]` belongs to `questions[i]`; `prompt` gives the user's text of a question, `seed` the
-    random stream of (question, sample). A sample does not depend on what else is in the batch.
+    random stream of (question, sample). A sample does not depend on what else is in the batch. `grammars`: per
+    question what its answers may be (None: anything); such an answer always ends within `max_new_tokens`, and
+    its log-probability is that among the tokens allowed.
     """
     from transformers import GenerationConfig
 
     rows = [(q, n) for q in questions for n in range(sampling.samples)]
     seeds = [seed(q, n) for q, n in rows]
-    draw = _Draw(seeds, sampling, lm.eos_ids, lm.pad_id, lm.device)
+    state = _constrained(grammars, sampling, lm.device)
+    draw = _Draw(seeds, sampling, lm.eos_ids, lm.pad_id, lm.device, state)
     settings = GenerationConfig(
         max_new_tokens=sampling.max_new_tokens, do_sample=False, eos_token_id=lm.eos_ids, pad_token_id=lm.pad_id
     )
@@ -131,6 +155,23 @@ def generate(
     ids = lm.model.generate(**inputs, generation_config=settings, custom_generate=_decode, draw=draw)
     finished = draw.lengths < sampling.max_new_tokens
     return CandidateBatch(ids, draw.lengths, draw.logprobs, finished, [q for q, _ in rows], [n for _, n in rows], seeds)
+
+
+def _constrained(grammars: Sequence[Grammar | None], sampling: Sampling, device: torch.device) -> DecodeState | None:
+    """Where each row stands in its grammar; one token of the budget is kept for the end of the turn."""
+    from vstar_fast.kernels.constrain import DecodeState
+
+    if not any(grammars):
+        return None
+    least = max(grammar.shortest for grammar in grammars if grammar) + 1
+    if sampling.max_new_tokens < least:
+        raise ConfigError(
+            f"max_new_tokens is {sampling.max_new_tokens}, but the shortest answer of a label takes {least} tokens; "
+            "raise it, or set generate.constrain = false"
+        )
+    rows = [grammar for grammar in grammars for _ in range(sampling.samples)]
+    budgets = [sampling.max_new_tokens - (grammar is not None) for grammar in rows]
+    return DecodeState(rows, device=device, max_new_tokens=budgets)
 
 
 def to_candidates(

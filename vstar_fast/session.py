@@ -11,15 +11,17 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vstar_fast import config as settings
-from vstar_fast import dataset, evaluate, match, questions, readers
+from vstar_fast import dataset, evaluate, match, ops, questions, readers
+from vstar_fast.answer_slots import Slots
 from vstar_fast.config import CycleConfig
 from vstar_fast.errors import DataError, NothingKept
 from vstar_fast.finetune import finetune, lora_settings
 from vstar_fast.generate import Sampling, batches, generate, to_candidates, usable
-from vstar_fast.models.video_lm import Features
+from vstar_fast.match.text import Names
+from vstar_fast.models.video_lm import Features, VideoLM
 from vstar_fast.profiling import Profiler
 from vstar_fast.progress import Progress
 from vstar_fast.records import (
@@ -37,6 +39,10 @@ from vstar_fast.records import (
 from vstar_fast.runfolder import Part, RunFolder, content_key, read_json, write_json, write_jsonl, write_text
 from vstar_fast.runtime import Runtime, clip_key, stream_seed, weights_key
 
+if TYPE_CHECKING:
+    from vstar_fast.kernels.constrain import Grammar
+    from vstar_fast.kernels.constrain.nodes import Node
+
 Judged = list[tuple[Candidate, Verdict]]
 
 
@@ -49,6 +55,7 @@ class Session:
         self.profiler = profiler
         self.progress = progress
         self.runtime = Runtime(config, folder.root, profiler, progress)
+        self._grammars = ops.GrammarCache(size=1024)
         with profiler.stage("read"):
             videos, rejected, self.label_sets = readers.read(config.data, seed=config.seed)
         folder.reject(rejected)
@@ -116,7 +123,8 @@ class Session:
         found: list[Candidate] = []
         for group in batches(asked, batch_size or self.config.generate.batch_size, sampling.samples):
             rows = [(questions.prompt_text(q, reason=reason), self._clip_keys.get(q.video_id), q.id) for q in group]
-            key = content_key(rows, teacher, asdict(sampling), self._seen_through, self.config.seed, mode)
+            slots = [self._slot_key(q, reason) for q in group]
+            key = content_key(rows, slots, teacher, asdict(sampling), self._seen_through, self.config.seed, mode)
             part = self.folder.part(
                 where / "parts",
                 key,
@@ -145,11 +153,31 @@ class Session:
                 sampling,
                 lambda q: questions.prompt_text(q, reason=reason),
                 lambda q, n: stream_seed(self.config.seed, mode, q.id, n),
+                [self._grammar(lm, q, reason) for q in asked],
             )
             rows = [to_dict(c) for c in to_candidates(batch, lm, sampling, weights_key(lm.path), mode)]
             self.profiler.count("tokens", int(batch.lengths.sum()))
             self.profiler.count("answers", len(rows))
         return rows, rejected
+
+    @cached_property
+    def _slots(self) -> Slots | None:
+        if not self.config.generate.constrain:
+            return None
+        asked = [q for split in self.questions.values() for q in split]
+        return Slots(asked, self.videos, Names(asked, self.label_sets).closed)
+
+    def _template(self, question: Question, reason: bool) -> Node | None:
+        return None if self._slots is None else self._slots.template(question, reason=reason)
+
+    def _slot_key(self, question: Question, reason: bool) -> str | None:
+        """Content key of the answers that a question allows; None where it allows any."""
+        template = self._template(question, reason)
+        return None if template is None else content_key(template.write().hex())
+
+    def _grammar(self, lm: VideoLM, question: Question, reason: bool) -> Grammar | None:
+        template = self._template(question, reason)
+        return None if template is None else ops.compile(template, lm.vocab, cache=self._grammars)
 
     # -- match ---------------------------------------------------------------------------------
 

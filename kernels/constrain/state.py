@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -79,6 +80,17 @@ class DecodeState:
         self.state.copy_(torch.where(rows, self._starts, self.state))
         self.remaining.copy_(torch.where(rows, self._budget, self.remaining))
         self.step.masked_fill_(rows, 0)
+
+    def take(self, index: torch.Tensor) -> DecodeState:
+        """A state of the rows index [R] int64 only, as they stand now; they go on by themselves."""
+        taken = copy.copy(self)
+        taken.grammars = tuple(self.grammars[i] for i in index.tolist())
+        named = ("state", "remaining", "step", "_starts", "_budget")
+        for name in named:
+            setattr(taken, name, getattr(self, name).index_select(0, index))
+        taken._rows = self._rows._replace(state=taken.state, remaining=taken.remaining, step=taken.step)
+        taken._bits = None
+        return taken
 
     def mask_(self, logits: torch.Tensor) -> torch.Tensor:
         """Set logits [B, V] of tokens that are not legal to -inf, in place; the others keep their bits."""

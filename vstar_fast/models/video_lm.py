@@ -9,14 +9,18 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from vstar_fast.config_ranges import DEVICE
 from vstar_fast.errors import ModelError
 from vstar_fast.records import FrameBatch
+
+if TYPE_CHECKING:
+    from vstar_fast.kernels.constrain import TokenVocab
 
 IGNORE = -100
 
@@ -56,6 +60,14 @@ class VideoLM:
         self._picture_marks = [mark for mark in dict.fromkeys(marks) if isinstance(mark, str) and mark]
         self.eos_ids = _eos_ids(model, self.tokenizer)
         self.pad_id = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else self.eos_ids[0]
+
+    @cached_property
+    def vocab(self) -> TokenVocab:
+        """The bytes of each token, for constrained decoding."""
+        from vstar_fast.kernels.constrain import TokenVocab
+
+        columns = self.model.get_output_embeddings().weight.shape[0]
+        return TokenVocab.from_hf(self.tokenizer, logits_size=columns, eos_ids=self.eos_ids)
 
     # -- video -----------------------------------------------------------------------------------
 
