@@ -70,7 +70,7 @@ def tiny_model(processor):
         pad_token_id=words.pad_token_id,
         bos_token_id=None,
     )
-    vision = VStarDemoVisionConfig(stages=[(1, 3, 1, 1, 8), (2, 5, 2, 2, 8)], stem_channels=8, hidden_size=24)
+    vision = VStarDemoVisionConfig(stages=[(1, 3, 1, 1, 8), (2, 5, 2, 2, 8)], stem_channels=8, rows=3)
     torch.manual_seed(3)
     made = VStarDemoForConditionalGeneration(VStarDemoConfig(text, vision, processor.video_token_id)).eval()
     made.generation_config.eos_token_id = words.eos_token_id
@@ -395,14 +395,14 @@ def test_real_model_encodes_and_projects_apart(real):
     model, processor = real
     inputs = inputs_of(processor, ["Which action does the video show?"], [clip(1, frames=8)])
     features = model.encode(inputs["pixel_values_videos"])
-    assert features.shape == (1, 8, 1280)
+    assert features.shape == (1, 8, 768)
     assert not features.requires_grad
     tokens = model.project(features)
     assert tokens.shape == (1, 8, 576)
     assert tokens.requires_grad
     assert model.get_video_features(inputs["pixel_values_videos"]).pooler_output.equal(tokens)
     parameters = sum(p.numel() for p in model.model.multi_modal_projector.parameters())
-    assert parameters == 2 * 1280 * 384 + 384 + 384 * 576 + 576 + 8 * 576
+    assert parameters == 2 * 768 * 384 + 384 + 384 * 576 + 576 + 8 * 576
 
 
 def test_real_tokenizer_round_trips_and_splits_digits(real):

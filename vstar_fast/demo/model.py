@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from vstar_fast.models.vstar_demo.modeling import VStarDemoForConditionalGeneration
 
-FORMAT = 6
+FORMAT = 7
 """Raise when the folder this file writes changes."""
 WARM_START = Path(__file__).parent / "assets" / "warm_start.safetensors"
 LLM = (
@@ -132,17 +132,14 @@ def _join(gguf: Path, tower: Path, weights: Path | None) -> VStarDemoForConditio
     from transformers import AutoModelForCausalLM
 
     from vstar_fast.models.vstar_demo.configuration import VStarDemoConfig, VStarDemoVisionConfig
-    from vstar_fast.models.vstar_demo.efficientnet import load_published
     from vstar_fast.models.vstar_demo.modeling import VStarDemoForConditionalGeneration
 
-    vision = VStarDemoVisionConfig()
-    published = load_published(torch.load(tower, weights_only=True), vision).state_dict()
     llm = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(PROJECTOR_SEED)
-        model = VStarDemoForConditionalGeneration(VStarDemoConfig(_text_config(llm.config), vision))
+        model = VStarDemoForConditionalGeneration(VStarDemoConfig(_text_config(llm.config), VStarDemoVisionConfig()))
     model.model.language_model.load_state_dict(llm.model.state_dict())
-    model.model.vision_tower.load_state_dict({k: v for k, v in published.items() if not k.startswith("_fc.")})
+    model.model.vision_tower.load_published(torch.load(tower, weights_only=True))
     if weights is not None:
         _warm_start(model, load_file(weights))
     return model.float().eval()

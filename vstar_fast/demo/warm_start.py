@@ -36,6 +36,9 @@ FRAMES = 8
 ALIGN_STEPS = 400
 LABEL_SHARE = 0.6
 """Share of the label's words in what a frame is aligned with; the rest is the caption's."""
+STILL_WEIGHT = 0.1
+"""Weight of a frame as it is beside its difference from the clip's mean: few clips cannot teach it to look past
+clothes and floors."""
 
 
 @dataclass(frozen=True)
@@ -120,6 +123,7 @@ def restart(lm: VideoLM, clips: Sequence[Clip], seed: int) -> None:
     features = projector.describe(torch.stack([clip.features for clip in clips])).flatten(0, 1)
     projector.mean.copy_(features.mean(0))
     projector.scale.copy_(1 / features.std(0).clamp_min(1e-3))
+    projector.scale[: features.shape[-1] // 2] *= STILL_WEIGHT
     for module in (projector.linear_1, projector.linear_2, projector.position):
         torch.nn.init.normal_(module.weight, std=0.02, generator=generator)
     for linear in (projector.linear_1, projector.linear_2):

@@ -13,13 +13,19 @@ LITE0_STAGES = (
     (3, 3, 2, 6, 80),
     (3, 5, 1, 6, 112),
     (4, 5, 2, 6, 192),
-    (1, 3, 1, 6, 320),
 )
-"""EfficientNet-lite0: (blocks, kernel_px, stride_px, expansion, output channels) of each stage."""
+"""EfficientNet-lite0 without its last stage: (blocks, kernel_px, stride_px, expansion, output channels) of each.
+
+What follows (320 channels, the 1280 of the head) knows ImageNet's classes better and a body's pose worse.
+"""
 
 
 class VStarDemoVisionConfig(PretrainedConfig):
-    """EfficientNet-lite tower; the defaults are lite0. `hidden_size` is the width of a frame's feature."""
+    """EfficientNet-lite tower; the defaults are lite0's.
+
+    `rows`: bands, top to bottom, that the last feature map is averaged over, so that a feature says how high
+    in the picture something is, and not how far left.
+    """
 
     model_type = "vstar_demo_vision"
     base_config_key = "vision_config"
@@ -28,15 +34,20 @@ class VStarDemoVisionConfig(PretrainedConfig):
         self,
         stages: Any = LITE0_STAGES,
         stem_channels: int = 32,
-        hidden_size: int = 1280,
+        rows: int = 4,
         image_size: int = 128,
         **kwargs: Any,
     ) -> None:
         self.stages = [list(stage) for stage in stages]
         self.stem_channels = stem_channels
-        self.hidden_size = hidden_size
+        self.rows = rows
         self.image_size = image_size
         super().__init__(**kwargs)
+
+    @property
+    def hidden_size(self) -> int:
+        """Width of a frame's feature: the last stage's channels, once a row."""
+        return int(self.stages[-1][-1]) * self.rows
 
 
 class VStarDemoConfig(PretrainedConfig):

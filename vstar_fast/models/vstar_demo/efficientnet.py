@@ -14,8 +14,6 @@ from torch import nn
 
 from vstar_fast.models.vstar_demo.configuration import VStarDemoVisionConfig
 
-CLASSES = 1000
-
 
 class SameConv2d(nn.Conv2d):
     """Convolution with TensorFlow's `SAME` padding: output = ceil(input / stride), the odd pixel goes last."""
@@ -65,8 +63,9 @@ class Block(nn.Sequential):
 class EfficientNetLite(nn.Module):
     """The frozen tower: always in eval mode, so that its batch statistics never move."""
 
-    def __init__(self, config: VStarDemoVisionConfig, *, classes: int = 0) -> None:
+    def __init__(self, config: VStarDemoVisionConfig) -> None:
         super().__init__()
+        self.rows = config.rows
         self._conv_stem = _conv(3, config.stem_channels, 3, 2)
         self._bn0 = _norm(config.stem_channels)
         self._blocks = nn.ModuleList()
@@ -75,9 +74,6 @@ class EfficientNetLite(nn.Module):
             for i in range(blocks):
                 self._blocks.append(Block(width, outputs, kernel, stride if i == 0 else 1, expansion))
                 width = outputs
-        self._conv_head = _conv(width, config.hidden_size)
-        self._bn1 = _norm(config.hidden_size)
-        self._fc = nn.Linear(config.hidden_size, classes) if classes else None
         self.train(False)
 
     def train(self, mode: bool = True) -> EfficientNetLite:  # noqa: ARG002
@@ -85,22 +81,13 @@ class EfficientNetLite(nn.Module):
         return super().train(False)
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Pixels `[N, 3, H, W]` in [-1, 1] -> mean-pooled features `[N, hidden_size]`."""
+        """Pixels `[N, 3, H, W]` in [-1, 1] -> features `[N, hidden_size]`: a row's means of every channel, per row."""
         x = F.relu6(self._bn0(self._conv_stem(pixels)))
         for block in self._blocks:
             x = block(x)
-        return F.relu6(self._bn1(self._conv_head(x))).mean((-2, -1))
+        return F.adaptive_avg_pool2d(x, (self.rows, 1)).flatten(1)
 
-    def classify(self, pixels: torch.Tensor) -> torch.Tensor:
-        """ImageNet logits `[N, 1000]`; only with `classes=1000`."""
-        if self._fc is None:
-            raise RuntimeError("this tower was built without its classifier; pass classes=1000")
-        logits: torch.Tensor = self._fc(self(pixels))
-        return logits
-
-
-def load_published(state: dict[str, Any], config: VStarDemoVisionConfig) -> EfficientNetLite:
-    """The tower with published ImageNet weights (`state`: the `.pth` file), classifier included."""
-    tower = EfficientNetLite(config, classes=CLASSES)
-    tower.load_state_dict(state, strict=True)
-    return tower
+    def load_published(self, state: dict[str, Any]) -> None:
+        """Take published ImageNet weights (`state`: the `.pth` file), but for the layers after this tower's last."""
+        later = (f"_blocks.{len(self._blocks)}.", "_conv_head.", "_bn1.", "_fc.")
+        self.load_state_dict({k: v for k, v in state.items() if not k.startswith(later)}, strict=True)

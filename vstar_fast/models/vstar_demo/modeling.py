@@ -37,9 +37,9 @@ class VStarDemoOutput(ModelOutput):
 class VStarDemoProjector(nn.Module):
     """Tower features -> the language model's embedding space.
 
-    A frame is shown as it is and by how far it is from its clip's mean: the first is mostly scene and clothes, the
-    second mostly motion. `mean` and `scale` standardise both by the statistics of the clips it was trained on;
-    `position` says when in the video a frame stands.
+    A frame is shown as it is and by its difference from its clip's mean: the first is mostly scene and clothes, the
+    second mostly motion. `mean` and `scale` standardise both by the statistics of the clips it was trained on, and
+    weigh them; `position` says when in the video a frame stands.
     """
 
     mean: torch.Tensor
@@ -57,8 +57,8 @@ class VStarDemoProjector(nn.Module):
 
     @staticmethod
     def describe(features: torch.Tensor) -> torch.Tensor:
-        """Tower features `[B, F, C]` -> `[B, F, 2C]`: each frame, and its distance from the clip's mean."""
-        return torch.cat([features, (features - features.mean(-2, keepdim=True)).abs()], -1)
+        """Tower features `[B, F, C]` -> `[B, F, 2C]`: each frame, and its difference from the clip's mean."""
+        return torch.cat([features, features - features.mean(-2, keepdim=True)], -1)
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         """Maps `[B, F, features]` to `[B, F, hidden]`; positions are stretched to any number of frames."""
