@@ -110,7 +110,14 @@ def test_a_cut_answer_says_so(project):
 
 
 def grammar(project, *words):
-    node = ops.sequence([ops.text(until="Answer:"), ops.choice(words), ops.optional(".")], separator="")
+    space = ops.optional(" ")
+    parts = [
+        ops.text(until="Answer:"),
+        space,
+        ops.choice(words),
+        ops.optional(ops.sequence([space, "."], separator="")),
+    ]
+    node = ops.sequence(parts, separator="")
     return ops.compile(node, project[0].vocab)
 
 
@@ -118,7 +125,7 @@ def said(project, batch):
     """Words of each answer."""
     words = project[0].tokenizer
     return [
-        words.convert_ids_to_tokens(ids[:n])
+        [token.removeprefix(tiny.SPACE) for token in words.convert_ids_to_tokens(ids[:n])]
         for ids, n in zip(batch.token_ids.tolist(), batch.lengths.tolist(), strict=True)
     ]
 

@@ -16,6 +16,7 @@ import torch
 
 COLOURS = {"red": (220, 30, 30), "green": (30, 200, 40), "blue": (40, 40, 220)}
 WORDS = ["I", "see", "a", "Answer:", *COLOURS, "which", "colour", "."]
+SPACE = "\u0120"
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<video>"]
 
 
@@ -52,13 +53,16 @@ def write_data(root: Path, train: int = 6, held_out: int = 3) -> Path:
 
 
 def tokenizer():  # type: ignore[no-untyped-def]
-    """Words split at spaces; anything else is unknown."""
-    from tokenizers import Tokenizer, models, pre_tokenizers
+    """Words with the space before them, written as byte-level BPE writes them; anything else is unknown."""
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
-    vocab = {w: i for i, w in enumerate([*SPECIAL, *WORDS])}
+    vocab = {w: i for i, w in enumerate([*SPECIAL, *(SPACE + w for w in WORDS)])}
     backend = Tokenizer(models.WordLevel(vocab, unk_token="<|endoftext|>"))
-    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    split = pre_tokenizers.Split(Regex(r"\s+"), "removed")
+    spaced = pre_tokenizers.ByteLevel(add_prefix_space=True, use_regex=False)
+    backend.pre_tokenizer = pre_tokenizers.Sequence([split, spaced])
+    backend.decoder = decoders.ByteLevel()
     made = PreTrainedTokenizerFast(
         tokenizer_object=backend, eos_token="<|im_end|>", pad_token="<|endoftext|>", unk_token="<|endoftext|>"
     )
@@ -93,9 +97,7 @@ def write_model(folder: Path, seed: int = 0) -> Path:
         pad_token_id=words.pad_token_id,
         bos_token_id=None,
     )
-    vision = VStarDemoVisionConfig(
-        stages=[(1, 3, 1, 1, 8), (1, 3, 2, 2, 8)], stem_channels=8, hidden_size=16, image_size=32
-    )
+    vision = VStarDemoVisionConfig(stages=[(1, 3, 1, 1, 8), (1, 3, 2, 2, 8)], stem_channels=8, rows=2, image_size=32)
     torch.manual_seed(seed)
     video = words.convert_tokens_to_ids("<video>")
     config = VStarDemoConfig(text, vision, video_token_id=video, tie_word_embeddings=False)
@@ -121,6 +123,11 @@ FOLLOWS = {
 """Word -> words that are likely next; the prompt ends in an unknown word."""
 
 
+def token_id(words, word):  # type: ignore[no-untyped-def]
+    """The id of a word of this vocabulary, or of a special token."""
+    return words.convert_tokens_to_ids(word if word in SPECIAL else SPACE + word)
+
+
 def _set_head(model, words):  # type: ignore[no-untyped-def]
     """Embeddings at right angles, and a head that reads the last word off them: likely next words get logit 4."""
     size = len(words)
@@ -128,7 +135,7 @@ def _set_head(model, words):  # type: ignore[no-untyped-def]
     head = torch.zeros(size, 32)
     for word, following in FOLLOWS.items():
         for after in following:
-            head[words.convert_tokens_to_ids(after)] += 4 / 32**0.5 * table[words.convert_tokens_to_ids(word)]
+            head[token_id(words, after)] += 4 / 32**0.5 * table[token_id(words, word)]
     with torch.no_grad():
         model.get_input_embeddings().weight.copy_(table)
         model.lm_head.weight.copy_(head)

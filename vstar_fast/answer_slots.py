@@ -85,10 +85,11 @@ class Slots:
         return None
 
     def _build(self, question: Question, reason: bool) -> Node:
-        parts: list[Node | str] = [ops.text(until=ANSWER) if reason else ANSWER]
+        space = ops.optional(" ")  # many vocabularies begin an answer, or a word, with one
+        parts: list[Node | str] = [ops.text(until=ANSWER)] if reason else [space, ANSWER]
         last = len(question.labels) - 1
         for i, label in enumerate(question.labels):
-            parts += [ops.optional(" "), *self._slot(question, label, None if i == last else ";")]
+            parts += [space, *self._slot(question, label, None if i == last else ";")]
         return ops.sequence(parts, separator="")
 
     def _slot(self, question: Question, label: Label, end: str | None) -> list[Node | str]:

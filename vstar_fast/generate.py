@@ -177,7 +177,7 @@ def _constrained(grammars: Sequence[Grammar | None], sampling: Sampling, device:
 def to_candidates(
     batch: CandidateBatch, lm: VideoLM, sampling: Sampling, tokenizer_key: str, mode: str
 ) -> Iterator[Candidate]:
-    """The rows of a batch as records, with their text."""
+    """The rows of a batch as records: ids without text, but for a tokenizer whose tokens have no bytes of their own."""
     ids, lengths = batch.token_ids.tolist(), batch.lengths.tolist()
     logprobs, finished = batch.logprobs.tolist(), batch.finished.tolist()
     settings = asdict(sampling)
@@ -188,7 +188,7 @@ def to_candidates(
             video_id=question.video_id,
             sample=batch.samples[i],
             mode=mode,
-            text=lm.tokenizer.decode(tokens, skip_special_tokens=True),
+            text="" if lm.token_bytes else lm.tokenizer.decode(tokens, skip_special_tokens=True),
             token_ids=tuple(tokens),
             logprob=logprobs[i],
             finish="stop" if finished[i] else "length",

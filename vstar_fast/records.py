@@ -193,7 +193,10 @@ class Frames:
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """One sampled answer. `text` is for people; `token_ids` (with the tokenizer's hash) is what was sampled."""
+    """One sampled answer. `token_ids` (with the tokenizer's hash) is what was sampled; `text` is for people.
+
+    Parts of a run hold no text where the ids can be spelt; `judged.jsonl` does.
+    """
 
     question_id: str
     video_id: str

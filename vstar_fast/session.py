@@ -20,6 +20,7 @@ from vstar_fast.config import CycleConfig
 from vstar_fast.errors import DataError, NothingKept
 from vstar_fast.finetune import finetune, lora_settings
 from vstar_fast.generate import Sampling, batches, generate, to_candidates, usable
+from vstar_fast.match.ids import with_text
 from vstar_fast.match.text import Names
 from vstar_fast.models.video_lm import Features, VideoLM
 from vstar_fast.profiling import Profiler
@@ -38,6 +39,7 @@ from vstar_fast.records import (
 )
 from vstar_fast.runfolder import Part, RunFolder, content_key, read_json, write_json, write_jsonl, write_text
 from vstar_fast.runtime import Runtime, clip_key, stream_seed, weights_key
+from vstar_fast.token_store import TokenStore
 
 if TYPE_CHECKING:
     from vstar_fast.kernels.constrain import Grammar
@@ -55,6 +57,7 @@ class Session:
         self.profiler = profiler
         self.progress = progress
         self.runtime = Runtime(config, folder.root, profiler, progress)
+        self._tokens = TokenStore(folder.root / "tokens")
         self._grammars = ops.GrammarCache(size=1024)
         with profiler.stage("read"):
             videos, rejected, self.label_sets = readers.read(config.data, seed=config.seed)
@@ -155,7 +158,8 @@ class Session:
                 lambda q, n: stream_seed(self.config.seed, mode, q.id, n),
                 [self._grammar(lm, q, reason) for q in asked],
             )
-            rows = [to_dict(c) for c in to_candidates(batch, lm, sampling, weights_key(lm.path), mode)]
+            tokenizer = self._tokens.put(lm.token_bytes) if lm.token_bytes else weights_key(lm.path)
+            rows = [to_dict(c) for c in to_candidates(batch, lm, sampling, tokenizer, mode)]
             self.profiler.count("tokens", int(batch.lengths.sum()))
             self.profiler.count("answers", len(rows))
         return rows, rejected
@@ -183,6 +187,7 @@ class Session:
 
     def judge(self, candidates: list[Candidate], asked: Sequence[Question], where: Path | None) -> Judged:
         """Verdicts on candidates, in their order; kept beside them for the report."""
+        tokens = self._tokens.get(candidates[0].tokenizer) if candidates else None
         with self.profiler.stage("match"):
             verdicts = match.verify(
                 candidates,
@@ -190,9 +195,10 @@ class Session:
                 self.config.match,
                 label_sets=self.label_sets,
                 rationalize=self.config.rationalize,
+                tokens=tokens,
             )
             self.profiler.count("answers", len(candidates))
-        judged = list(zip(candidates, verdicts, strict=True))
+        judged = [(with_text(c, tokens), v) for c, v in zip(candidates, verdicts, strict=True)]
         if where is not None:
             rows = [{"candidate": to_dict(c), "verdict": to_dict(v)} for c, v in judged]
             write_jsonl(where / "judged.jsonl", rows)

@@ -10,12 +10,12 @@ from __future__ import annotations
 import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from vstar_fast import backends
 from vstar_fast.config import MatchConfig, RationalizeConfig
 from vstar_fast.errors import ConfigError, DataError
-from vstar_fast.match import classes, fuzzy, hedge, numbers, words
+from vstar_fast.match import classes, fuzzy, hedge, ids, numbers, words
 from vstar_fast.match.leak import leak
 from vstar_fast.match.text import (
     Case,
@@ -30,6 +30,9 @@ from vstar_fast.match.text import (
     span_of,
 )
 from vstar_fast.records import Candidate, Label, Question, Verdict
+
+if TYPE_CHECKING:
+    from vstar_fast.kernels.label_match import TokenBytes
 
 __all__ = ["PROFILES", "REASONS", "Matcher", "chance_acceptance", "select_by_fraction", "verify"]
 
@@ -183,8 +186,12 @@ def verify(
     *,
     label_sets: Mapping[str, Sequence[str]] | None = None,
     rationalize: RationalizeConfig | None = None,
+    tokens: TokenBytes | None = None,
 ) -> list[Verdict]:
     """One verdict a candidate, in order; every label of its question must pass.
+
+    A candidate without text is judged by its token ids, of which `tokens` are the bytes; it is spelt out only where
+    words must be read.
 
     `label_sets` tell which other names make an answer ambiguous. With `rationalize`, its leak guard judges
     candidates of mode `rationalized`. Raises DataError for a candidate whose question is not there, or a label
@@ -196,13 +203,14 @@ def verify(
     asked = dict(questions) if isinstance(questions, Mapping) else {q.id: q for q in questions}
     found = [_question(candidate, asked) for candidate in candidates]
     names = Names(asked.values(), label_sets or {})
-    cases = [profile.cases(candidate, question) for candidate, question in zip(candidates, found, strict=True)]
-    judged = _judge(cases, profile, names, config)
     guard = rationalize is not None and rationalize.leak_guard
-    return [
-        _verdict(candidate, question, rows, profile.strict, guard)
-        for candidate, question, rows in zip(candidates, found, judged, strict=True)
-    ]
+    done = {} if tokens is None or not profile.strict else ids.verdicts(candidates, found, names, tokens, guard=guard)
+    left = [i for i in range(len(candidates)) if i not in done]
+    read = [(ids.with_text(candidates[i], tokens), found[i]) for i in left]
+    judged = _judge([profile.cases(*pair) for pair in read], profile, names, config)
+    for i, pair, rows in zip(left, read, judged, strict=True):
+        done[i] = _verdict(*pair, rows, profile.strict, guard)
+    return [done[i] for i in range(len(candidates))]
 
 
 def _question(candidate: Candidate, asked: Mapping[str, Question]) -> Question:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from vstar_fast import backends
 from vstar_fast.match.text import Case, ClosedSet, Extracted, Names, closed_set, fold, negated
+from vstar_fast.records import Label
 
 if TYPE_CHECKING:
     from vstar_fast.kernels.label_match import LabelSet
@@ -17,7 +18,7 @@ def extract(cases: Sequence[Case], names: Names) -> list[Extracted]:
     """The label of the set that each slot names; one op call a set."""
     groups: dict[int, tuple[ClosedSet, list[int]]] = {}
     for i, case in enumerate(cases):
-        closed = names.closed(case.label) or _alone(case)
+        closed = names.closed(case.label) or alone(case.label)
         groups.setdefault(id(closed), (closed, []))[1].append(i)
     out = [Extracted()] * len(cases)
     for closed, rows in groups.values():
@@ -26,10 +27,14 @@ def extract(cases: Sequence[Case], names: Names) -> list[Extracted]:
     return out
 
 
-def _alone(case: Case) -> ClosedSet:
+def alone(label: Label) -> ClosedSet:
     """A set of one: the label has no set to be told apart from."""
-    label = case.label
     return closed_set((label.value,), ((fold(label.value), label.aliases),) if label.aliases else ())
+
+
+def compiled(closed: ClosedSet) -> LabelSet:
+    """The set as the op takes it."""
+    return _compiled(closed.names, tuple((name, tuple(others)) for name, others in closed.aliases.items()))
 
 
 @functools.lru_cache(maxsize=64)
@@ -42,16 +47,16 @@ def _compiled(names: tuple[str, ...], aliases: tuple[tuple[str, tuple[str, ...]]
 def _group(cases: Sequence[Case], closed: ClosedSet) -> list[Extracted]:
     from vstar_fast.kernels.label_match import label_match
 
-    aliases = tuple((name, tuple(others)) for name, others in closed.aliases.items())
     own = [closed.id(case.label.value) for case in cases]
-    found = label_match([case.slot for case in cases], _compiled(closed.names, aliases), own, which=True)
+    found = label_match([case.slot for case in cases], compiled(closed), own, which=True)
     backends.ran("match", found.backend)
     assert found.which_bits is not None
     rows = zip(cases, own, found.which_bits.tolist(), found.first.tolist(), found.last.tolist(), strict=True)
-    return [_row(case, mine, _ids(words), spans, closed) for case, mine, words, *spans in rows]
+    return [_row(case, mine, label_ids(words), spans, closed) for case, mine, words, *spans in rows]
 
 
-def _ids(words: list[int]) -> list[int]:
+def label_ids(words: list[int]) -> list[int]:
+    """Labels whose bits are set in a row of `which_bits`."""
     return [32 * w + b for w, word in enumerate(words) if word for b in range(32) if word >> b & 1]
 
 

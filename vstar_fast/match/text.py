@@ -39,7 +39,8 @@ def each(extract: Callable[[Case, Names], Extracted]) -> Extract:
     return lambda cases, names: [extract(case, names) for case in cases]
 
 
-_ANSWER = re.compile(r"answer:", re.IGNORECASE)
+ANSWER = "Answer:"
+_ANSWER = re.compile(ANSWER, re.IGNORECASE)
 
 
 def answer_start(text: str) -> int:

@@ -7,6 +7,7 @@ spliced into any number of prompts later, so that a video is preprocessed once a
 
 from __future__ import annotations
 
+import logging
 import re
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -16,11 +17,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from vstar_fast.config_ranges import DEVICE
-from vstar_fast.errors import ModelError
+from vstar_fast.errors import DataError, ModelError
 from vstar_fast.records import FrameBatch
 
 if TYPE_CHECKING:
     from vstar_fast.kernels.constrain import TokenVocab
+    from vstar_fast.kernels.label_match import TokenBytes
 
 IGNORE = -100
 
@@ -68,6 +70,17 @@ class VideoLM:
 
         columns = self.model.get_output_embeddings().weight.shape[0]
         return TokenVocab.from_hf(self.tokenizer, logits_size=columns, eos_ids=self.eos_ids)
+
+    @cached_property
+    def token_bytes(self) -> TokenBytes | None:
+        """The bytes of each token, for matching by ids; None for a kind of tokenizer that has no such table."""
+        from vstar_fast.kernels.label_match import TokenBytes
+
+        try:
+            return TokenBytes.from_hf(self.tokenizer, size=self.model.get_output_embeddings().weight.shape[0])
+        except DataError as error:
+            logging.getLogger(__name__).warning("answers are decoded and matched as text: %s", error)
+            return None
 
     # -- video -----------------------------------------------------------------------------------
 

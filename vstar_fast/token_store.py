@@ -1,0 +1,45 @@
+"""The bytes of a tokenizer's tokens, kept in the run folder: what was generated can be read without the model."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vstar_fast.runfolder import read_json, write_text
+
+if TYPE_CHECKING:
+    from vstar_fast.kernels.label_match import TokenBytes
+
+
+class TokenStore:
+    """Tables by key, as `FOLDER/KEY.json`: a string a token, one character a byte (latin-1), or null."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._kept: dict[str, TokenBytes] = {}
+
+    def put(self, tokens: TokenBytes) -> str:
+        """Keep a table; its key is a hash of its content."""
+        for key, kept in self._kept.items():
+            if kept is tokens:
+                return key
+        pieces = [None if piece is None else piece.decode("latin-1") for piece in tokens.pieces]
+        text = json.dumps(pieces)
+        key = hashlib.sha256(text.encode()).hexdigest()[:16]
+        path = self._folder / f"{key}.json"
+        if not path.is_file():
+            write_text(path, text + "\n")
+        self._kept[key] = tokens
+        return key
+
+    def get(self, key: str) -> TokenBytes | None:
+        """The table of a key; None where the run folder has none (its answers were stored as text)."""
+        path = self._folder / f"{key}.json"
+        if key not in self._kept and path.is_file():
+            from vstar_fast.kernels.label_match import TokenBytes
+
+            pieces = [None if piece is None else piece.encode("latin-1") for piece in read_json(path)]
+            self._kept[key] = TokenBytes(pieces)
+        return self._kept.get(key)
