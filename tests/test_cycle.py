@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+from vstar_fast.kernels.label_match import TokenBytes
 
 import tiny
 from vstar_fast import config as settings
@@ -126,6 +127,38 @@ def test_a_sample_does_not_depend_on_the_batch(project, tmp_path):
             (x["candidate"]["question_id"], x["candidate"]["sample"]): x["candidate"]["token_ids"] for x in judged
         }
     assert rows[8] == rows[48]
+
+
+def test_parts_hold_ids_and_people_read_text(done):
+    folder, _ = done
+    parts = [row for path in folder.rglob("parts/*.jsonl") for row in lines(path) if "token_ids" in row]
+    assert parts and all(row["text"] == "" and row["token_ids"] for row in parts)
+    tables = {path.stem: json.loads(path.read_text()) for path in (folder / "tokens").glob("*.json")}
+    judged = [row["candidate"] for path in folder.rglob("judged.jsonl") for row in lines(path)]
+    assert judged
+    for row in judged:
+        pieces = tables[row["tokenizer"]]
+        text = "".join(pieces[i] or "" for i in row["token_ids"]).encode("latin-1").decode()
+        assert row["text"] == text and "Answer:" in text
+
+
+def test_a_tokenizer_without_a_table_is_matched_as_text(project, done, tmp_path, monkeypatch, caplog):
+    def unknown(*_, **__):
+        raise DataError("neither byte-level BPE nor SentencePiece")
+
+    monkeypatch.setattr(TokenBytes, "from_hf", unknown)
+    summary = go(make(project), tmp_path, controls=True)
+    assert "matched as text: neither" in caplog.text and not (tmp_path / "tokens").exists()
+    for cycle_, same in zip(summary["cycles"], done[1]["cycles"], strict=True):
+        assert cycle_["kept"] == same["kept"] and cycle_["accuracy"] == same["accuracy"]
+
+
+def test_free_answers_are_not_constrained(project, tmp_path):
+    config = make(project, loop={"max_cycles": 1}, generate={"constrain": False})
+    summary = go(config, tmp_path)
+    assert summary["backends"]["sample"] and "constrain" not in summary["backends"]
+    texts = [row["candidate"]["text"] for path in tmp_path.rglob("judged.jsonl") for row in lines(path)]
+    assert any(not text.rstrip(" .").endswith(tuple(tiny.COLOURS)) for text in texts)
 
 
 def test_ablations_do_what_they_say(project, tmp_path):
