@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file
 from vstar_fast.kernels.label_match import TokenBytes
 
 import tiny
@@ -172,10 +173,28 @@ def test_ablations_do_what_they_say(project, tmp_path):
     assert hinted["cycles"][0]["kept"]["direct"] == 0 < hinted["cycles"][0]["asked"]["rationalized"]
 
 
-def test_continue_starts_from_the_last_adapter(project, done, tmp_path):
-    go(make(project, loop={"restart": "continue"}), tmp_path)
-    kept = [(p / "cycle-01/adapter/key.json").read_text() for p in (done[0], tmp_path)]
-    assert kept[0] != kept[1]
+def test_continue_starts_from_the_last_adapter_at_its_share_of_the_rates(project, done, tmp_path):
+    full = make(project, loop={"restart": "continue", "continue_rate": 1.0})
+    go(full, tmp_path / "full")
+    shutil.copytree(tmp_path / "full", tmp_path / "less")
+    shutil.rmtree(tmp_path / "less" / "cycle-01")
+    go(make(project, loop={"restart": "continue", "continue_rate": 0.01}), tmp_path / "less")
+    first, second = ([weights(p / f"cycle-0{n}") for p in (tmp_path / "full", tmp_path / "less")] for n in (0, 1))
+    assert distance(*first) == 0.0
+    assert distance(second[1], first[1]) < 0.05 * distance(second[0], first[0])
+    assert read_key(tmp_path / "full") != read_key(done[0])
+
+
+def weights(folder):
+    return load_file(folder / "adapter" / "adapter_model.safetensors")
+
+
+def distance(one, other):
+    return sum(float((one[n] - other[n]).abs().sum()) for n in one)
+
+
+def read_key(folder):
+    return (folder / "cycle-01/adapter/key.json").read_text()
 
 
 def test_paper_recipe_ends_on_direct_answers_only(project, tmp_path):

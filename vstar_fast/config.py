@@ -222,6 +222,8 @@ class LoopConfig:
     """Stop after this many cycles without a gain on `dev` beyond its interval."""
     restart: str = "init"
     """`init`: every cycle fine-tunes from the initial checkpoint (paper); `continue`: from the last cycle's."""
+    continue_rate: float = 0.3
+    """Share of the learning rates that a cycle uses which continues: at full rate it undoes the cycle before."""
     rationalize_last: bool = False
     """Use rationalizations for the final model too (the paper: direct answers only)."""
     filter: bool = True

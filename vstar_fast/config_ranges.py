@@ -64,7 +64,7 @@ RANGES: dict[str, dict[str, Range]] = {
         "mix_ratio": FROM_0,
     },
     "evaluate": {"max_new_tokens": AT_LEAST_1, "batch_size": AT_LEAST_1, "bootstrap": AT_LEAST_1},
-    "loop": {"max_cycles": AT_LEAST_1, "patience": AT_LEAST_1},
+    "loop": {"max_cycles": AT_LEAST_1, "patience": AT_LEAST_1, "continue_rate": ABOVE_0_TO_1},
 }
 
 

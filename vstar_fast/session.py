@@ -225,7 +225,9 @@ class Session:
         c = self.config
         if not examples:
             raise NothingKept(f"no answer was kept for {out.parent}; the report lists why each was rejected")
-        tuning = settings.replace(c.finetune, steps=steps or c.finetune.steps)
+        rate = 1.0 if start is None else c.loop.continue_rate
+        rates = {"lr": rate * c.finetune.lr, "projector_lr": rate * c.finetune.projector_lr}
+        tuning = settings.replace(c.finetune, steps=steps or c.finetune.steps, **rates)
         origin = self._teacher_key(start) if start else self._model_keys[self.runtime.init_path]
         clips = [self._clip_keys.get(e.video_id) for e in examples]
         rows_key = [to_dict(e) for e in examples]

@@ -39,6 +39,6 @@ def config(*, seed: int = 0, progress: Step | None = None, overrides: dict[str, 
         "rationalize": {"max_share": 1.5},
         "match": {"min_correct": 0.5, "keep": "best"},
         "finetune": dict(FINETUNE),
-        "loop": {"max_cycles": 2, "patience": 2, "restart": "continue"},
+        "loop": {"max_cycles": 2, "patience": 2, "restart": "continue", "rationalize_last": True},
     }
     return settings.from_dict(settings.merge(values, overrides or {}))
