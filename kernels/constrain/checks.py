@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import torch
+from vstar_fast.kernels.sample.settings import check_settings
 
 from vstar_fast.errors import ConstrainError
 
@@ -12,7 +13,6 @@ if TYPE_CHECKING:
     from .state import DecodeState
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-MIN_TEMPERATURE = 1e-4
 
 
 def check_logits(rows: DecodeState, logits: torch.Tensor) -> None:
@@ -51,12 +51,7 @@ def check_draw(rows: DecodeState, seeds: torch.Tensor, temperature: float, top_p
             f"seeds must be int64 [{len(rows)}] on {rows.state.device}, "
             f"not {seeds.dtype} {tuple(seeds.shape)} on {seeds.device}"
         )
-    if temperature != 0 and not MIN_TEMPERATURE <= temperature <= 1e4:
-        raise ConstrainError(f"temperature is {temperature}; use 0 for greedy, or {MIN_TEMPERATURE} to 10000")
-    if not 0 < top_p <= 1:
-        raise ConstrainError(f"top_p is {top_p}; it must be above 0 and at most 1")
-    if top_k < 0:
-        raise ConstrainError(f"top_k is {top_k}; use 0 to keep every token")
+    check_settings(temperature, top_p, top_k, ConstrainError)
 
 
 def check_bits(rows: DecodeState, out: torch.Tensor) -> None:

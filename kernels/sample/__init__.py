@@ -13,10 +13,11 @@ import torch
 from vstar_fast import backends
 from vstar_fast.errors import ConfigError, ModelError
 
+from .settings import check_settings
+
 __all__ = ["sample"]
 
 MAX_VOCABULARY = 1 << 21
-MIN_TEMPERATURE = 1e-4
 
 
 def sample(
@@ -72,12 +73,7 @@ def _check(logits: torch.Tensor, seeds: torch.Tensor, step: int, temperature: fl
         )
     if step < 0:
         raise ConfigError(f"step is {step}; steps count from 0")
-    if temperature != 0 and not MIN_TEMPERATURE <= temperature <= 1e4:
-        raise ConfigError(f"temperature is {temperature}; use 0 for greedy, or {MIN_TEMPERATURE} to 10000")
-    if not 0 < top_p <= 1:
-        raise ConfigError(f"top_p is {top_p}; it must be above 0 and at most 1")
-    if top_k < 0:
-        raise ConfigError(f"top_k is {top_k}; use 0 to keep every token")
+    check_settings(temperature, top_p, top_k, ConfigError)
 
 
 def _keep_top(logits: torch.Tensor, temperature: float, top_p: float, top_k: int) -> torch.Tensor:

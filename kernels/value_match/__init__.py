@@ -21,11 +21,12 @@ from vstar_fast.kernels.label_match.labels import fold_literal
 from vstar_fast.kernels.label_match.result import bad_token
 from vstar_fast.kernels.label_match.rows import Ids, Rows, TextList, Texts, TokenRows, rows_of
 from vstar_fast.kernels.label_match.token_bytes import TokenBytes
+from vstar_fast.kernels.number_words import UNITS
 
 from vstar_fast import backends
 from vstar_fast.errors import BackendError, DataError
 
-from .reference import UNITS, Read
+from .reference import Read
 
 __all__ = ["STATUSES", "UNITS", "ValueMatch", "match_interval", "match_number"]
 

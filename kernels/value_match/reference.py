@@ -13,42 +13,17 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from vstar_fast.kernels.label_match.reference import denied, search_start, units
-
-_ONES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
-_TEENS = ("eleven", "twelve", "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen")
-_SMALL = (*_ONES, "ten", *_TEENS)
-_TENS = ("twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety")
-_WORDS = {word: i for i, word in enumerate(_SMALL)} | {word: 20 + 10 * i for i, word in enumerate(_TENS)}
-_OFTEN = {"once": 1, "twice": 2, "thrice": 3}
-_SCALES = {"dozen": 12, "hundred": 100, "thousand": 1e3, "million": 1e6, "billion": 1e9}
-UNITS: dict[str, tuple[str, float]] = {
-    **dict.fromkeys(("s", "sec", "secs", "second", "seconds"), ("time", 1.0)),
-    **dict.fromkeys(("ms", "msec", "millisecond", "milliseconds"), ("time", 1e-3)),
-    **dict.fromkeys(("min", "mins", "minute", "minutes"), ("time", 60.0)),
-    **dict.fromkeys(("h", "hr", "hrs", "hour", "hours"), ("time", 3600.0)),
-    **dict.fromkeys(("time", "times", "x", "rep", "reps", "repetition", "repetitions"), ("count", 1.0)),
-    **dict.fromkeys(("%", "percent", "pct"), ("share", 0.01)),
-    **dict.fromkeys(("point", "points", "pt", "pts"), ("points", 1.0)),
-    **dict.fromkeys(("frame", "frames"), ("frames", 1.0)),
-    **dict.fromkeys(("degree", "degrees", "deg", "\u00b0"), ("angle", 1.0)),
-    **dict.fromkeys(("m", "meter", "meters", "metre", "metres"), ("length", 1.0)),
-    "mm": ("length", 1e-3),
-    "cm": ("length", 1e-2),
-    "km": ("length", 1e3),
-    "g": ("mass", 1e-3),
-    "kg": ("mass", 1.0),
-}
-"""Unit as written -> (dimension, factor to the dimension's base unit)."""
+from vstar_fast.kernels.number_words import NUMBER_WORDS, OFTEN, ONES, SCALES, SMALL, TENS, UNITS
 
 _CLOCK = r"(?P<clock>[0-9]{1,3}:[0-5][0-9](?::[0-5][0-9])?(?:\.[0-9]+)?)"
 _PLAIN = r"[0-9]+(?:\.[0-9]+)?(?:e[+-]?[0-9]+)?|\.[0-9]+"
 _THOUSANDS = r"[0-9]{1,3}(?:,[0-9]{3})+(?:\.[0-9]+)?|"
 _SPELT = (
-    rf"(?P<often>{'|'.join(_OFTEN)})\b|(?P<tens>{'|'.join(_TENS)})(?:[-\s](?P<ones>{'|'.join(_ONES[1:])}))?\b"
-    rf"|(?P<small>{'|'.join(sorted(_SMALL, key=len, reverse=True))})\b"
+    rf"(?P<often>{'|'.join(OFTEN)})\b|(?P<tens>{'|'.join(TENS)})(?:[-\s](?P<ones>{'|'.join(ONES[1:])}))?\b"
+    rf"|(?P<small>{'|'.join(sorted(SMALL, key=len, reverse=True))})\b"
 )
 _REST = (
-    rf"(?:\s*(?P<scale>{'|'.join(_SCALES)})\b)?(?P<half>\s+and\s+a\s+half\b)?"
+    rf"(?:\s*(?P<scale>{'|'.join(SCALES)})\b)?(?P<half>\s+and\s+a\s+half\b)?"
     r"(?:(?P<gap>[\s\-]*)(?P<unit>%|\u00b0|[a-z\u00b5]+))?"
 )
 
@@ -60,7 +35,7 @@ def _pattern(digits: str, sign: str, glue: str) -> re.Pattern[str]:
 
 _NUMBER = _pattern(_THOUSANDS + _PLAIN, r"(?<![\w)\]%])[+\-\u2212]", ".,:")
 _TIME = _pattern(_PLAIN, r"(?!)", ".:")
-_OTHER = re.compile(r"\s*(?:or|to|-|\u2013|\u2014|~)\s*(?=[0-9.]|" + "|".join(_WORDS) + ")", re.IGNORECASE)
+_OTHER = re.compile(r"\s*(?:or|to|-|\u2013|\u2014|~)\s*(?=[0-9.]|" + "|".join(NUMBER_WORDS) + ")", re.IGNORECASE)
 _OR = re.compile(r"\s*,?\s*or\b", re.IGNORECASE)
 
 OK, NO_SLOT, NO_VALUE, WRONG_UNIT, AMBIGUOUS, OFF_TOLERANCE, WRONG_ORDER, LOW_IOU = range(8)
@@ -104,10 +79,10 @@ def _value(found: re.Match[str]) -> float:
     elif found["digits"]:
         value = float(found["digits"].replace(",", ""))
     elif found["often"]:
-        value = _OFTEN[found["often"].lower()]
+        value = OFTEN[found["often"].lower()]
     else:
-        value = sum(_WORDS[part.lower()] for part in (found["tens"], found["ones"], found["small"]) if part)
-    value = value * _SCALES.get((found["scale"] or "").lower(), 1) + (0.5 if found["half"] else 0)
+        value = sum(NUMBER_WORDS[part.lower()] for part in (found["tens"], found["ones"], found["small"]) if part)
+    value = value * SCALES.get((found["scale"] or "").lower(), 1) + (0.5 if found["half"] else 0)
     return -value if found["sign"] and found["sign"][0] != "+" else float(value)
 
 

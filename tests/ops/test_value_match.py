@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from vstar_fast.kernels.number_words import NUMBER_WORDS, OFTEN, SCALES, UNITS
 
 from vstar_fast import _C, backends
 from vstar_fast.errors import BackendError, DataError
@@ -185,11 +186,11 @@ def test_ids_are_the_text_they_spell(texts, data):
         match_number([[len(pieces)]], [0.0], tokens=TokenBytes(pieces))
 
 
-def test_the_units_are_those_of_the_matching_stage():
-    from vstar_fast.kernels.value_match import UNITS
-
-    assert numbers.UNITS == UNITS
+def test_compiled_words_and_units_are_those_of_the_table():
     assert sorted(_C.find_unit(name) for name in UNITS) == list(range(len(UNITS)))
+    words = {**NUMBER_WORDS, **OFTEN, **{f"one {word}": factor for word, factor in SCALES.items()}}
+    match = match_number(list(words), list(map(float, words.values())), after=None, pick="first", backend="cpp")
+    assert match.matched.all() and match.span[:, 1].tolist() == list(map(len, words))
 
 
 def test_no_rows_and_one_span_a_row():
