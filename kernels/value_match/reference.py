@@ -12,8 +12,14 @@ import unicodedata
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from vstar_fast.kernels.label_match.reference import denied, search_start, units
+import torch
+from vstar_fast.kernels.label_match.labels import fold_literal
+from vstar_fast.kernels.label_match.reference import characters, denied, search_start, token_span, units
+from vstar_fast.kernels.label_match.rows import Rows, TokenRows
 from vstar_fast.kernels.number_words import NUMBER_WORDS, OFTEN, ONES, SCALES, SMALL, TENS, UNITS
+
+from .job import Call
+from .result import ROW_INTS
 
 _CLOCK = r"(?P<clock>[0-9]{1,3}:[0-5][0-9](?::[0-5][0-9])?(?:\.[0-9]+)?)"
 _PLAIN = r"[0-9]+(?:\.[0-9]+)?(?:e[+-]?[0-9]+)?|\.[0-9]+"
@@ -191,3 +197,30 @@ def interval_row(data: bytes, after: Sequence[int], pick: str, golds: Sequence[S
     choice = not row.last and len(numbers) > 2 and _OR.match(row.text, second.end, numbers[2].start)
     status = AMBIGUOUS if choice else OK if score >= least - 1e-9 else LOW_IOU
     return row.result(status, first, second, scores.index(score) if score > 0 else -1, (begin, end), score)
+
+
+def run(call: Call) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """(table [B, ROW_INTS] int32, values [B, 2] float64, score [B] float64)."""
+    literal = () if call.after is None else fold_literal(call.after)
+    texts, found = call.rows.bytes(), []
+    for r, data in enumerate(texts):
+        if call.interval:
+            found.append(interval_row(data, literal, call.pick, call.own[0][r], call.own[1]))
+        else:
+            gold, absolute, relative = (float(x[r]) for x in call.own[:3])
+            found.append(number_row(data, literal, call.pick, gold, call.own[3][r], absolute, relative))
+    ids = call.rows.lists() if isinstance(call.rows, TokenRows) else None
+    table = []
+    for r, row in enumerate(found):
+        places = [-1] * 4 if row.span[0] < 0 else placed(row.span, texts[r], call.rows, None if ids is None else ids[r])
+        table.append([row.status, *row.span, row.denied, row.start, row.best, *places, -1])
+    values = torch.tensor([x.values for x in found], dtype=torch.float64).reshape(-1, 2)
+    score = torch.tensor([0.0 if math.isnan(x.score) else x.score for x in found], dtype=torch.float64)
+    out = torch.tensor(table, dtype=torch.int32).reshape(-1, ROW_INTS)
+    return out.to(call.rows.device), values.to(call.rows.device), score.to(call.rows.device)
+
+
+def placed(span: tuple[int, int], text: bytes, rows: Rows, ids: Sequence[int] | None) -> list[int]:
+    """A span of bytes as tokens, (-1, -1) for rows of text, and as characters."""
+    tokens = (-1, -1) if ids is None or not isinstance(rows, TokenRows) else token_span(ids, rows.tokens, *span)
+    return [*tokens, *(characters(text, at) for at in span)]
