@@ -1,4 +1,4 @@
-// Python bindings of match_number and match_interval; see label_bindings.cpp.
+// Python bindings of match_number, match_interval and match_sequence; see label_bindings.cpp.
 #include <pybind11/stl.h>
 
 #include "label_bindings.h"
@@ -9,8 +9,9 @@ namespace py = pybind11;
 namespace vstar {
 namespace {
 
-// Pointers (gold, absolute, relative, units, offsets, out, values, score), rows, pick, kind
-using ValueArguments = std::tuple<std::vector<uintptr_t>, int32_t, int32_t, int32_t>;
+// Pointers (gold, absolute, relative, units, offsets, out, values, score, labels, items, common), rows, pick,
+// kind, most
+using ValueArguments = std::tuple<std::vector<uintptr_t>, int32_t, int32_t, int32_t, int32_t>;
 
 template <class T>
 T* at(uintptr_t address) {
@@ -18,7 +19,7 @@ T* at(uintptr_t address) {
 }
 
 ValueJob value_job(const ValueArguments& from) {
-  const auto& [p, rows, pick, kind] = from;
+  const auto& [p, rows, pick, kind, most] = from;
   return {at<const double>(p.at(0)),
           at<const double>(p.at(1)),
           at<const double>(p.at(2)),
@@ -27,9 +28,13 @@ ValueJob value_job(const ValueArguments& from) {
           at<int32_t>(p.at(5)),
           at<double>(p.at(6)),
           at<double>(p.at(7)),
+          at<const int32_t>(p.at(8)),
+          at<int32_t>(p.at(9)),
+          at<int32_t>(p.at(10)),
           rows,
           pick,
-          kind};
+          kind,
+          most};
 }
 
 }  // namespace

@@ -7,9 +7,20 @@
 
 namespace vstar {
 
-enum ValueStatus { kOk, kNoSlot, kNoValue, kWrongUnit, kAmbiguous, kOffTolerance, kWrongOrder, kLowIou };
+enum ValueStatus {
+  kOk,
+  kNoSlot,
+  kNoValue,
+  kWrongUnit,
+  kAmbiguous,
+  kOffTolerance,
+  kWrongOrder,
+  kLowIou,
+  kWrongValue,
+  kWrongLength
+};
 enum Pick { kPickFirst, kPickLast, kPickSlot };  // kPickSlot: first behind the literal, else last of the text
-enum ValueKind { kNumber, kInterval };
+enum ValueKind { kNumber, kInterval, kSequence };
 
 // Columns of a result row. Spans are begin, end; -1 for none.
 enum ValueColumn {
@@ -17,7 +28,7 @@ enum ValueColumn {
   kValueBytes,
   kDenied = 3,
   kValueFrom,
-  kBest,
+  kBest,  // which own interval overlaps most, or how many items a sequence has
   kValueTokens,
   kValueChars = 8,
   kValueBadToken = 10,  // position of the first id outside the vocabulary, or -1
@@ -25,7 +36,7 @@ enum ValueColumn {
 };
 
 // Own values of the rows. Row r has gold[r] (a number), or gold[2 * i], gold[2 * i + 1] for the intervals i
-// from offsets[r] to offsets[r + 1].
+// from offsets[r] to offsets[r + 1], or the sequence of labels[i] for those i.
 struct ValueJob {
   const double* gold;
   const double* absolute;  // [rows] tolerances; for intervals absolute[0] is the least IoU
@@ -33,9 +44,12 @@ struct ValueJob {
   const int32_t* units;  // [rows] unit_at, -1 none, -2 one that is not known
   const int64_t* offsets;
   int32_t* out;    // [rows, kValueRowInts]
-  double* values;  // [rows, 2] number and error, or begin and end
-  double* score;   // [rows] IoU
-  int32_t rows, pick, kind;
+  double* values;  // [rows, 2] number and error, or begin and end; not used by sequences
+  double* score;   // [rows] IoU, or share in order
+  const int32_t* labels;
+  int32_t* items;   // [rows, most, kItemInts] the first items of a sequence
+  int32_t* common;  // [labels + rows] scratch of sequences
+  int32_t rows, pick, kind, most;
 
   VSTAR_HD int32_t* row(int32_t r) const { return out + static_cast<int64_t>(r) * kValueRowInts; }
 };

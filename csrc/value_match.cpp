@@ -1,4 +1,4 @@
-// match_number and match_interval on the CPU, row by row.
+// match_number, match_interval and match_sequence on the CPU, row by row.
 #include "value_match.h"
 
 #include "spell_rows.h"

@@ -1,5 +1,5 @@
-// match_number and match_interval on the GPU: one thread owns one row, and runs what the CPU runs. Rows of
-// ids are first spread into the thread's own scratch; the threads take turns over the rows.
+// match_number, match_interval and match_sequence on the GPU: one thread owns one row, and runs what the CPU
+// runs. Rows of ids are first spread into the thread's own scratch; the threads take turns over the rows.
 #include "value_match.h"
 
 namespace vstar {
@@ -44,7 +44,7 @@ void match_values_cuda(const LabelTables& tables, const TextRows& texts, const V
   if (job.rows == 0) return;
   const int blocks = (job.rows + kThreads - 1) / kThreads;
   match_values<<<blocks, kThreads, 0, reinterpret_cast<cudaStream_t>(stream)>>>(tables, texts, job);
-  check_cuda(cudaGetLastError(), "match_number or match_interval");
+  check_cuda(cudaGetLastError(), "a match of values");
 }
 
 void match_values_ids_cuda(const LabelTables& tables, const TokenTable& tokens, const IdRows& ids,
@@ -54,7 +54,7 @@ void match_values_ids_cuda(const LabelTables& tables, const TokenTable& tokens, 
   const int blocks = (workers + kThreads - 1) / kThreads;
   match_id_values<<<blocks, kThreads, 0, reinterpret_cast<cudaStream_t>(stream)>>>(
       tables, tokens, ids, job, scratch, scratch_bytes, workers);
-  check_cuda(cudaGetLastError(), "match_number or match_interval on ids");
+  check_cuda(cudaGetLastError(), "a match of values in ids");
 }
 #endif
 

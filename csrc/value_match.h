@@ -1,9 +1,9 @@
-// match_number and match_interval: values read out of each row's text and set against its own.
-// One thread owns one row, on the CPU and on the GPU; all of it is the same code.
+// match_number, match_interval and match_sequence: values read out of each row's text and set against its
+// own. One thread owns one row, on the CPU and on the GPU; all of it is the same code.
 #pragma once
 
 #include "numbers.h"
-#include "value_job.h"
+#include "value_sequence.h"
 
 namespace vstar {
 
@@ -41,6 +41,7 @@ VSTAR_HD_CALL void number_row(const LabelTables& t, const uint8_t* text, int32_t
   const double none = __builtin_nan("");
   double* values = job.values + 2 * static_cast<int64_t>(r);
   values[0] = values[1] = none;
+  job.score[r] = 0;
   if (!reading(t, text, end, job.pick, &from, &last)) return value_row(job, r, kNoSlot, -1, -1, false, -1);
   NumberReader reader(t, text, from, end, kAnyNumber);
   Number number, more;
@@ -136,26 +137,38 @@ VSTAR_HD_CALL void interval_row(const LabelTables& t, const uint8_t* text, int32
   job.row(r)[kBest] = best;
 }
 
+VSTAR_HD_CALL void bad_row(const ValueJob& job, int32_t r, int32_t position) {
+  const double none = __builtin_nan("");
+  job.score[r] = 0;
+  if (job.kind == kSequence)
+    SequenceReader(job, r);  // no items
+  else
+    job.values[2 * static_cast<int64_t>(r)] = job.values[2 * static_cast<int64_t>(r) + 1] = none;
+  value_row(job, r, kNoValue, -1, -1, false, -1);
+  job.row(r)[kValueBadToken] = position;
+}
+
 // Fills row r. `ids` is null for rows of text.
 VSTAR_HD_CALL void match_value(const LabelTables& t, const RowText& row, const ValueJob& job, int32_t r,
                                const TokenTable* tokens, const IdRows* ids) {
-  if (row.bad >= 0) {
-    job.values[2 * static_cast<int64_t>(r)] = job.values[2 * static_cast<int64_t>(r) + 1] = __builtin_nan("");
-    job.score[r] = 0;
-    value_row(job, r, kNoValue, -1, -1, false, -1);
-    job.row(r)[kValueBadToken] = row.bad;
-    return;
-  }
-  if (job.kind == kInterval)
+  if (row.bad >= 0) return bad_row(job, r, row.bad);
+  if (job.kind == kSequence)
+    sequence_row(t, row.text, row.end, job, r);
+  else if (job.kind == kInterval)
     interval_row(t, row.text, row.end, job, r);
   else
     number_row(t, row.text, row.end, job, r);
   int32_t* out = job.row(r);
   if (out[kValueBytes] < 0) return;
-  CharCounter chars(row.text, row.end);
-  if (ids == nullptr) return place(out + kValueBytes, out + kValueChars, nullptr, &chars, nullptr);
-  TokenFinder finder(*tokens, *ids, r);
+  CharCounter chars(row.text, row.end), chars_again(row.text, row.end);
+  if (ids == nullptr) {
+    place(out + kValueBytes, out + kValueChars, nullptr, &chars, nullptr);
+    if (job.kind == kSequence) place_items(job, r, chars_again, nullptr);
+    return;
+  }
+  TokenFinder finder(*tokens, *ids, r), finder_again(*tokens, *ids, r);
   place(out + kValueBytes, out + kValueChars, out + kValueTokens, &chars, &finder);
+  if (job.kind == kSequence) place_items(job, r, chars_again, &finder_again);
 }
 
 void match_values_cpu(const LabelTables& tables, const std::vector<std::string_view>& texts,

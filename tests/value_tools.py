@@ -1,8 +1,10 @@
 """Texts with numbers, rows of ids that spell them, and results as plain lists, for the tests of value_match."""
 
+import dataclasses
+
 from hypothesis import strategies as st
 
-from vstar_fast.ops import ValueMatch
+from vstar_fast.ops import SequenceMatch, ValueMatch
 
 WORDS = (
     "1 2 12 345 007 , . : - + \u2212 e E 1e5 e+3 % ° s ms min m km rd D x two Twenty five -five eleven zero once dozen "
@@ -28,13 +30,17 @@ class Spelt:
             self.rows.append(row)
 
 
-def figures(match: ValueMatch) -> list[object]:
+def figures(match: ValueMatch | SequenceMatch) -> list[object]:
     """All that a result says, NaN as text."""
-    return [match.table.tolist(), [[str(x) for x in row] for row in match.values.tolist()], match.score.tolist()]
+    more = match.items if isinstance(match, SequenceMatch) else match.values
+    return [match.table.tolist(), [[str(x) for x in row] for row in more.tolist()], match.score.tolist()]
 
 
-def without_tokens(match: ValueMatch) -> list[object]:
+def without_tokens(match: ValueMatch | SequenceMatch) -> list[object]:
     """As figures, for a call on text as well."""
     table = match.table.clone()
     table[:, 6:8] = -1
+    if isinstance(match, SequenceMatch):
+        match = dataclasses.replace(match, items=match.items.clone())
+        match.item_tokens.fill_(-1)
     return [table.tolist(), *figures(match)[1:]]

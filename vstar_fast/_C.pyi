@@ -28,8 +28,8 @@ def label_match_ids_cuda(
     stream: int,
 ) -> None: ...
 
-# ([gold, absolute, relative, units, offsets, out, values, score], rows, pick, kind)
-_Values = tuple[list[int], int, int, int]
+# ([gold, absolute, relative, units, offsets, out, values, score, labels, items, common], rows, pick, kind, most)
+_Values = tuple[list[int], int, int, int, int]
 
 def find_unit(name: str) -> int: ...
 def match_values_texts_cpu(tables: int, texts: Sequence[str | bytes], arguments: _Values, threads: int) -> None: ...

@@ -1,4 +1,4 @@
-"""`match_number` and `match_interval`: the value each row states, against its own, from text or token ids.
+"""`match_number`, `match_interval`, `match_sequence`: what each row states, against its own, from text or token ids.
 
 Numbers may have a sign, decimals, thousands, a unit or percent, be clock times (mm:ss, hh:mm:ss) or be written in
 words ("twenty-five", "two and a half"). Ordinals and names (3rd, 3D, v2, 1.2.3) are none. `pick` says which one counts:
@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from vstar_fast.kernels.label_match.labels import LabelSet
 from vstar_fast.kernels.label_match.rows import Ids, Texts, rows_of
 from vstar_fast.kernels.label_match.token_bytes import TokenBytes
 from vstar_fast.kernels.number_words import UNITS
@@ -22,10 +23,10 @@ from vstar_fast import backends
 from vstar_fast.errors import DataError
 
 from . import job, reference
-from .job import PICKS, Call
-from .result import STATUSES, ValueMatch
+from .job import INTERVAL, NUMBER, PICKS, SEQUENCE, Call, Found
+from .result import STATUSES, SequenceMatch, ValueMatch
 
-__all__ = ["STATUSES", "UNITS", "ValueMatch", "match_interval", "match_number"]
+__all__ = ["STATUSES", "UNITS", "SequenceMatch", "ValueMatch", "match_interval", "match_number", "match_sequence"]
 
 
 def match_number(
@@ -64,7 +65,10 @@ def match_number(
     if len(names) != rows.size:
         raise DataError(f"unit names {len(names)} units for {rows.size} rows; give one, or one a row")
     names = [name.strip().lower() for name in names]
-    return _run("match_number", Call(rows, (own, absolute, relative, names), pick, after, threads), backend)
+    found, name = _run(
+        "match_number", Call(NUMBER, rows, (own, absolute, relative, names), pick, after, threads), backend
+    )
+    return ValueMatch(found.table, found.score, name, found.more)
 
 
 def match_interval(
@@ -88,7 +92,47 @@ def match_interval(
     spans = [_spans(row) for row in (gold.tolist() if isinstance(gold, torch.Tensor) else gold)]
     if len(spans) != rows.size:
         raise DataError(f"gold has spans for {len(spans)} rows, but there are {rows.size} rows")
-    return _run("match_interval", Call(rows, (spans, float(iou)), pick, after, threads), backend)
+    found, name = _run("match_interval", Call(INTERVAL, rows, (spans, float(iou)), pick, after, threads), backend)
+    return ValueMatch(found.table, found.score, name, found.more)
+
+
+def match_sequence(
+    texts: Texts | Ids,
+    labels: LabelSet,
+    gold: Sequence[Sequence[int | str]],
+    *,
+    after: str | None = "Answer:",
+    tokens: TokenBytes | None = None,
+    lengths: torch.Tensor | Sequence[int] | None = None,
+    backend: str = "auto",
+    threads: int | None = None,
+) -> SequenceMatch:
+    """Whether the labels that each row names are its own sequence, no more, no fewer, and in its order.
+
+    Labels are found as `label_match` finds them; of labels that begin at one place the longest counts, and none inside
+    another. What stands between them does not matter. `score` is the longest common subsequence over the longer one.
+
+    Args:
+        labels: the names to know.
+        gold: own sequences of the B rows, as label ids or names.
+        after: read only behind the last occurrence of this literal; rows without it are "no_slot".
+
+    The rest is as in `match_number`. A status is "ok", "no_slot", "no_value" (no label is named), "wrong_length",
+    "wrong_order" (the right labels) or "wrong_value"; `negated` tells that an item is denied.
+    """
+    rows = rows_of(texts, tokens, lengths)
+    sequences = [[_label(item, labels) for item in row] for row in gold]
+    if len(sequences) != rows.size:
+        raise DataError(f"gold has sequences for {len(sequences)} rows, but there are {rows.size} rows")
+    found, name = _run("match_sequence", Call(SEQUENCE, rows, (sequences, labels), "first", after, threads), backend)
+    return SequenceMatch(found.table, found.score, name, found.more)
+
+
+def _label(item: int | str, labels: LabelSet) -> int:
+    label = labels.id(item) if isinstance(item, str) else int(item)
+    if not 0 <= label < len(labels):
+        raise DataError(f"gold has label id {label}; ids are 0 to {len(labels) - 1}")
+    return label
 
 
 def _doubles(given: float | Sequence[float] | torch.Tensor, rows: int, what: str) -> torch.Tensor:
@@ -107,7 +151,7 @@ def _spans(row: Any) -> list[tuple[float, float]]:
     return [(float(begin), float(end)) for begin, end in items]
 
 
-def _run(op: str, call: Call, backend: str) -> ValueMatch:
+def _run(op: str, call: Call, backend: str) -> tuple[Found, str]:
     if call.pick not in PICKS:
         raise DataError(f"unknown pick {call.pick!r}; known: {', '.join(PICKS)}")
     if call.pick == "slot" and call.after is None:
@@ -116,4 +160,4 @@ def _run(op: str, call: Call, backend: str) -> ValueMatch:
     run = {"cpp": job.cpp, "cuda": job.cuda, "reference": reference.run}[choice.name]
     found = run(call)
     backends.ran(op, choice.name)
-    return ValueMatch(*found, choice.name)
+    return found, choice.name

@@ -13,13 +13,13 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
-from vstar_fast.kernels.label_match.labels import fold_literal
-from vstar_fast.kernels.label_match.reference import characters, denied, search_start, token_span, units
+from vstar_fast.kernels.label_match.labels import LabelSet, fold_literal
+from vstar_fast.kernels.label_match.reference import characters, denied, occurrences, search_start, token_span, units
 from vstar_fast.kernels.label_match.rows import Rows, TokenRows
 from vstar_fast.kernels.number_words import NUMBER_WORDS, OFTEN, ONES, SCALES, SMALL, TENS, UNITS
 
-from .job import Call
-from .result import ROW_INTS
+from .job import INTERVAL, SEQUENCE, Call, Found
+from .result import ITEM_INTS, ROW_INTS
 
 _CLOCK = r"(?P<clock>[0-9]{1,3}:[0-5][0-9](?::[0-5][0-9])?(?:\.[0-9]+)?)"
 _PLAIN = r"[0-9]+(?:\.[0-9]+)?(?:e[+-]?[0-9]+)?|\.[0-9]+"
@@ -44,7 +44,7 @@ _TIME = _pattern(_PLAIN, r"(?!)", ".:")
 _OTHER = re.compile(r"\s*(?:or|to|-|\u2013|\u2014|~)\s*(?=[0-9.]|" + "|".join(NUMBER_WORDS) + ")", re.IGNORECASE)
 _OR = re.compile(r"\s*,?\s*or\b", re.IGNORECASE)
 
-OK, NO_SLOT, NO_VALUE, WRONG_UNIT, AMBIGUOUS, OFF_TOLERANCE, WRONG_ORDER, LOW_IOU = range(8)
+OK, NO_SLOT, NO_VALUE, WRONG_UNIT, AMBIGUOUS, OFF_TOLERANCE, WRONG_ORDER, LOW_IOU, WRONG_VALUE, WRONG_LENGTH = range(10)
 
 
 class Number(NamedTuple):
@@ -199,28 +199,88 @@ def interval_row(data: bytes, after: Sequence[int], pick: str, golds: Sequence[S
     return row.result(status, first, second, scores.index(score) if score > 0 else -1, (begin, end), score)
 
 
-def run(call: Call) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """(table [B, ROW_INTS] int32, values [B, 2] float64, score [B] float64)."""
+Item = tuple[int, int, int]
+"""Label, begin and end of one item of a sequence."""
+
+
+def items_of(data: bytes, forms: Sequence[tuple[int, ...]], owners: Sequence[int], start: int) -> list[Item]:
+    """The labels from byte `start` on: the longest at each place, none inside another."""
+    row = units(data)
+    longest: dict[int, tuple[int, int]] = {}
+    for form, owner in zip(forms, owners, strict=True):
+        for begin, end in occurrences(row, form, start):
+            longest[begin] = max((end, owner), longest.get(begin, (0, 0)))
+    items: list[Item] = []
+    for begin, (end, owner) in sorted(longest.items()):
+        if not items or begin >= items[-1][2]:
+            items.append((owner, begin, end))
+    return items
+
+
+def sequence_row(data: bytes, after: Sequence[int], own: Sequence[int], labels: LabelSet) -> tuple[Read, list[Item]]:
+    """The labels named, against the row's own; `best` is how many there are, `score` the share in order."""
+    start = search_start(units(data), after)
+    if start < 0:
+        return Read(NO_SLOT, best=0), []
+    items = items_of(data, labels.forms, labels.owners, start)
+    if not items:
+        return Read(NO_VALUE, start=start, best=0), []
+    found = [label for label, _, _ in items]
+    if len(found) != len(own):
+        status = WRONG_LENGTH
+    elif found == list(own):
+        status = OK
+    else:
+        status = WRONG_ORDER if sorted(found) == sorted(own) else WRONG_VALUE
+    said = any(denied(data, start, begin) for _, begin, _ in items)
+    score = common(found, own) / max(len(found), len(own))
+    return Read(status, (items[0][1], items[-1][2]), said, start, len(items), score=score), items
+
+
+def common(a: Sequence[int], b: Sequence[int]) -> int:
+    """Length of the longest common subsequence."""
+    best = {(i, j): 0 for i in range(len(a) + 1) for j in range(len(b) + 1)}
+    for i, x in enumerate(a, 1):
+        for j, y in enumerate(b, 1):
+            best[i, j] = best[i - 1, j - 1] + 1 if x == y else max(best[i - 1, j], best[i, j - 1])
+    return best[len(a), len(b)]
+
+
+def run(call: Call) -> Found:
+    """What the call finds, row by row."""
     literal = () if call.after is None else fold_literal(call.after)
-    texts, found = call.rows.bytes(), []
-    for r, data in enumerate(texts):
-        if call.interval:
-            found.append(interval_row(data, literal, call.pick, call.own[0][r], call.own[1]))
-        else:
-            gold, absolute, relative = (float(x[r]) for x in call.own[:3])
-            found.append(number_row(data, literal, call.pick, gold, call.own[3][r], absolute, relative))
-    ids = call.rows.lists() if isinstance(call.rows, TokenRows) else None
-    table = []
-    for r, row in enumerate(found):
-        places = [-1] * 4 if row.span[0] < 0 else placed(row.span, texts[r], call.rows, None if ids is None else ids[r])
-        table.append([row.status, *row.span, row.denied, row.start, row.best, *places, -1])
-    values = torch.tensor([x.values for x in found], dtype=torch.float64).reshape(-1, 2)
-    score = torch.tensor([0.0 if math.isnan(x.score) else x.score for x in found], dtype=torch.float64)
-    out = torch.tensor(table, dtype=torch.int32).reshape(-1, ROW_INTS)
-    return out.to(call.rows.device), values.to(call.rows.device), score.to(call.rows.device)
+    texts = call.rows.bytes()
+    ids = call.rows.lists() if isinstance(call.rows, TokenRows) else [None] * len(texts)
+    rows = [_row_of(call, r, data, literal) for r, data in enumerate(texts)]
+    table, told = [], []
+    for (found, items), data, row in zip(rows, texts, ids, strict=True):
+        places = placed(found.span, data, call.rows, row)
+        table.append([found.status, *found.span, found.denied, found.start, found.best, *places, -1])
+        seen = [
+            [label, *span, *placed((span[0], span[1]), data, call.rows, row)] for label, *span in items[: call.most]
+        ]
+        told.append(seen + [[-1] * ITEM_INTS] * (call.most - len(seen)))
+    out = torch.tensor(table, dtype=torch.int32).reshape(len(rows), ROW_INTS)
+    score = torch.tensor([0.0 if math.isnan(x.score) else x.score for x, _ in rows], dtype=torch.float64)
+    if call.kind == SEQUENCE:
+        more = torch.tensor(told, dtype=torch.int32).reshape(len(rows), call.most, ITEM_INTS)
+    else:
+        more = torch.tensor([x.values for x, _ in rows], dtype=torch.float64).reshape(len(rows), 2)
+    return Found(*(x.to(call.rows.device) for x in (out, score, more)))
+
+
+def _row_of(call: Call, r: int, data: bytes, literal: Sequence[int]) -> tuple[Read, list[Item]]:
+    if call.kind == SEQUENCE:
+        return sequence_row(data, literal, call.own[0][r], call.own[1])
+    if call.kind == INTERVAL:
+        return interval_row(data, literal, call.pick, call.own[0][r], call.own[1]), []
+    gold, absolute, relative = (float(x[r]) for x in call.own[:3])
+    return number_row(data, literal, call.pick, gold, call.own[3][r], absolute, relative), []
 
 
 def placed(span: tuple[int, int], text: bytes, rows: Rows, ids: Sequence[int] | None) -> list[int]:
     """A span of bytes as tokens, (-1, -1) for rows of text, and as characters."""
+    if span[0] < 0:
+        return [-1] * 4
     tokens = (-1, -1) if ids is None or not isinstance(rows, TokenRows) else token_span(ids, rows.tokens, *span)
     return [*tokens, *(characters(text, at) for at in span)]

@@ -9,15 +9,18 @@ from pathlib import Path
 import pytest
 import torch
 from vstar_fast.kernels.value_match import job
-from vstar_fast.kernels.value_match.result import ValueMatch
+from vstar_fast.kernels.value_match.result import Stated
 
 from value_tools import WORDS, figures
 from vstar_fast.errors import DataError
-from vstar_fast.ops import TokenBytes, match_interval, match_number
+from vstar_fast.ops import LabelSet, TokenBytes, match_interval, match_number, match_sequence
 
 GXX = shutil.which("g++")
 
 pytestmark = pytest.mark.skipif(GXX is None, reason="needs g++ to build the kernels for the CPU")
+
+
+LABELS = LabelSet(["five", "e five", "five five", "s", "million"])
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +37,7 @@ def emulated(kernels, monkeypatch) -> None:
     """The "cpp" backend runs the CUDA kernels instead: rows of bytes and rows of ragged int32 ids."""
 
     def run(call: job.Call) -> job.Found:
-        made, tables = job._Job(call, torch.device("cpu")), job._tables(call.after, torch.device("cpu"))
+        made, tables = job._Job(call, torch.device("cpu")), call.tables(torch.device("cpu"))
         pointers, *numbers = made.arguments
         values = (ctypes.c_int64 * len(pointers))(*pointers)
         if hasattr(call.rows, "tokens"):
@@ -58,8 +61,9 @@ def rows_of(rng: random.Random) -> list[bytes]:
     return [b"".join(rng.choices(pieces, k=rng.randint(0, 12))) for _ in range(300)]
 
 
-def calls(rows: object, tokens: TokenBytes | None) -> list[ValueMatch]:
+def calls(rows: object, tokens: TokenBytes | None) -> list[Stated]:
     gold, spans = [float(i % 9) for i in range(300)], [[(0.0, float(i)), (1.0, 3.0)] for i in range(300)]
+    own = [[(i + k) % 5 for k in range(i % 4)] for i in range(300)]
     picks = ((None, "first"), ("answer:", "slot"), ("answer:", "last"))
     return [
         made
@@ -67,6 +71,7 @@ def calls(rows: object, tokens: TokenBytes | None) -> list[ValueMatch]:
         for made in (
             match_number(rows, gold, unit="s", abs_tolerance=2.0, pick=pick, after=after, tokens=tokens),
             match_interval(rows, spans, pick=pick, after=after, tokens=tokens),
+            match_sequence(rows, LABELS, own, after=after, tokens=tokens),
         )
     ]
 
@@ -86,10 +91,12 @@ def test_the_kernels_find_what_the_loop_finds(from_ids, request):
     request.getfixturevalue("emulated")
     found = calls(given, tokens)
     assert [figures(a) for a in found] == [figures(b) for b in expected]
-    assert len({x for match in found for x in match.reasons()}) == 8
+    assert len({x for match in found for x in match.reasons()}) == 10
     if from_ids:
         given[0][offsets[7]] = 999
         bad = match_number(given, [0.0] * 300, tokens=tokens)
         assert bad.reasons()[7] == "no_value" and bad.span[7].tolist() == [-1, -1]
+        items = match_sequence(given, LABELS, [[0, 1]] * 300, tokens=tokens)
+        assert items.items[7].eq(-1).all() and items.count[7] == -1
         with pytest.raises(DataError, match="row 7 has an id at position 0"):
             bad.check()

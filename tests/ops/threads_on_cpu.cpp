@@ -26,7 +26,7 @@ static LabelTables view(const uint8_t* block) {
 }
 
 // `job`: the pointers of a ValueJob in order.
-static ValueJob job_of(const int64_t* p, int32_t rows, int32_t pick, int32_t kind) {
+static ValueJob job_of(const int64_t* p, int32_t rows, int32_t pick, int32_t kind, int32_t most) {
   return {reinterpret_cast<const double*>(p[0]),
           reinterpret_cast<const double*>(p[1]),
           reinterpret_cast<const double*>(p[2]),
@@ -35,24 +35,30 @@ static ValueJob job_of(const int64_t* p, int32_t rows, int32_t pick, int32_t kin
           reinterpret_cast<int32_t*>(p[5]),
           reinterpret_cast<double*>(p[6]),
           reinterpret_cast<double*>(p[7]),
+          reinterpret_cast<const int32_t*>(p[8]),
+          reinterpret_cast<int32_t*>(p[9]),
+          reinterpret_cast<int32_t*>(p[10]),
           rows,
           pick,
-          kind};
+          kind,
+          most};
 }
 
 extern "C" void values_of_text(const uint8_t* tables, const uint8_t* text, const int64_t* offsets,
-                               const int64_t* job, int32_t rows, int32_t pick, int32_t kind) {
-  run_threads(rows, [=] { match_values(view(tables), {text, offsets}, job_of(job, rows, pick, kind)); });
+                               const int64_t* job, int32_t rows, int32_t pick, int32_t kind, int32_t most) {
+  run_threads(rows,
+              [=] { match_values(view(tables), {text, offsets}, job_of(job, rows, pick, kind, most)); });
 }
 
 // Ragged ids, int32.
 extern "C" void values_of_ids(const uint8_t* tables, const uint8_t* tokens, const int32_t* ids,
                               const int64_t* offsets, const int64_t* job, int32_t rows, int32_t pick,
-                              int32_t kind, uint8_t* scratch, int64_t scratch_bytes, int32_t workers) {
+                              int32_t kind, int32_t most, uint8_t* scratch, int64_t scratch_bytes,
+                              int32_t workers) {
   const TokenTable table(*reinterpret_cast<const TokenHeader*>(tokens), tokens);
   const IdRows source{ids, offsets, nullptr, 0, 0, 0};
   run_threads(workers, [=] {
-    match_id_values(view(tables), table, source, job_of(job, rows, pick, kind), scratch, scratch_bytes,
+    match_id_values(view(tables), table, source, job_of(job, rows, pick, kind, most), scratch, scratch_bytes,
                     workers);
   });
 }
