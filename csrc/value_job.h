@@ -72,8 +72,21 @@ struct CharCounter {
 
   VSTAR_HD CharCounter(const uint8_t* text, int32_t end) : text(text), end(end) {}
   VSTAR_HD_CALL int32_t before(int32_t stop) {
-    for (; at < stop; at = read_code_point(text, at, end).next) ++count;
+    while (at < stop) {
+      if (at + 8 <= stop && ascii8(at)) {
+        at += 8;
+        count += 8;
+      } else {
+        at = read_code_point(text, at, end).next;
+        ++count;
+      }
+    }
     return count;
+  }
+  VSTAR_HD bool ascii8(int32_t p) const {
+    uint8_t seen = 0;
+    for (int i = 0; i < 8; ++i) seen |= text[p + i];
+    return seen < 0x80;
   }
 };
 

@@ -11,6 +11,7 @@ words ("twenty-five", "two and a half"). Ordinals and names (3rd, 3D, v2, 1.2.3)
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import chain
 from typing import Any
 
 import torch
@@ -61,10 +62,9 @@ def match_number(
     rows = rows_of(texts, tokens, lengths)
     own = _doubles(gold, rows.size, "gold")
     absolute, relative = _doubles(abs_tolerance, rows.size, "abs_tolerance"), _doubles(rel_tolerance, rows.size, "rel")
-    names = [unit] * rows.size if isinstance(unit, str) else list(unit)
+    names = [unit.strip().lower()] * rows.size if isinstance(unit, str) else [x.strip().lower() for x in unit]
     if len(names) != rows.size:
         raise DataError(f"unit names {len(names)} units for {rows.size} rows; give one, or one a row")
-    names = [name.strip().lower() for name in names]
     found, name = _run(
         "match_number", Call(NUMBER, rows, (own, absolute, relative, names), pick, after, threads), backend
     )
@@ -121,18 +121,19 @@ def match_sequence(
     "wrong_order" (the right labels) or "wrong_value"; `negated` tells that an item is denied.
     """
     rows = rows_of(texts, tokens, lengths)
-    sequences = [[_label(item, labels) for item in row] for row in gold]
+    sequences = [[labels.id(item) if isinstance(item, str) else item for item in row] for row in gold]
+    _check_labels(sequences, len(labels))
     if len(sequences) != rows.size:
         raise DataError(f"gold has sequences for {len(sequences)} rows, but there are {rows.size} rows")
     found, name = _run("match_sequence", Call(SEQUENCE, rows, (sequences, labels), "first", after, threads), backend)
     return SequenceMatch(found.table, found.score, name, found.more)
 
 
-def _label(item: int | str, labels: LabelSet) -> int:
-    label = labels.id(item) if isinstance(item, str) else int(item)
-    if not 0 <= label < len(labels):
-        raise DataError(f"gold has label id {label}; ids are 0 to {len(labels) - 1}")
-    return label
+def _check_labels(sequences: list[list[int]], count: int) -> None:
+    items = set(chain.from_iterable(sequences))
+    bad = [x for x in items if not isinstance(x, int) or not 0 <= x < count]
+    if bad:
+        raise DataError(f"gold has label id {bad[0]!r}; ids are integers from 0 to {count - 1}")
 
 
 def _doubles(given: float | Sequence[float] | torch.Tensor, rows: int, what: str) -> torch.Tensor:

@@ -85,7 +85,8 @@ _NO_FLOATS, _NO_INTS = torch.empty(0, dtype=torch.float64), torch.empty(0, dtype
 def _number(gold: torch.Tensor, absolute: torch.Tensor, relative: torch.Tensor, names: list[str]) -> Inputs:
     from vstar_fast import _C
 
-    units = [_C.find_unit(name) if name in UNITS else -2 if name else -1 for name in names]
+    found = {name: _C.find_unit(name) if name in UNITS else -2 if name else -1 for name in set(names)}
+    units = [found[name] for name in names]
     return [gold, absolute, relative, torch.tensor(units, dtype=torch.int32), offsets_of([])], _NO_INTS
 
 

@@ -128,8 +128,9 @@ def test_ids_are_the_text_they_spell_for_any_tokenisation(rows, data):
 def test_bad_arguments_are_named():
     bad = [
         (lambda: match_sequence(["a"], LABELS, []), "sequences for 0 rows"),
-        (lambda: match_sequence(["a"], LABELS, [[7]]), "label id 7; ids are 0 to 6"),
+        (lambda: match_sequence(["a"], LABELS, [[7]]), "label id 7; ids are integers from 0 to 6"),
         (lambda: match_sequence(["a"], LABELS, [[-1]]), "label id -1"),
+        (lambda: match_sequence(["a"], LABELS, [[1.5]]), "label id 1.5"),
         (lambda: match_sequence(["a"], LABELS, [["fly"]]), "'fly' is none of the 7 labels"),
         (lambda: match_sequence([[9]], LABELS, [[0]], tokens=TokenBytes([b"a"])), "row 0 has an id at position 0"),
         (lambda: match_sequence([3], LABELS, [[0]]), "neither a string nor bytes"),
