@@ -163,6 +163,15 @@ def test_more_than_ten_thousand_labels():
         follow(grammar, spell(vocab, f"Answer: {name}".encode(), rng))
 
 
+def test_a_loop_over_many_labels_ends():
+    """A loop's states come all at once; over 1,024 of them the table of the minimiser never had room."""
+    vocab, rng = small_vocab("byte_level"), random.Random(0)
+    names = ["".join(rng.choices("abcdefghij", k=12)) for _ in range(300)]
+    grammar = ops.compile(ops.repeat(ops.choice(names), 1), vocab)
+    assert grammar.sizes.states > 1024
+    follow(grammar, spell(vocab, "".join(names[5:8]).encode(), rng))
+
+
 def test_one_label_of_one_byte_and_a_hundred_thousand():
     vocab = small_vocab("byte_level")
     assert ops.compile(ops.choice(["a"]), vocab).sizes.states == 2
