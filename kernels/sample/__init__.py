@@ -46,6 +46,23 @@ def sample(
         nor filtered. A row with NaN or +inf, or with nothing but -inf, is a ModelError that names it; on a GPU,
         which is not waited for, it gets id -1 and logprob NaN instead.
     """
+    if torch.compiler.is_compiling():
+        from . import library
+
+        return library.sample(logits, seeds, step, temperature, top_p, top_k, backend)
+    return draw(logits, seeds, step, temperature, top_p, top_k, backend)
+
+
+def draw(
+    logits: torch.Tensor,
+    seeds: torch.Tensor,
+    step: int,
+    temperature: float,
+    top_p: float,
+    top_k: int,
+    backend: str,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """`sample` outside of compiled graphs."""
     _check(logits, seeds, step, temperature, top_p, top_k)
     choice = backends.choose("sample", logits.device, backend)
     logits = logits if logits.stride(-1) == 1 or logits.numel() == 0 else logits.contiguous()
