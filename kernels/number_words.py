@@ -1,4 +1,4 @@
-"""Number words and units, as every reader of numbers takes them; csrc/numbers.h has the same.
+"""Number words and units, as every reader of numbers takes them; csrc/units.h and csrc/number_text.h have the same.
 
 Loads nothing, so that the matching stage may import it too.
 """
