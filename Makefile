@@ -1,9 +1,10 @@
-# make cycle | test | test-full | bench | lint. The first one makes .venv and installs everything into it.
+# make cycle | test | test-full | bench | lint | sanitize. The first one makes .venv and installs everything into it.
 #
 #   VENV=path          another environment, made when it does not exist
 #   TORCH=torch==2.13.0   TORCH_INDEX=https://download.pytorch.org/whl/cpu   which torch, and from where:
 #                      pip's default on Linux is a CUDA build (2 GB); the CPU build is enough for everything but speed
 #   SEEDS=3            make cycle: seeds to run
+#   SANITIZE_SECONDS=120  make sanitize: how long to fuzz; SANITIZE_SEED=n: from which seed, default a new one each time
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -12,6 +13,8 @@ TORCH_INDEX ?=
 EXTRAS ?= demo,test
 SEEDS ?=
 RUN ?= runs/demo
+SANITIZE_SECONDS ?= 120
+SANITIZE_SEED ?=
 
 PY := $(VENV)/bin/python
 STAMP := $(VENV)/.vstar-fast
@@ -21,7 +24,7 @@ SOURCES := $(NATIVE:csrc/unicode_tables.py=)
 FAST := not slow$(if $(GPU),, and not gpu)
 COVERAGE := --cov=vstar_fast --cov-report=term:skip-covered
 
-.PHONY: cycle test test-full bench lint wheel clean
+.PHONY: cycle test test-full bench lint sanitize wheel clean
 .DELETE_ON_ERROR:
 
 cycle: $(STAMP)
@@ -40,10 +43,30 @@ bench: $(STAMP)
 lint: $(STAMP)
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
-	$(VENV)/bin/clang-format --dry-run --Werror $(filter-out %.py,$(wildcard csrc/*)) $(wildcard tests/ops/*.cpp)
+	$(VENV)/bin/clang-format --dry-run --Werror $(filter-out %.py,$(wildcard csrc/*)) $(wildcard tests/ops/*.cpp tests/ops/*.h tests/sanitize/*)
 	rm -rf build/types && mkdir -p build/types/vstar_fast
 	ln -s $(abspath $(filter-out %/__pycache__,$(wildcard vstar_fast/*)) kernels bench) build/types/vstar_fast/
 	cd build/types && $(abspath $(PY)) -m mypy -p vstar_fast --config-file ../../pyproject.toml
+
+# The C++ core without Python, under the address and undefined-behaviour sanitizers.
+SANITIZE := -std=c++17 -O1 -g -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover=all
+CORE := $(patsubst csrc/%.cpp,build/sanitize/%.o,$(filter-out %bindings.cpp,$(wildcard csrc/*.cpp)))
+FUZZ := $(patsubst tests/sanitize/%.cpp,build/sanitize/fuzz_%.o,$(wildcard tests/sanitize/*.cpp))
+HEADERS := $(wildcard csrc/*.h tests/sanitize/*.h)
+
+sanitize: build/sanitize/fuzz
+	build/sanitize/fuzz $(SANITIZE_SECONDS) $(SANITIZE_SEED)
+
+build/sanitize/fuzz: $(CORE) $(FUZZ)
+	$(CXX) $(SANITIZE) -pthread -o $@ $^
+
+build/sanitize/%.o: csrc/%.cpp $(HEADERS)
+	@mkdir -p $(@D)
+	$(CXX) $(SANITIZE) -DVSTAR_MOST_STATES=500 -ffp-contract=off -Wall -Wextra -c -o $@ $<
+
+build/sanitize/fuzz_%.o: tests/sanitize/%.cpp $(HEADERS)
+	@mkdir -p $(@D)
+	$(CXX) $(SANITIZE) -Wall -Wextra -c -o $@ $<
 
 wheel: $(STAMP)
 	$(PY) -m pip wheel --no-deps -w dist .

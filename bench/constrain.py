@@ -9,12 +9,12 @@ One thread; warm: every row follows the same grammar; cold: rows take turns over
 from __future__ import annotations
 
 import functools
-import importlib.util
 import random
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
+from vstar_fast.bench.constrain_rivals import PREFIX, ROWS, Xgrammar, rivals, trie_of, vocabulary
 
 from vstar_fast import ops
 
@@ -29,8 +29,6 @@ OBJECTS = (
     "ball rope box cart door table guitar bicycle ladder bottle plate candle basket window curtain pillow barrel "
     "hammer bucket kite drum flag horse canoe sword shovel wheel tyre fence net racket piano trumpet broom"
 )
-ROWS = 256
-PREFIX = "Answer: "
 
 
 def make_labels(count: int, seed: int = 0) -> list[str]:
@@ -41,19 +39,6 @@ def make_labels(count: int, seed: int = 0) -> list[str]:
         name = f"{rng.choice(VERBS.split())} {rng.choice(things)}"
         out[name if count <= 800 else f"{name} {rng.choice(things)}"] = None
     return list(out)
-
-
-@functools.cache
-def vocabulary() -> tuple[Any, ops.TokenVocab]:
-    """SmolLM2's tokenizer and its vocabulary."""
-    from transformers import AutoTokenizer
-
-    from vstar_fast.demo.model import build
-
-    tokenizer = AutoTokenizer.from_pretrained(build())
-    vocab = ops.TokenVocab.from_hf(tokenizer)
-    vocab.block  # noqa: B018 - made once per tokenizer, as the rivals' tables are
-    return tokenizer, vocab
 
 
 def compile_ours(names: list[str]) -> ops.Grammar:
@@ -69,100 +54,6 @@ def answers(count: int) -> torch.Tensor:
     ids = [tokenizer.encode(PREFIX + name, add_special_tokens=False) + [vocab.eos_ids[0]] for name in names]
     longest = max(map(len, ids))
     return torch.tensor([row + [vocab.eos_ids[0]] * (longest - len(row)) for row in ids]).t().contiguous()
-
-
-class Xgrammar:
-    """Its better encoding of a choice: two rules."""
-
-    name = "xgrammar"
-
-    def __init__(self) -> None:
-        import xgrammar
-
-        self.xgr = xgrammar
-        _, vocab = vocabulary()
-        self.info = xgrammar.TokenizerInfo(
-            list(vocab.tokens),
-            vocab_type=xgrammar.VocabType.RAW,
-            vocab_size=vocab.logits_size,
-            stop_token_ids=list(vocab.eos_ids),
-        )
-
-    def compile(self, names: list[str]) -> Any:
-        """Without its cache."""
-        labels = " | ".join(f'"{name}"' for name in names)
-        compiler = self.xgr.GrammarCompiler(self.info, max_threads=1, cache_enabled=False)
-        return compiler.compile_grammar(f'root ::= "{PREFIX}" label\nlabel ::= {labels}')
-
-    def walk(self, grammars: list[Any], tokens: torch.Tensor) -> Callable[[], torch.Tensor]:
-        """Fill and accept through its batch interface, for whole answers."""
-        steps, batch = tokens.tolist(), self.xgr.BatchGrammarMatcher(max_threads=1)
-        bits = self.xgr.allocate_token_bitmask(ROWS, vocabulary()[1].logits_size)
-        matchers = [self.xgr.GrammarMatcher(grammars[i % len(grammars)]) for i in range(ROWS)]
-
-        def run() -> torch.Tensor:
-            live = list(range(ROWS))
-            for matcher in matchers:
-                matcher.reset()
-            for ids in steps:
-                some = [matchers[i] for i in live]
-                batch.batch_fill_next_token_bitmask(some, bits, indices=live)
-                batch.batch_accept_token(some, [ids[i] for i in live])
-                live = [i for i in live if not matchers[i].is_terminated()]
-            return bits
-
-        return run
-
-
-class Llguidance:
-    """A regex; masks of one matcher after another, on one thread."""
-
-    name = "llguidance"
-
-    def __init__(self) -> None:
-        import llguidance
-        from llguidance.hf import from_tokenizer
-
-        self.llg = llguidance
-        self.tokenizer = from_tokenizer(vocabulary()[0])
-
-    def compile(self, names: list[str]) -> Any:
-        """The first matcher, which builds the grammar."""
-        regex = PREFIX + "(" + "|".join(names) + ")"
-        matcher = self.llg.LLMatcher(self.tokenizer, self.llg.LLMatcher.grammar_from_regex(regex), log_level=0)
-        matcher.compute_bitmask()
-        return matcher
-
-    def walk(self, grammars: list[Any], tokens: torch.Tensor) -> Callable[[], torch.Tensor]:
-        """Fill and consume, for whole answers."""
-        steps = tokens.tolist()
-        words = (vocabulary()[1].logits_size + 31) // 32
-        bits = torch.zeros(ROWS, words, dtype=torch.int32)
-        matchers = [grammars[i % len(grammars)].deep_copy() for i in range(ROWS)]
-
-        def run() -> torch.Tensor:
-            live = list(range(ROWS))
-            for matcher in matchers:
-                matcher.reset()
-            for ids in steps:
-                for i in live:
-                    matchers[i].unsafe_compute_mask_ptr(bits.data_ptr() + 4 * words * i, 4 * words)
-                    matchers[i].consume_token(ids[i])
-                live = [i for i in live if not matchers[i].is_stopped()]
-            return bits
-
-        return run
-
-
-def trie_of(names: list[str]) -> dict[int, Any]:
-    """Canonical ids as nested dicts, what prefix_allowed_tokens_fn is given."""
-    tokenizer, vocab = vocabulary()
-    root: dict[int, Any] = {}
-    for name in names:
-        at = root
-        for token in [*tokenizer.encode(PREFIX + name, add_special_tokens=False), vocab.eos_ids[0]]:
-            at = at.setdefault(token, {})
-    return root
 
 
 def walk_ours(grammars: list[ops.Grammar], tokens: torch.Tensor) -> Callable[[], torch.Tensor]:
@@ -208,12 +99,6 @@ def agrees(grammar: ops.Grammar, theirs: Any, rival: Any, *, subset: bool, walks
             if not accepted and not state.done[0]:
                 return False
     return True
-
-
-def rivals() -> list[Any]:
-    """Those that are installed."""
-    found = [kind for kind in (Xgrammar, Llguidance) if importlib.util.find_spec(kind.name)]
-    return [kind() for kind in found]
 
 
 TARGETS = {

@@ -1,4 +1,4 @@
-"""`label_match` against Python's `re`, over answers with one reasoning paragraph, texts on the host."""
+"""`label_match` against Python's `re` and other engines, over texts and over rows of generated ids on the host."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import re
 from typing import TYPE_CHECKING
 
 import torch
-from vstar_fast.bench import label_rivals
+from vstar_fast.bench import label_rivals, token_rows
 
 from vstar_fast import backends
 from vstar_fast.ops import LabelMatch, LabelSet, label_match
@@ -120,10 +120,66 @@ def against_rivals(bench: Bench, quick: bool) -> None:
             )
 
 
+IDS_GOAL_US = 1.2
+"""Microseconds a row of 182 ids, all of 700 labels."""
+
+
+def decode_and_search(engine: label_rivals.Rival, ids: torch.Tensor) -> label_rivals.Labels:
+    """Labels in rows of ids, by an engine for text."""
+    return engine([text.encode() for text in token_rows.decoded(ids)])
+
+
+def decode_and_re(names: tuple[str, ...], ids: torch.Tensor) -> label_rivals.Labels:
+    """The same by `re`."""
+    return re_which(token_rows.decoded(ids), names)
+
+
+def from_ids(bench: Bench, quick: bool) -> None:
+    """All of 700 labels in rows of ids, one thread, against decoding them and searching the text."""
+    names, (_, tokens) = make_labels(700), token_rows.vocabulary()
+    labels = LabelSet(names)
+    engines = {x: label_rivals.RIVALS[x][1](names) for x in label_rivals.installed() if x == "hyperscan"}
+    for columns in (64, 182):
+        texts = [" ".join([row.decode()] * 2) for row in plain_rows(names, 500 if quick else 3000)]
+        ids = token_rows.id_rows(texts, columns)
+        own, case = torch.full((len(ids),), -1), f"all of 700 labels from {columns} ids"
+        few = ids[: max(20, len(ids) // 50)]
+
+        def ours(ids: torch.Tensor, own: torch.Tensor = own) -> LabelMatch:
+            return label_match(ids, labels, own[: len(ids)], tokens=tokens, which=True, threads=1)
+
+        for rival, engine in engines.items():
+            bench.compare(
+                case, functools.partial(ours, ids),
+                functools.partial(decode_and_search, engine, ids),
+                equal=lambda m, f: [m.labels_in(i) for i in range(len(f))] == f,
+                names=("vstar-fast", f"batch_decode and {rival}"), work=(len(ids), "row"),
+                target=50.0 if columns == 182 else None, backend="cpp", threads=1,
+            )  # fmt: skip
+        bench.compare(
+            f"{case}, {len(few)} rows", functools.partial(ours, few),
+            functools.partial(decode_and_re, tuple(names), few),
+            equal=lambda m, f: [m.labels_in(i) for i in range(len(f))] == f,
+            names=("vstar-fast", "batch_decode and re"), work=(len(few), "row"), backend="cpp", threads=1,
+        )  # fmt: skip
+        bench.compare(
+            f"{case}, decoding alone", functools.partial(ours, ids), functools.partial(token_rows.decoded, ids),
+            equal=lambda m, texts: m.length.tolist() == [len(text) for text in texts],
+            names=("vstar-fast", "batch_decode"), work=(len(ids), "row"), backend="cpp", threads=1,
+        )  # fmt: skip
+    value = next(row.value for row in reversed(bench.rows) if row.metric == "cpu")
+    bench.add(
+        case=f"{case} against the goal", subject="vstar-fast", baseline=f"{IDS_GOAL_US} us a row",
+        metric="cpu", value=value, unit="us/row", ratio=None if value is None else IDS_GOAL_US / value,
+        equal=value is not None, target=1.0, backend="cpp", threads=1,
+    )  # fmt: skip
+
+
 def run(bench: Bench, quick: bool) -> None:
     """15 and 700 labels against `re`; the own label, and every label. On the CPU also against other engines."""
     if bench.device == "cpu":
         against_rivals(bench, quick)
+        from_ids(bench, quick)
     rows = 500 if quick else 5000
     backend = backends.choose("label_match", bench.device).name
     for count in (15, 700):

@@ -133,8 +133,11 @@ class Minimiser {
     return out_.states() - 1;
   }
 
+  // At least half of the slots stay free: a loop adds many states at once.
   void grow() {
-    slots_.assign(slots_.size() * 2, -1);
+    size_t size = slots_.size() * 2;
+    while (size < 2 * hashes_.size()) size *= 2;
+    slots_.assign(size, -1);
     const auto mask = static_cast<uint32_t>(slots_.size() - 1);
     for (int32_t s = 0; s < out_.states(); ++s) {
       uint32_t at = hashes_[s] & mask;
@@ -164,7 +167,7 @@ class Minimiser {
       merged(s);
       add(edges_, in_.accept[s], hash_of(edges_, in_.accept[s]));
     }
-    while (static_cast<size_t>(out_.states()) * 2 > slots_.size()) grow();
+    grow();
   }
 
   std::vector<int32_t> key_of(int32_t s) {

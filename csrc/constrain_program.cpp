@@ -8,8 +8,15 @@
 namespace vstar {
 namespace {
 
-constexpr int32_t kMostStates = 1 << 24;
+#ifndef VSTAR_MOST_STATES
+#define VSTAR_MOST_STATES (1 << 24)  // the fuzzer asks for fewer
+#endif
+constexpr int32_t kMostStates = VSTAR_MOST_STATES;
 constexpr int kMostDepth = 200;
+constexpr int32_t kMostDigits = 18, kMostStarts = 1 << 17;
+constexpr int32_t kMostCharacters = kMostStates < (1 << 16) ? kMostStates : 1 << 16;
+constexpr size_t kMostTail = 64;
+constexpr int64_t kLargest = 100'000'000'000'000'000;  // of n in a layout
 
 class Reader {
  public:
@@ -142,21 +149,33 @@ class Reader {
     TextSpec spec;
     spec.least = number<int32_t>();
     spec.most = number<int32_t>();
+    if (spec.least > kMostCharacters || spec.most > kMostCharacters) fail("counts too many characters");
     for (uint32_t n = number<uint32_t>(); n > 0; --n) spec.until.emplace_back(string());
     add_text(nfa_, spec, from, to);
   }
 
+  // All numbers in it, and one digit more, fit 64 bits.
   NumberLayout layout() {
     NumberLayout made;
     made.lead = number<int32_t>();
-    for (char c : string()) made.tail.push_back(static_cast<uint8_t>(c));
+    if (made.lead < 1 || made.lead > kMostDigits) fail("has a number of too many digits");
+    int64_t scale = 1;
+    for (int32_t i = 0; i < made.lead; ++i) scale *= 10;
+    for (char c : string()) {
+      made.tail.push_back(static_cast<uint8_t>(c));
+      if (made.tail.back() > 10) continue;
+      if (made.tail.back() == 0) fail("has a digit of radix 0");
+      if (scale > 10 * kLargest / made.tail.back()) fail("has a number of too many digits");
+      scale *= made.tail.back();
+    }
+    if (made.tail.size() > kMostTail) fail("has a number of too many digits");
     return made;
   }
 
   void range(int32_t from, int32_t to) {
     const NumberLayout written = layout();
     const auto low = number<int64_t>(), high = number<int64_t>();
-    if (low < 0 || high < low) fail("has an empty number range");
+    if (low < 0 || high < low || high > kLargest) fail("has an empty number range, or one that is too large");
     Dag dag;
     const int32_t start = RangeBuilder(dag, written).range(low, high);
     nfa_.epsilon(from, nfa_.insert(dag, start, to));
@@ -167,7 +186,9 @@ class Reader {
     const NumberLayout written = layout();
     const auto low = number<int64_t>(), high = number<int64_t>(), least = number<int64_t>();
     const std::string separator(string());
-    if (low < 0 || least < 0 || high - least < low || separator.empty()) fail("has an empty interval");
+    if (low < 0 || least < 0 || high < 0 || high > kLargest || high - least < low || separator.empty())
+      fail("has an empty interval, or one that is too large");
+    if (high - least - low >= kMostStarts) fail("has an interval with too many starts");
     Dag dag;
     RangeBuilder numbers(dag, written);
     std::vector<std::pair<std::string, int32_t>> starts;

@@ -26,38 +26,20 @@ LabelOut label_out(const OutArguments& from) {
       pointer<const int32_t>(own), pointer<int32_t>(out), pointer<uint32_t>(which), rows, words, negation};
 }
 
-// Texts of a Python sequence as UTF-8, kept alive by `kept`. A string that is ASCII is not copied.
-struct Texts {
-  std::vector<py::object> kept;
-  std::vector<std::string_view> views;
-
-  explicit Texts(const py::sequence& items) {
-    const size_t count = items.size();
-    views.reserve(count);
-    kept.reserve(count);
-    for (size_t i = 0; i < count; ++i) {
-      kept.push_back(items[i]);
-      views.push_back(view(kept.back()));
-      if (views.back().size() >= INT32_MAX) throw py::value_error("a row is longer than 2 GiB; split it");
-    }
+std::string_view utf8_view(py::object& item) {
+  char* data = nullptr;
+  Py_ssize_t size = 0;
+  if (PyUnicode_Check(item.ptr())) {
+    const char* text = PyUnicode_AsUTF8AndSize(item.ptr(), &size);
+    if (text) return {text, static_cast<size_t>(size)};
+    PyErr_Clear();  // a lone surrogate: its bytes belong to no label
+    item = py::reinterpret_steal<py::object>(PyUnicode_AsEncodedString(item.ptr(), "utf-8", "surrogatepass"));
+    if (!item) throw py::error_already_set();
   }
-
-  static std::string_view view(py::object& item) {
-    char* data = nullptr;
-    Py_ssize_t size = 0;
-    if (PyUnicode_Check(item.ptr())) {
-      const char* text = PyUnicode_AsUTF8AndSize(item.ptr(), &size);
-      if (text) return {text, static_cast<size_t>(size)};
-      PyErr_Clear();  // a lone surrogate: its bytes belong to no label
-      item =
-          py::reinterpret_steal<py::object>(PyUnicode_AsEncodedString(item.ptr(), "utf-8", "surrogatepass"));
-      if (!item) throw py::error_already_set();
-    }
-    if (!PyBytes_Check(item.ptr())) throw py::value_error("a text is neither a string nor bytes");
-    if (PyBytes_AsStringAndSize(item.ptr(), &data, &size) != 0) throw py::error_already_set();
-    return {data, static_cast<size_t>(size)};
-  }
-};
+  if (!PyBytes_Check(item.ptr())) throw py::value_error("a text is neither a string nor bytes");
+  if (PyBytes_AsStringAndSize(item.ptr(), &data, &size) != 0) throw py::error_already_set();
+  return {data, static_cast<size_t>(size)};
+}
 
 std::string tokens_of(const py::sequence& pieces) {
   std::vector<std::string_view> views;
@@ -67,6 +49,17 @@ std::string tokens_of(const py::sequence& pieces) {
 }
 
 }  // namespace
+
+PyTexts::PyTexts(const py::sequence& items) {
+  const size_t count = items.size();
+  views.reserve(count);
+  kept.reserve(count);
+  for (size_t i = 0; i < count; ++i) {
+    kept.push_back(items[i]);
+    views.push_back(utf8_view(kept.back()));
+    if (views.back().size() >= INT32_MAX) throw py::value_error("a row is longer than 2 GiB; split it");
+  }
+}
 
 LabelTables label_tables(uintptr_t host, uintptr_t device) {
   const auto* header = pointer<const LabelHeader>(host);
@@ -79,6 +72,14 @@ TokenTable token_table(uintptr_t host, uintptr_t device) {
   const auto* header = pointer<const TokenHeader>(host);
   if (header->magic != kTokenMagic) throw std::invalid_argument("not a compiled token table");
   return {*header, pointer<const uint8_t>(device)};
+}
+
+std::vector<std::string_view> row_views(uintptr_t text, uintptr_t offsets, int32_t rows) {
+  const auto* bounds = pointer<const int64_t>(offsets);
+  std::vector<std::string_view> views;
+  for (int32_t r = 0; r < rows; ++r)
+    views.emplace_back(pointer<const char>(text) + bounds[r], static_cast<size_t>(bounds[r + 1] - bounds[r]));
+  return views;
 }
 
 IdRows id_rows(const IdArguments& from) {
@@ -98,20 +99,15 @@ void bind_label_match(py::module_& m) {
   m.def("compile_tokens", [](const py::sequence& pieces) { return py::bytes(tokens_of(pieces)); });
   m.def("label_match_texts_cpu",
         [](uintptr_t tables, const py::sequence& texts, const OutArguments& out, int threads) {
-          const Texts rows(texts);
+          const PyTexts rows(texts);
           py::gil_scoped_release release;
           label_match_cpu(label_tables(tables, tables), rows.views, label_out(out), threads);
         });
   m.def("label_match_cpu",
         [](uintptr_t tables, uintptr_t text, uintptr_t offsets, const OutArguments& out, int threads) {
           const LabelOut job = label_out(out);
-          const auto* bounds = pointer<const int64_t>(offsets);
-          std::vector<std::string_view> views;
-          for (int32_t r = 0; r < job.rows; ++r)
-            views.emplace_back(pointer<const char>(text) + bounds[r],
-                               static_cast<size_t>(bounds[r + 1] - bounds[r]));
           py::gil_scoped_release release;
-          label_match_cpu(label_tables(tables, tables), views, job, threads);
+          label_match_cpu(label_tables(tables, tables), row_views(text, offsets, job.rows), job, threads);
         });
   m.def("label_match_ids_cpu",
         [](uintptr_t tables, uintptr_t tokens, const IdArguments& ids, const OutArguments& out, int threads) {

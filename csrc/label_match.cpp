@@ -1,35 +1,13 @@
 // label_match on the CPU: one thread owns a run of rows; ids are first spread into the bytes they stand for.
 #include <algorithm>
-#include <atomic>
 #include <cstring>
-#include <thread>
 
-#include "label_rows.h"
 #include "label_scan.h"
 #include "negation.h"
+#include "spell_rows.h"
 
 namespace vstar {
 namespace {
-
-constexpr int64_t kBytesPerThread = 1 << 17;  // below this a thread costs more than it saves
-constexpr int64_t kBytesPerToken = 4;         // about
-constexpr int32_t kRowsPerTurn = 64;
-
-int32_t search_start(const LabelTables& t, const uint8_t* text, int32_t end) {
-  if (t.after_length == 0) return 0;
-  const uint16_t first = symbol_of(t.after[0]);
-  for (int32_t p = end - 1; p >= 0; --p) {
-    if (text[p] < 0x80 && symbol_of(t.pages[text[p]]) != first) continue;
-    const int32_t stop = literal_end(t, text, p, end);
-    if (stop >= 0) return stop;
-  }
-  return -1;
-}
-
-struct RowText {
-  const uint8_t* text;
-  int32_t end, bad;  // bad: position of the first id outside the vocabulary, or -1
-};
 
 bool is_ascii(const uint8_t* text, int32_t size) {
   uint64_t seen = 0;
@@ -67,7 +45,7 @@ class Worker {
     out[kBadToken] = row.bad;
     out[kLength] = row.end;
     out[kFlags] = 0;
-    const int32_t start = row.bad >= 0 ? -1 : search_start(t_, row.text, row.end);
+    const int32_t start = row.bad >= 0 ? -1 : last_literal(t_, row.text, row.end);
     out[kSearchedFrom] = start;
     if (start < 0) return;
     uint32_t* which = job_.which ? job_.which + static_cast<int64_t>(r) * job_.which_words : nullptr;
@@ -96,97 +74,18 @@ class Worker {
   LabelScan scan_;
 };
 
-// Spreads the ids of one row into `bytes`, which keeps kEntryBytes more than a row can need.
-class Speller {
- public:
-  Speller(const TokenTable& tokens, const IdRows& ids) : tokens_(tokens), ids_(ids) {}
-
-  RowText spell(int32_t r) {
-    count_ = ids_.length(r);
-    const int64_t begin = ids_.begin(r);
-    const size_t most = static_cast<size_t>(count_) * kEntryBytes + kEntryBytes;
-    if (bytes_.size() < most) bytes_.resize(most);
-    if (ends_.size() < static_cast<size_t>(count_)) ends_.resize(count_);
-    return ids_.wide ? spell(static_cast<const int64_t*>(ids_.ids) + begin)
-                     : spell(static_cast<const int32_t*>(ids_.ids) + begin);
-  }
-
-  // Of the row spelt last: tokens that hold the first and the last byte of a span, as a span of tokens.
-  void token_span(const int32_t* bytes, int32_t* tokens) const {
-    const auto begin = ends_.begin(), end = begin + count_;
-    tokens[0] = static_cast<int32_t>(std::upper_bound(begin, end, bytes[0]) - begin);
-    tokens[1] = static_cast<int32_t>(std::lower_bound(begin, end, bytes[1]) - begin) + 1;
-  }
-
- private:
-  template <class Id>
-  RowText spell(const Id* ids) {
-    uint8_t* to = bytes_.data();
-    const auto vocabulary = static_cast<uint64_t>(tokens_.count);
-    for (int32_t i = 0; i < count_; ++i) {
-      if (static_cast<uint64_t>(static_cast<int64_t>(ids[i])) >= vocabulary) return {nullptr, 0, i};
-      const uint8_t* entry = tokens_.entries + static_cast<int64_t>(ids[i]) * kEntryBytes;
-      std::memcpy(to, entry, kEntryBytes);
-      if (entry[kInlineBytes] == kLongToken)
-        to = spell_long(to, ids[i], count_ - i);
-      else
-        to += entry[kInlineBytes];
-      ends_[i] = static_cast<int32_t>(to - bytes_.data());
-    }
-    return {bytes_.data(), static_cast<int32_t>(to - bytes_.data()), -1};
-  }
-
-  uint8_t* spell_long(uint8_t* to, int64_t id, int32_t left) {
-    const TokenPiece piece = token_piece(tokens_, id);
-    const size_t used = to - bytes_.data();
-    const size_t most = used + piece.size + static_cast<size_t>(left) * kEntryBytes + kEntryBytes;
-    if (bytes_.size() < most) bytes_.resize(most + most / 2);
-    std::memcpy(bytes_.data() + used, piece.bytes, piece.size);
-    return bytes_.data() + used + piece.size;
-  }
-
-  TokenTable tokens_;
-  IdRows ids_;
-  std::vector<uint8_t> bytes_;
-  std::vector<int32_t> ends_;  // [count_] bytes of the row up to the end of each token
-  int32_t count_ = 0;
-};
-
-// Runs work(low, high) over all rows on as many threads as pay, each with a worker of its own made by `make`.
-template <class Make>
-void over_rows(int32_t rows, int64_t bytes, int threads, Make make) {
-  const auto useful = static_cast<int>(std::min<int64_t>(threads, bytes / kBytesPerThread));
-  std::atomic<int32_t> turn{0};
-  const auto work = [&] {
-    auto row = make();
-    for (int32_t low; (low = turn.fetch_add(kRowsPerTurn)) < rows;)
-      for (int32_t r = low; r < std::min(low + kRowsPerTurn, rows); ++r) row(r);
-  };
-  std::vector<std::thread> pool;
-  for (int i = 1; i < useful; ++i) pool.emplace_back(work);
-  work();
-  for (std::thread& thread : pool) thread.join();
-}
-
 }  // namespace
 
 void label_match_cpu(const LabelTables& tables, const std::vector<std::string_view>& texts,
                      const LabelOut& out, int threads) {
-  int64_t bytes = 0;
-  for (const std::string_view& text : texts) bytes += static_cast<int64_t>(text.size());
-  over_rows(out.rows, bytes, threads, [&] {
-    return [&, worker = Worker(tables, out)](int32_t r) mutable {
-      const auto* text = reinterpret_cast<const uint8_t*>(texts[r].data());
-      worker.match({text, static_cast<int32_t>(texts[r].size()), -1}, r);
-    };
+  over_rows(out.rows, bytes_of(texts), threads, [&] {
+    return [&, worker = Worker(tables, out)](int32_t r) mutable { worker.match(row_text(texts[r]), r); };
   });
 }
 
 void label_match_ids_cpu(const LabelTables& tables, const TokenTable& tokens, const IdRows& ids,
                          const LabelOut& out, int threads) {
-  int64_t count = 0;
-  for (int32_t r = 0; r < out.rows; ++r) count += ids.length(r);
-  over_rows(out.rows, count * kBytesPerToken, threads, [&] {
+  over_rows(out.rows, bytes_of(ids, out.rows), threads, [&] {
     return [&, worker = Worker(tables, out), speller = Speller(tokens, ids)](int32_t r) mutable {
       worker.match(speller.spell(r), r);
       int32_t* row = out.out + static_cast<int64_t>(r) * kRowInts;

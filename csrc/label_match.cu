@@ -14,11 +14,6 @@
 namespace vstar {
 namespace {
 
-struct RowText {
-  const uint8_t* text;
-  int32_t end, bad;
-};
-
 // Byte after the last place where the literal stands, -1 when it does not, 0 when there is no literal.
 __device__ int32_t search_start(const LabelTables& t, const uint8_t* text, int32_t end, int lane) {
   if (t.after_length == 0) return 0;

@@ -230,6 +230,18 @@ VSTAR_HD int32_t literal_end(const LabelTables& t, const uint8_t* text, int32_t 
   return p;
 }
 
+// Where the text after the last place of the literal begins: 0 without a literal, -1 when it is absent.
+VSTAR_HD_CALL int32_t last_literal(const LabelTables& t, const uint8_t* text, int32_t end) {
+  if (t.after_length == 0) return 0;
+  const uint16_t first = symbol_of(t.after[0]);
+  for (int32_t p = end - 1; p >= 0; --p) {
+    if (text[p] < 0x80 && symbol_of(t.pages[text[p]]) != first) continue;
+    const int32_t stop = literal_end(t, text, p, end);
+    if (stop >= 0) return stop;
+  }
+  return -1;
+}
+
 // Compiles names given as folded code points, runs of separators written as one space: forms[i] names label
 // owners[i]. Returns the block that LabelHeader describes; throws std::invalid_argument on names it cannot
 // hold.

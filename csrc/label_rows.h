@@ -16,6 +16,12 @@ struct LabelOut {
   int32_t rows, which_words, negation;  // negation: also tell whether the own label is denied
 };
 
+// One row as text; `bad` is the position of its first id outside the vocabulary, or -1.
+struct RowText {
+  const uint8_t* text;
+  int32_t end, bad;
+};
+
 // Texts of a call on the GPU: row r is text[offsets[r] .. offsets[r + 1]).
 struct TextRows {
   const uint8_t* text;

@@ -6,17 +6,10 @@
 // Digits and letters of numbers are ASCII. One thread reads one row.
 #pragma once
 
-#include "negation.h"
+#include "number_text.h"
+#include "units.h"
 
 namespace vstar {
-
-enum Dimension { kNoDimension = -1, kTime, kCount, kShare, kPoints, kFrames, kAngle, kLength_, kMass };
-
-struct Unit {
-  const char* name;
-  int dimension;
-  double factor;  // to the dimension's base unit
-};
 
 // How numbers are written: 1.2.3 is no number because '.' glues its digits together.
 struct NumberStyle {
@@ -30,142 +23,6 @@ struct Number {
   int32_t begin, end;
   bool digits, clock;  // written in digits; as mm:ss or hh:mm:ss
 };
-
-constexpr int32_t kUnits = 48, kMetre = 41;
-
-VSTAR_HD_CALL Unit unit_at(int32_t i) {
-  const Unit kTable[kUnits] = {
-      {"s", kTime, 1},
-      {"sec", kTime, 1},
-      {"secs", kTime, 1},
-      {"second", kTime, 1},
-      {"seconds", kTime, 1},
-      {"ms", kTime, 1e-3},
-      {"msec", kTime, 1e-3},
-      {"millisecond", kTime, 1e-3},
-      {"milliseconds", kTime, 1e-3},
-      {"min", kTime, 60},
-      {"mins", kTime, 60},
-      {"minute", kTime, 60},
-      {"minutes", kTime, 60},
-      {"h", kTime, 3600},
-      {"hr", kTime, 3600},
-      {"hrs", kTime, 3600},
-      {"hour", kTime, 3600},
-      {"hours", kTime, 3600},
-      {"time", kCount, 1},
-      {"times", kCount, 1},
-      {"x", kCount, 1},
-      {"rep", kCount, 1},
-      {"reps", kCount, 1},
-      {"repetition", kCount, 1},
-      {"repetitions", kCount, 1},
-      {"%", kShare, 0.01},
-      {"percent", kShare, 0.01},
-      {"pct", kShare, 0.01},
-      {"point", kPoints, 1},
-      {"points", kPoints, 1},
-      {"pt", kPoints, 1},
-      {"pts", kPoints, 1},
-      {"frame", kFrames, 1},
-      {"frames", kFrames, 1},
-      {"degree", kAngle, 1},
-      {"degrees", kAngle, 1},
-      {"deg", kAngle, 1},
-      {"\u00b0", kAngle, 1},
-      {"mm", kLength_, 1e-3},
-      {"cm", kLength_, 1e-2},
-      {"km", kLength_, 1e3},
-      {"m", kLength_, 1},
-      {"meter", kLength_, 1},
-      {"meters", kLength_, 1},
-      {"metre", kLength_, 1},
-      {"metres", kLength_, 1},
-      {"g", kMass, 1e-3},
-      {"kg", kMass, 1},
-  };
-  return kTable[i];
-}
-
-// A row's text with the tests that its numbers need.
-struct NumberText {
-  const LabelTables& t;
-  const uint8_t* text;
-  int32_t end;
-
-  VSTAR_HD int32_t at(int32_t p) const { return p < end ? read_code_point(text, p, end).value : -2; }
-  VSTAR_HD int32_t next(int32_t p) const { return read_code_point(text, p, end).next; }
-  VSTAR_HD int32_t before(int32_t p) const {
-    return p > 0 ? read_code_point(text, char_before(text, p), p).value : -2;
-  }
-  VSTAR_HD bool word(int32_t cp) const { return cp == '_' || (cp >= 0 && is_word(code_of(t, cp))); }
-  VSTAR_HD bool digit(int32_t p) const { return p < end && text[p] >= '0' && text[p] <= '9'; }
-  VSTAR_HD int32_t digits_end(int32_t p) const {
-    while (digit(p)) ++p;
-    return p;
-  }
-  VSTAR_HD_CALL int32_t spaces_end(int32_t p) const {
-    while (p < end && is_space(at(p))) p = next(p);
-    return p;
-  }
-  VSTAR_HD int32_t lower(int32_t p) const {
-    return p < end && text[p] >= 'A' && text[p] <= 'Z' ? text[p] + 32 : p < end ? text[p] : -1;
-  }
-  // Where `what` (lower-case ASCII) that begins at p ends, or -1.
-  VSTAR_HD_CALL int32_t literal(int32_t p, const char* what) const {
-    for (; *what; ++what, ++p)
-      if (lower(p) != *what) return -1;
-    return p;
-  }
-  // As literal, for a word with nothing of a word behind it.
-  VSTAR_HD_CALL int32_t whole(int32_t p, const char* what) const {
-    const int32_t stop = literal(p, what);
-    return stop >= 0 && !word(at(stop)) ? stop : -1;
-  }
-};
-
-VSTAR_HD_CALL const char* number_word(int32_t value) {
-  const char* const kSmall[] = {"zero",    "one",     "two",       "three",    "four",
-                                "five",    "six",     "seven",     "eight",    "nine",
-                                "ten",     "eleven",  "twelve",    "thirteen", "fourteen",
-                                "fifteen", "sixteen", "seventeen", "eighteen", "nineteen"};
-  return kSmall[value];
-}
-
-VSTAR_HD_CALL const char* tens_word(int32_t ten) {
-  const char* const kTens[] = {"twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety"};
-  return kTens[ten];
-}
-
-// Digits with at most one '.', commas skipped, as a number: exact to 15 digits, within a few units of the
-// last place beyond. `power` moves the decimal point.
-VSTAR_HD_CALL double decimal(const uint8_t* text, int32_t p, int32_t stop, int64_t power) {
-  uint64_t digits = 0;
-  bool fraction = false;
-  for (; p < stop; ++p) {
-    if (text[p] == '.') fraction = true;
-    if (text[p] < '0' || text[p] > '9') continue;
-    if (digits < 900000000000000000ull) {
-      digits = digits * 10 + (text[p] - '0');
-      power -= fraction;
-    } else {
-      power += !fraction;
-    }
-  }
-  double value = static_cast<double>(digits);
-  if (value == 0) return 0;
-  for (; power > 0; power -= power < 22 ? power : 22) {
-    double factor = 1;
-    for (int64_t i = 0; i < power && i < 22; ++i) factor *= 10;
-    value *= factor;
-  }
-  for (; power < 0 && value > 0; power += -power < 22 ? -power : 22) {
-    double factor = 1;
-    for (int64_t i = 0; i < -power && i < 22; ++i) factor *= 10;
-    value /= factor;
-  }
-  return value;
-}
 
 class NumberReader {
  public:

@@ -1,40 +1,11 @@
-// match_number and match_interval: values read out of each row's text and set against its own.
-// One thread owns one row, on the CPU and on the GPU; all of it is the same code.
+// match_number, match_interval and match_sequence: values read out of each row's text and set against its
+// own. One thread owns one row, on the CPU and on the GPU; all of it is the same code.
 #pragma once
 
-#include "label_rows.h"
 #include "numbers.h"
+#include "value_sequence.h"
 
 namespace vstar {
-
-enum ValueStatus { kOk, kNoSlot, kNoValue, kWrongUnit, kAmbiguous, kOffTolerance, kWrongOrder, kLowIou };
-enum Pick { kPickFirst, kPickLast, kPickSlot };  // kPickSlot: first behind the literal, else last of the text
-
-// Columns of a result row.
-enum ValueColumn { kStatus, kValueBegin, kValueEnd, kDenied, kValueFrom, kBest, kValueRowInts };
-
-// Own values of the rows. Row r has gold[r] (a number), or gold[2 * i], gold[2 * i + 1] for the intervals i
-// from offsets[r] to offsets[r + 1].
-struct ValueJob {
-  const double* gold;
-  const double* absolute;  // [rows] tolerances; for intervals absolute[0] is the least IoU
-  const double* relative;
-  const int32_t* units;  // [rows] unit_at, -1 none, -2 one that is not known
-  const int64_t* offsets;
-  int32_t* out;    // [rows, kValueRowInts]
-  double* values;  // [rows, 2] number and error, or begin and end
-  double* score;   // [rows] IoU
-  int32_t rows, pick;
-};
-
-VSTAR_HD_CALL int32_t last_literal(const LabelTables& t, const uint8_t* text, int32_t end) {
-  if (t.after_length == 0) return 0;
-  for (int32_t p = end - 1; p >= 0; --p) {
-    const int32_t stop = literal_end(t, text, p, end);
-    if (stop >= 0) return stop;
-  }
-  return -1;
-}
 
 // Writes n's value in the unit `own` and returns true; false when it measures something else.
 VSTAR_HD_CALL bool in_unit(const Number& n, int32_t own, double* value) {
@@ -54,17 +25,6 @@ VSTAR_HD_CALL bool in_unit(const Number& n, int32_t own, double* value) {
 
 VSTAR_HD_CALL double magnitude(double x) { return x < 0 ? -x : x; }
 
-VSTAR_HD_CALL void value_row(const ValueJob& job, int32_t r, int32_t status, int32_t begin, int32_t end,
-                             bool denied, int32_t from) {
-  int32_t* out = job.out + static_cast<int64_t>(r) * kValueRowInts;
-  out[kStatus] = status;
-  out[kValueBegin] = begin;
-  out[kValueEnd] = end;
-  out[kDenied] = denied;
-  out[kValueFrom] = from;
-  out[kBest] = -1;
-}
-
 // Where reading begins and whether the last value counts; false when the row has no slot.
 VSTAR_HD_CALL bool reading(const LabelTables& t, const uint8_t* text, int32_t end, int32_t pick,
                            int32_t* from, bool* last) {
@@ -81,6 +41,7 @@ VSTAR_HD_CALL void number_row(const LabelTables& t, const uint8_t* text, int32_t
   const double none = __builtin_nan("");
   double* values = job.values + 2 * static_cast<int64_t>(r);
   values[0] = values[1] = none;
+  job.score[r] = 0;
   if (!reading(t, text, end, job.pick, &from, &last)) return value_row(job, r, kNoSlot, -1, -1, false, -1);
   NumberReader reader(t, text, from, end, kAnyNumber);
   Number number, more;
@@ -173,13 +134,53 @@ VSTAR_HD_CALL void interval_row(const LabelTables& t, const uint8_t* text, int32
   }
   value_row(job, r, status, pair.first.begin, pair.second.end, negated(t, text, from, pair.first.begin),
             from);
-  job.out[static_cast<int64_t>(r) * kValueRowInts + kBest] = best;
+  job.row(r)[kBest] = best;
+}
+
+VSTAR_HD_CALL void bad_row(const ValueJob& job, int32_t r, int32_t position) {
+  const double none = __builtin_nan("");
+  job.score[r] = 0;
+  if (job.kind == kSequence)
+    SequenceReader(job, r);  // no items
+  else
+    job.values[2 * static_cast<int64_t>(r)] = job.values[2 * static_cast<int64_t>(r) + 1] = none;
+  value_row(job, r, kNoValue, -1, -1, false, -1);
+  job.row(r)[kValueBadToken] = position;
+}
+
+// Fills row r. `ids` is null for rows of text.
+VSTAR_HD_CALL void match_value(const LabelTables& t, const RowText& row, const ValueJob& job, int32_t r,
+                               const TokenTable* tokens, const IdRows* ids) {
+  if (row.bad >= 0) return bad_row(job, r, row.bad);
+  if (job.kind == kSequence)
+    sequence_row(t, row.text, row.end, job, r);
+  else if (job.kind == kInterval)
+    interval_row(t, row.text, row.end, job, r);
+  else
+    number_row(t, row.text, row.end, job, r);
+  int32_t* out = job.row(r);
+  if (out[kValueBytes] < 0) return;
+  CharCounter chars(row.text, row.end), chars_again(row.text, row.end);
+  if (ids == nullptr) {
+    place(out + kValueBytes, out + kValueChars, nullptr, &chars, nullptr);
+    if (job.kind == kSequence) place_items(job, r, chars_again, nullptr);
+    return;
+  }
+  TokenFinder finder(*tokens, *ids, r), finder_again(*tokens, *ids, r);
+  place(out + kValueBytes, out + kValueChars, out + kValueTokens, &chars, &finder);
+  if (job.kind == kSequence) place_items(job, r, chars_again, &finder_again);
 }
 
 void match_values_cpu(const LabelTables& tables, const std::vector<std::string_view>& texts,
-                      const ValueJob& job, bool interval);
-void match_values_cuda(const LabelTables& tables, const TextRows& texts, const ValueJob& job, bool interval,
+                      const ValueJob& job, int threads);
+void match_values_ids_cpu(const LabelTables& tables, const TokenTable& tokens, const IdRows& ids,
+                          const ValueJob& job, int threads);
+void match_values_cuda(const LabelTables& tables, const TextRows& texts, const ValueJob& job,
                        uintptr_t stream);
+// `scratch` holds `workers` texts of `scratch_bytes` each: as many bytes as the longest row can have.
+void match_values_ids_cuda(const LabelTables& tables, const TokenTable& tokens, const IdRows& ids,
+                           const ValueJob& job, uint8_t* scratch, int64_t scratch_bytes, int32_t workers,
+                           uintptr_t stream);
 int32_t find_unit(const std::string& name);  // index of unit_at, or -1
 
 }  // namespace vstar

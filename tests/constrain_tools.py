@@ -2,11 +2,14 @@
 
 import functools
 import random
+import re
 
 import torch
+from hypothesis import strategies as st
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
+from vstar_fast import ops
 from vstar_fast.ops import DecodeState, TokenVocab
 
 CORPUS = [
@@ -162,3 +165,25 @@ def spell(vocab: TokenVocab, text: bytes, rng: random.Random) -> list[int] | Non
         token, at = rng.choice(best[at])
         out.append(token)
     return out
+
+
+KINDS = ["byte_level", "sentencepiece", "twins"]
+LETTERS = st.text(alphabet="ab wks\u00e9\u8a9e\U0001f642", min_size=1, max_size=6)
+LABELS = st.lists(LETTERS, min_size=1, max_size=8)
+
+
+def try_choice(names: list[str]):
+    """A choice of these labels, without those that fold to the same."""
+    seen: dict[str, str] = {}
+    for name in names:
+        seen.setdefault(re.sub("[ _-]+", " ", name.casefold()), name)
+    return ops.choice(list(seen.values()))
+
+
+def follow(grammar, ids: list[int]) -> None:
+    """Every token of `ids` is legal in turn, and the end behind them."""
+    state = ops.DecodeState(grammar, 1)
+    for token in [*ids, grammar.vocab.eos_ids[0]]:
+        assert token in allowed(state)
+        state.advance_(torch.tensor([token]))
+    assert bool(state.complete[0]) and bool(state.done[0])

@@ -48,13 +48,14 @@ ORDER: dict[str, dict[str, tuple[str, ...]]] = {
     "label_match": {"cuda": ("cuda", "cpp", "reference"), "cpu": ("cpp", "reference")},
     "match_number": {"cuda": ("cuda", "cpp", "reference"), "cpu": ("cpp", "reference")},
     "match_interval": {"cuda": ("cuda", "cpp", "reference"), "cpu": ("cpp", "reference")},
+    "match_sequence": {"cuda": ("cuda", "cpp", "reference"), "cpu": ("cpp", "reference")},
     "sample": {"cuda": ("triton", "reference"), "cpu": ("cpp", "reference")},
     "frames": {"cuda": ("pyav", "torchcodec"), "cpu": ("pyav", "torchcodec")},
     "attention": {"cuda": ("sdpa",), "cpu": ("sdpa",)},
 }
 """Op or stage -> device -> backends, best first. Only what is implemented stands here."""
 
-OPS = ("constrain", "label_match", "match_number", "match_interval", "sample")
+OPS = ("constrain", "label_match", "match_number", "match_interval", "match_sequence", "sample")
 
 PACKAGES = ("dali", "flash-attn-4", "flash-attn-3", "flash-attn-2", "torchcodec")
 """Optional packages `doctor` reports beside the backends."""

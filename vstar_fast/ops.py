@@ -49,7 +49,7 @@ if TYPE_CHECKING:
     )
     from vstar_fast.kernels.label_match import LabelMatch, LabelSet, TokenBytes, char_span, label_match
     from vstar_fast.kernels.sample import sample
-    from vstar_fast.kernels.value_match import ValueMatch, match_interval, match_number
+    from vstar_fast.kernels.value_match import SequenceMatch, ValueMatch, match_interval, match_number, match_sequence
 
 __all__ = [
     "ConstrainError",
@@ -59,6 +59,7 @@ __all__ = [
     "LabelMatch",
     "LabelSet",
     "LogitsProcessor",
+    "SequenceMatch",
     "TokenBytes",
     "TokenVocab",
     "ValueMatch",
@@ -71,6 +72,7 @@ __all__ = [
     "label_match",
     "match_interval",
     "match_number",
+    "match_sequence",
     "number",
     "optional",
     "repeat",
@@ -83,7 +85,7 @@ __all__ = [
 
 _HOME = {
     **dict.fromkeys(("LabelMatch", "LabelSet", "TokenBytes", "char_span", "label_match"), "label_match"),
-    **dict.fromkeys(("ValueMatch", "match_interval", "match_number"), "value_match"),
+    **dict.fromkeys(("SequenceMatch", "ValueMatch", "match_interval", "match_number", "match_sequence"), "value_match"),
     "sample": "sample",
 }
 """Folder of each name; all others are constrain's."""

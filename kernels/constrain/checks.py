@@ -5,14 +5,16 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import torch
+from vstar_fast.kernels.sample.settings import check_settings
 
-from vstar_fast.errors import ConstrainError
+from vstar_fast.errors import ConstrainError, ModelError
+
+from .backend import LOST
 
 if TYPE_CHECKING:
     from .state import DecodeState
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-MIN_TEMPERATURE = 1e-4
 
 
 def check_logits(rows: DecodeState, logits: torch.Tensor) -> None:
@@ -51,12 +53,7 @@ def check_draw(rows: DecodeState, seeds: torch.Tensor, temperature: float, top_p
             f"seeds must be int64 [{len(rows)}] on {rows.state.device}, "
             f"not {seeds.dtype} {tuple(seeds.shape)} on {seeds.device}"
         )
-    if temperature != 0 and not MIN_TEMPERATURE <= temperature <= 1e4:
-        raise ConstrainError(f"temperature is {temperature}; use 0 for greedy, or {MIN_TEMPERATURE} to 10000")
-    if not 0 < top_p <= 1:
-        raise ConstrainError(f"top_p is {top_p}; it must be above 0 and at most 1")
-    if top_k < 0:
-        raise ConstrainError(f"top_k is {top_k}; use 0 to keep every token")
+    check_settings(temperature, top_p, top_k, ConstrainError)
 
 
 def check_bits(rows: DecodeState, out: torch.Tensor) -> None:
@@ -69,3 +66,22 @@ def check_bits(rows: DecodeState, out: torch.Tensor) -> None:
         )
     if out.stride(1) != 1 or (out.shape[0] > 1 and out.stride(0) < out.shape[1]):
         raise ConstrainError(f"the bitmask has strides {out.stride()}; its columns must lie side by side")
+
+
+def check_lost(lost: int | None, state: torch.Tensor, tokens: torch.Tensor) -> None:
+    """No row was lost by these tokens; None: the backend does not wait to know."""
+    if lost is None:
+        raise ConstrainError("strict=True would wait for the GPU; look at `lost` when it suits you")
+    if lost:
+        row = int((state == LOST).nonzero()[-1])
+        raise ConstrainError(
+            f"row {row} took token {int(tokens[row])}, which its grammar or its budget does not allow there; "
+            "mask the logits before sampling"
+        )
+
+
+def check_drawn(ids: torch.Tensor) -> None:
+    """Every row has a token, where looking does not make a GPU wait."""
+    if ids.device.type == "cpu" and (ids < 0).any():
+        rows = ", ".join(map(str, (ids < 0).nonzero()[:8, 0].tolist()))
+        raise ModelError(f"legal logits of row {rows} are NaN, +inf or all -inf; check the model and its inputs")

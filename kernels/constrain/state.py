@@ -10,9 +10,9 @@ from typing import Any
 import torch
 
 from vstar_fast import backends
-from vstar_fast.errors import ConstrainError, ModelError
+from vstar_fast.errors import ConstrainError
 
-from . import checks
+from . import checks, library
 from .backend import DONE, FREE, LOST, UNKNOWN_FILL, UNLIMITED, Draw, Rows, load
 from .grammar import Grammar
 
@@ -95,6 +95,9 @@ class DecodeState:
     def mask_(self, logits: torch.Tensor) -> torch.Tensor:
         """Set logits [B, V] of tokens that are not legal to -inf, in place; the others keep their bits."""
         checks.check_logits(self, logits)
+        if torch.compiler.is_compiling():
+            library.mask_(*self._rows, logits, self.backend)
+            return logits
         if len(self):
             self._run.mask(self._rows, logits)
         backends.ran("constrain", self.backend)
@@ -107,18 +110,14 @@ class DecodeState:
         strict: then raise ConstrainError as well; default on the CPU, not possible on a GPU (nothing waits).
         """
         tokens = checks.check_tokens(self, tokens)
+        strict = self.device.type == "cpu" if strict is None else strict
+        if torch.compiler.is_compiling():
+            library.advance_(*self._rows, tokens, strict, self.backend)
+            return
         lost = self._run.advance(self._rows, tokens) if len(self) else 0
         backends.ran("constrain", self.backend)
-        if strict is False or (strict is None and self.device.type != "cpu"):
-            return
-        if lost is None:
-            raise ConstrainError("strict=True would wait for the GPU; look at `lost` when it suits you")
-        if lost:
-            row = int((self.state == LOST).nonzero()[-1])
-            raise ConstrainError(
-                f"row {row} took token {int(tokens[row])}, which its grammar or its budget does not allow there; "
-                "mask the logits before sampling"
-            )
+        if strict:
+            checks.check_lost(lost, self.state, tokens)
 
     def advance_mask_(self, logits: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
         """`advance_` by the tokens of the step before, then `mask_`: one call a step."""
@@ -149,17 +148,18 @@ class DecodeState:
         """
         checks.check_logits(self, logits)
         checks.check_draw(self, seeds, temperature, top_p, top_k)
+        fixed = round(top_p * (1 << 62)) if temperature > 0 else 1 << 62
+        scale = 0.0 if temperature == 0 else math.log2(math.e) / temperature
+        kept = top_k if temperature > 0 else 0
+        if torch.compiler.is_compiling():
+            return library.sample_(*self._rows, logits, seeds, scale, fixed, kept, self.backend)
         ids = torch.full((len(self),), -1, dtype=torch.int64, device=self.device)
         logprobs = torch.full((len(self),), math.nan, dtype=torch.float32, device=self.device)
         if len(self):
-            fixed = round(top_p * (1 << 62)) if temperature > 0 else 1 << 62
-            scale = 0.0 if temperature == 0 else math.log2(math.e) / temperature
-            draw = Draw(seeds.contiguous(), ids, logprobs, scale, fixed, top_k if temperature > 0 else 0)
+            draw = Draw(seeds.contiguous(), ids, logprobs, scale, fixed, kept)
             self._run.sample(self._rows, logits, draw)
         backends.ran("constrain", self.backend)
-        if self.device.type == "cpu" and (ids < 0).any():
-            rows = ", ".join(map(str, (ids < 0).nonzero()[:8, 0].tolist()))
-            raise ModelError(f"legal logits of row {rows} are NaN, +inf or all -inf; check the model and its inputs")
+        checks.check_drawn(ids)
         return ids, logprobs
 
     def forced(self, most: int = 64, *, advance: bool = True) -> tuple[torch.Tensor, torch.Tensor]:
@@ -169,6 +169,8 @@ class DecodeState:
         """
         if most < 1:
             raise ConstrainError(f"forced(most={most}); give at least 1")
+        if torch.compiler.is_compiling():
+            return library.forced_(*self._rows, most, advance, self.backend)
         tokens = torch.full((len(self), most), -1, dtype=torch.int64, device=self.device)
         lengths = torch.zeros(len(self), dtype=torch.int32, device=self.device)
         if len(self):
@@ -182,6 +184,11 @@ class DecodeState:
         Without `out`, a buffer of this state is updated and returned: only words that changed are touched, so
         read it before the next call and do not write to it.
         """
+        if torch.compiler.is_compiling():
+            out = self.state.new_empty((len(self), self.words)) if out is None else out
+            checks.check_bits(self, out)
+            library.fill(*self._rows, out, self.backend)
+            return out
         filled = None
         if out is None:
             if self._bits is None:

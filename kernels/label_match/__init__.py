@@ -59,6 +59,28 @@ def label_match(
     Raises DataError for arguments of the wrong shape, type or range, and for ids outside the vocabulary (on a GPU:
     from `LabelMatch.check()`).
     """
+    if torch.compiler.is_compiling() and tokens is not None and isinstance(texts, torch.Tensor):
+        from .library import in_graph
+
+        sizes = torch.tensor(lengths) if lengths is not None and not isinstance(lengths, torch.Tensor) else lengths
+        return in_graph(texts, labels, _as_ids(own, labels), tokens, sizes, after, which, negation, backend)
+    return find(texts, labels, own, tokens, lengths, after, which, negation, device, backend, threads)
+
+
+def find(
+    texts: Texts | Ids,
+    labels: LabelSet,
+    own: Sequence[int | str] | torch.Tensor,
+    tokens: TokenBytes | None,
+    lengths: torch.Tensor | Sequence[int] | None,
+    after: str | None,
+    which: bool,
+    negation: bool,
+    device: torch.device | str | None,
+    backend: str,
+    threads: int | None,
+) -> LabelMatch:
+    """`label_match` outside of compiled graphs."""
     rows = rows_of(texts, tokens, lengths)
     where = rows.device if device is None or isinstance(texts, (torch.Tensor, tuple)) else torch.device(device)
     choice = backends.choose("label_match", where, backend)
@@ -74,10 +96,15 @@ def label_match(
     return LabelMatch(out, bits, labels, choice.name)
 
 
+def _as_ids(own: Sequence[int | str] | torch.Tensor, labels: LabelSet) -> torch.Tensor:
+    if isinstance(own, torch.Tensor):
+        return own
+    return torch.tensor([labels.id(item) if isinstance(item, str) else item for item in own], dtype=torch.int32)
+
+
 def _own_ids(own: Sequence[int | str] | torch.Tensor, labels: LabelSet, rows: int) -> torch.Tensor:
     """[B] int32 label ids on the device of `own`; ids and names are checked where that needs no GPU sync."""
-    if not isinstance(own, torch.Tensor):
-        own = torch.tensor([labels.id(item) if isinstance(item, str) else item for item in own], dtype=torch.int32)
+    own = _as_ids(own, labels)
     if own.dim() != 1 or own.numel() != rows:
         raise DataError(f"own names {tuple(own.shape)} labels for {rows} texts; give one label a text")
     if own.dtype not in (torch.int32, torch.int64):

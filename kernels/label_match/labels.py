@@ -12,6 +12,7 @@ import torch
 from vstar_fast.errors import DataError
 
 from .characters import WORD, fold_name, kind
+from .handles import hold
 
 
 class LabelSet:
@@ -37,6 +38,7 @@ class LabelSet:
             for other in [others] if isinstance(others, str) else others:
                 self._add(label, other)
         self._tables: dict[tuple[tuple[int, ...], torch.device], torch.Tensor] = {}
+        self.handle = hold(self)
 
     def _add(self, label: int, name: str) -> None:
         """Enter a name of `label`, in composed and in decomposed Unicode, unless it is there already."""

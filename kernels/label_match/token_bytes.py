@@ -12,6 +12,8 @@ import torch
 
 from vstar_fast.errors import DataError
 
+from .handles import hold
+
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
 
@@ -31,6 +33,7 @@ class TokenBytes:
         self.pieces: tuple[bytes | None, ...] = tuple(pieces)
         self.longest = max(len(piece or b"") for piece in self.pieces)
         self._tables: dict[torch.device, torch.Tensor] = {}
+        self.handle = hold(self)
 
     @classmethod
     def from_hf(cls, tokenizer: Any, size: int | None = None) -> TokenBytes:

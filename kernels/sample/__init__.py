@@ -13,10 +13,11 @@ import torch
 from vstar_fast import backends
 from vstar_fast.errors import ConfigError, ModelError
 
+from .settings import check_settings
+
 __all__ = ["sample"]
 
 MAX_VOCABULARY = 1 << 21
-MIN_TEMPERATURE = 1e-4
 
 
 def sample(
@@ -45,6 +46,23 @@ def sample(
         nor filtered. A row with NaN or +inf, or with nothing but -inf, is a ModelError that names it; on a GPU,
         which is not waited for, it gets id -1 and logprob NaN instead.
     """
+    if torch.compiler.is_compiling():
+        from . import library
+
+        return library.sample(logits, seeds, step, temperature, top_p, top_k, backend)
+    return draw(logits, seeds, step, temperature, top_p, top_k, backend)
+
+
+def draw(
+    logits: torch.Tensor,
+    seeds: torch.Tensor,
+    step: int,
+    temperature: float,
+    top_p: float,
+    top_k: int,
+    backend: str,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """`sample` outside of compiled graphs."""
     _check(logits, seeds, step, temperature, top_p, top_k)
     choice = backends.choose("sample", logits.device, backend)
     logits = logits if logits.stride(-1) == 1 or logits.numel() == 0 else logits.contiguous()
@@ -72,12 +90,7 @@ def _check(logits: torch.Tensor, seeds: torch.Tensor, step: int, temperature: fl
         )
     if step < 0:
         raise ConfigError(f"step is {step}; steps count from 0")
-    if temperature != 0 and not MIN_TEMPERATURE <= temperature <= 1e4:
-        raise ConfigError(f"temperature is {temperature}; use 0 for greedy, or {MIN_TEMPERATURE} to 10000")
-    if not 0 < top_p <= 1:
-        raise ConfigError(f"top_p is {top_p}; it must be above 0 and at most 1")
-    if top_k < 0:
-        raise ConfigError(f"top_k is {top_k}; use 0 to keep every token")
+    check_settings(temperature, top_p, top_k, ConfigError)
 
 
 def _keep_top(logits: torch.Tensor, temperature: float, top_p: float, top_k: int) -> torch.Tensor:

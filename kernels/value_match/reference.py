@@ -12,43 +12,24 @@ import unicodedata
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from vstar_fast.kernels.label_match.reference import denied, search_start, units
+import torch
+from vstar_fast.kernels.label_match.labels import LabelSet, fold_literal
+from vstar_fast.kernels.label_match.reference import characters, denied, occurrences, search_start, token_span, units
+from vstar_fast.kernels.label_match.rows import Rows, TokenRows
+from vstar_fast.kernels.number_words import NUMBER_WORDS, OFTEN, ONES, SCALES, SMALL, TENS, UNITS
 
-_ONES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
-_TEENS = ("eleven", "twelve", "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen")
-_SMALL = (*_ONES, "ten", *_TEENS)
-_TENS = ("twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety")
-_WORDS = {word: i for i, word in enumerate(_SMALL)} | {word: 20 + 10 * i for i, word in enumerate(_TENS)}
-_OFTEN = {"once": 1, "twice": 2, "thrice": 3}
-_SCALES = {"dozen": 12, "hundred": 100, "thousand": 1e3, "million": 1e6, "billion": 1e9}
-UNITS: dict[str, tuple[str, float]] = {
-    **dict.fromkeys(("s", "sec", "secs", "second", "seconds"), ("time", 1.0)),
-    **dict.fromkeys(("ms", "msec", "millisecond", "milliseconds"), ("time", 1e-3)),
-    **dict.fromkeys(("min", "mins", "minute", "minutes"), ("time", 60.0)),
-    **dict.fromkeys(("h", "hr", "hrs", "hour", "hours"), ("time", 3600.0)),
-    **dict.fromkeys(("time", "times", "x", "rep", "reps", "repetition", "repetitions"), ("count", 1.0)),
-    **dict.fromkeys(("%", "percent", "pct"), ("share", 0.01)),
-    **dict.fromkeys(("point", "points", "pt", "pts"), ("points", 1.0)),
-    **dict.fromkeys(("frame", "frames"), ("frames", 1.0)),
-    **dict.fromkeys(("degree", "degrees", "deg", "\u00b0"), ("angle", 1.0)),
-    **dict.fromkeys(("m", "meter", "meters", "metre", "metres"), ("length", 1.0)),
-    "mm": ("length", 1e-3),
-    "cm": ("length", 1e-2),
-    "km": ("length", 1e3),
-    "g": ("mass", 1e-3),
-    "kg": ("mass", 1.0),
-}
-"""Unit as written -> (dimension, factor to the dimension's base unit)."""
+from .job import INTERVAL, SEQUENCE, Call, Found
+from .result import ITEM_INTS, ROW_INTS
 
 _CLOCK = r"(?P<clock>[0-9]{1,3}:[0-5][0-9](?::[0-5][0-9])?(?:\.[0-9]+)?)"
 _PLAIN = r"[0-9]+(?:\.[0-9]+)?(?:e[+-]?[0-9]+)?|\.[0-9]+"
 _THOUSANDS = r"[0-9]{1,3}(?:,[0-9]{3})+(?:\.[0-9]+)?|"
 _SPELT = (
-    rf"(?P<often>{'|'.join(_OFTEN)})\b|(?P<tens>{'|'.join(_TENS)})(?:[-\s](?P<ones>{'|'.join(_ONES[1:])}))?\b"
-    rf"|(?P<small>{'|'.join(sorted(_SMALL, key=len, reverse=True))})\b"
+    rf"(?P<often>{'|'.join(OFTEN)})\b|(?P<tens>{'|'.join(TENS)})(?:[-\s](?P<ones>{'|'.join(ONES[1:])}))?\b"
+    rf"|(?P<small>{'|'.join(sorted(SMALL, key=len, reverse=True))})\b"
 )
 _REST = (
-    rf"(?:\s*(?P<scale>{'|'.join(_SCALES)})\b)?(?P<half>\s+and\s+a\s+half\b)?"
+    rf"(?:\s*(?P<scale>{'|'.join(SCALES)})\b)?(?P<half>\s+and\s+a\s+half\b)?"
     r"(?:(?P<gap>[\s\-]*)(?P<unit>%|\u00b0|[a-z\u00b5]+))?"
 )
 
@@ -60,10 +41,10 @@ def _pattern(digits: str, sign: str, glue: str) -> re.Pattern[str]:
 
 _NUMBER = _pattern(_THOUSANDS + _PLAIN, r"(?<![\w)\]%])[+\-\u2212]", ".,:")
 _TIME = _pattern(_PLAIN, r"(?!)", ".:")
-_OTHER = re.compile(r"\s*(?:or|to|-|\u2013|\u2014|~)\s*(?=[0-9.]|" + "|".join(_WORDS) + ")", re.IGNORECASE)
+_OTHER = re.compile(r"\s*(?:or|to|-|\u2013|\u2014|~)\s*(?=[0-9.]|" + "|".join(NUMBER_WORDS) + ")", re.IGNORECASE)
 _OR = re.compile(r"\s*,?\s*or\b", re.IGNORECASE)
 
-OK, NO_SLOT, NO_VALUE, WRONG_UNIT, AMBIGUOUS, OFF_TOLERANCE, WRONG_ORDER, LOW_IOU = range(8)
+OK, NO_SLOT, NO_VALUE, WRONG_UNIT, AMBIGUOUS, OFF_TOLERANCE, WRONG_ORDER, LOW_IOU, WRONG_VALUE, WRONG_LENGTH = range(10)
 
 
 class Number(NamedTuple):
@@ -104,10 +85,10 @@ def _value(found: re.Match[str]) -> float:
     elif found["digits"]:
         value = float(found["digits"].replace(",", ""))
     elif found["often"]:
-        value = _OFTEN[found["often"].lower()]
+        value = OFTEN[found["often"].lower()]
     else:
-        value = sum(_WORDS[part.lower()] for part in (found["tens"], found["ones"], found["small"]) if part)
-    value = value * _SCALES.get((found["scale"] or "").lower(), 1) + (0.5 if found["half"] else 0)
+        value = sum(NUMBER_WORDS[part.lower()] for part in (found["tens"], found["ones"], found["small"]) if part)
+    value = value * SCALES.get((found["scale"] or "").lower(), 1) + (0.5 if found["half"] else 0)
     return -value if found["sign"] and found["sign"][0] != "+" else float(value)
 
 
@@ -216,3 +197,90 @@ def interval_row(data: bytes, after: Sequence[int], pick: str, golds: Sequence[S
     choice = not row.last and len(numbers) > 2 and _OR.match(row.text, second.end, numbers[2].start)
     status = AMBIGUOUS if choice else OK if score >= least - 1e-9 else LOW_IOU
     return row.result(status, first, second, scores.index(score) if score > 0 else -1, (begin, end), score)
+
+
+Item = tuple[int, int, int]
+"""Label, begin and end of one item of a sequence."""
+
+
+def items_of(data: bytes, forms: Sequence[tuple[int, ...]], owners: Sequence[int], start: int) -> list[Item]:
+    """The labels from byte `start` on: the longest at each place, none inside another."""
+    row = units(data)
+    longest: dict[int, tuple[int, int]] = {}
+    for form, owner in zip(forms, owners, strict=True):
+        for begin, end in occurrences(row, form, start):
+            longest[begin] = max((end, owner), longest.get(begin, (0, 0)))
+    items: list[Item] = []
+    for begin, (end, owner) in sorted(longest.items()):
+        if not items or begin >= items[-1][2]:
+            items.append((owner, begin, end))
+    return items
+
+
+def sequence_row(data: bytes, after: Sequence[int], own: Sequence[int], labels: LabelSet) -> tuple[Read, list[Item]]:
+    """The labels named, against the row's own; `best` is how many there are, `score` the share in order."""
+    start = search_start(units(data), after)
+    if start < 0:
+        return Read(NO_SLOT, best=0), []
+    items = items_of(data, labels.forms, labels.owners, start)
+    if not items:
+        return Read(NO_VALUE, start=start, best=0), []
+    found = [label for label, _, _ in items]
+    if len(found) != len(own):
+        status = WRONG_LENGTH
+    elif found == list(own):
+        status = OK
+    else:
+        status = WRONG_ORDER if sorted(found) == sorted(own) else WRONG_VALUE
+    said = any(denied(data, start, begin) for _, begin, _ in items)
+    score = common(found, own) / max(len(found), len(own))
+    return Read(status, (items[0][1], items[-1][2]), said, start, len(items), score=score), items
+
+
+def common(a: Sequence[int], b: Sequence[int]) -> int:
+    """Length of the longest common subsequence."""
+    best = {(i, j): 0 for i in range(len(a) + 1) for j in range(len(b) + 1)}
+    for i, x in enumerate(a, 1):
+        for j, y in enumerate(b, 1):
+            best[i, j] = best[i - 1, j - 1] + 1 if x == y else max(best[i - 1, j], best[i, j - 1])
+    return best[len(a), len(b)]
+
+
+def run(call: Call) -> Found:
+    """What the call finds, row by row."""
+    literal = () if call.after is None else fold_literal(call.after)
+    texts = call.rows.bytes()
+    ids = call.rows.lists() if isinstance(call.rows, TokenRows) else [None] * len(texts)
+    rows = [_row_of(call, r, data, literal) for r, data in enumerate(texts)]
+    table, told = [], []
+    for (found, items), data, row in zip(rows, texts, ids, strict=True):
+        places = placed(found.span, data, call.rows, row)
+        table.append([found.status, *found.span, found.denied, found.start, found.best, *places, -1])
+        seen = [
+            [label, *span, *placed((span[0], span[1]), data, call.rows, row)] for label, *span in items[: call.most]
+        ]
+        told.append(seen + [[-1] * ITEM_INTS] * (call.most - len(seen)))
+    out = torch.tensor(table, dtype=torch.int32).reshape(len(rows), ROW_INTS)
+    score = torch.tensor([0.0 if math.isnan(x.score) else x.score for x, _ in rows], dtype=torch.float64)
+    if call.kind == SEQUENCE:
+        more = torch.tensor(told, dtype=torch.int32).reshape(len(rows), call.most, ITEM_INTS)
+    else:
+        more = torch.tensor([x.values for x, _ in rows], dtype=torch.float64).reshape(len(rows), 2)
+    return Found(*(x.to(call.rows.device) for x in (out, score, more)))
+
+
+def _row_of(call: Call, r: int, data: bytes, literal: Sequence[int]) -> tuple[Read, list[Item]]:
+    if call.kind == SEQUENCE:
+        return sequence_row(data, literal, call.own[0][r], call.own[1])
+    if call.kind == INTERVAL:
+        return interval_row(data, literal, call.pick, call.own[0][r], call.own[1]), []
+    gold, absolute, relative = (float(x[r]) for x in call.own[:3])
+    return number_row(data, literal, call.pick, gold, call.own[3][r], absolute, relative), []
+
+
+def placed(span: tuple[int, int], text: bytes, rows: Rows, ids: Sequence[int] | None) -> list[int]:
+    """A span of bytes as tokens, (-1, -1) for rows of text, and as characters."""
+    if span[0] < 0:
+        return [-1] * 4
+    tokens = (-1, -1) if ids is None or not isinstance(rows, TokenRows) else token_span(ids, rows.tokens, *span)
+    return [*tokens, *(characters(text, at) for at in span)]

@@ -129,6 +129,29 @@ def test_programs_that_no_template_writes_never_crash(data, cut, start):
         _C.constrain_compile(small_vocab("byte_level").block.data_ptr(), made, None)
 
 
+def test_programs_with_numbers_out_of_range_are_refused():
+    """Each would divide by zero, overflow or fill the memory."""
+    from vstar_fast import _C
+
+    def number(lead: int, tail: bytes, *limits: int) -> bytes:
+        return struct.pack("<iI", lead, len(tail)) + tail + struct.pack(f"<{len(limits)}q", *limits)
+
+    bad = [
+        (b"N" + number(1, bytes([0]), 0, 5), "radix 0"),
+        (b"N" + number(2**30, b"", 0, 5), "too many digits"),
+        (b"N" + number(0, b"", 0, 5), "too many digits"),
+        (b"N" + number(1, bytes([10] * 18), 0, 5), "too many digits"),
+        (b"N" + number(1, b":" * 65, 0, 5), "too many digits"),
+        (b"N" + number(1, b"", 0, 2**62), "too large"),
+        (b"I" + number(1, b"", 0, 10**9, 1) + struct.pack("<I", 1) + b"-", "too many starts"),
+        (b"I" + number(1, b"", 0, 2**62, 2**62) + struct.pack("<I", 1) + b"-", "too large"),
+        (b"T" + struct.pack("<iiI", 0, 2**30, 0), "too many characters"),
+    ]
+    for program, message in bad:
+        with pytest.raises(ValueError, match=message):
+            _C.constrain_compile(small_vocab("byte_level").block.data_ptr(), program, None)
+
+
 def test_cache_in_memory_and_on_disk(tmp_path):
     vocab = small_vocab("byte_level")
     made = [ops.template("A: {x}", x=ops.choice([f"label {i}", "kick"])) for i in range(4)]

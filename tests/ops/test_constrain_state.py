@@ -1,6 +1,5 @@
 """constrain's operations: every backend the same, logits keep their bits, batches do not matter, bad input is named."""
 
-import functools
 import math
 
 import pytest
@@ -8,47 +7,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from constrain_tools import allowed, small_vocab
+from constrain_rows import assert_same, make_logits, mixed
+from constrain_tools import allowed
 from vstar_fast import ops
-from vstar_fast.errors import BackendError, ConstrainError, ModelError
 
 pytestmark = pytest.mark.usefixtures("poison")
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
-NAMES = ["walk the dog", "walk", "snow", "snowboard", "back flip", "\u00e9t\u00e9"]
-
-
-@functools.cache
-def grammars() -> tuple[ops.Grammar, ...]:
-    """Sparse, dense, counted and canonical automata of one vocabulary."""
-    vocab = small_vocab("byte_level")
-    label = ops.choice(NAMES)
-    return (
-        ops.compile(ops.template("Answer: {x}", x=label), vocab),
-        ops.compile(ops.template("{why}\nA: {x}", why=ops.text(), x=label), vocab),
-        ops.compile(ops.interval(20, decimals=1), vocab, "forced"),
-        ops.compile(ops.template("Answer: {x}", x=label), vocab, "canonical"),
-        ops.compile(ops.text(most_chars=6), vocab),
-    )
-
-
-def mixed(rows: int, backend: str = "cpp", device: str = "cpu", budget: int | None = 40) -> ops.DecodeState:
-    """Rows of different grammars, every sixth one free."""
-    every = [*grammars(), None]
-    return ops.DecodeState([every[i % 6] for i in range(rows)], device=device, max_new_tokens=budget, backend=backend)
-
-
-def make_logits(rows: int, seed: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    return (2 * torch.randn(rows, 330, generator=generator)).to(dtype)
-
-
 SETTINGS = [(0.0, 1.0, 0), (1.0, 1.0, 0), (0.3, 1.0, 0), (1.0, 0.7, 0), (1.0, 1.0, 3), (2.0, 0.9, 5), (1.0, 1e-6, 0)]
-
-
-def assert_same(ours: ops.DecodeState, theirs: ops.DecodeState) -> None:
-    for name in ("state", "remaining", "step", "done", "lost", "complete"):
-        assert torch.equal(getattr(ours, name).cpu(), getattr(theirs, name).cpu()), name
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -176,18 +142,6 @@ def test_every_vector_width_masks_the_same(level, dtype):
         _C.constrain_simd(-1)
 
 
-def test_no_rows():
-    state = ops.DecodeState(grammars()[0], 0, max_new_tokens=20)
-    none = torch.zeros(0, dtype=torch.int64)
-    assert state.mask_(torch.zeros(0, 330)).shape == (0, 330)
-    assert state.fill_bitmask().shape == (0, 11)
-    assert state.sample_(torch.zeros(0, 330), none)[0].shape == (0,)
-    assert state.forced()[1].shape == (0,)
-    state.advance_(none)
-    state.reorder(none)
-    assert state.done.shape == (0,)
-
-
 def test_reorder_moves_everything_a_row_has(device):
     state, twin = mixed(6, "auto", device), mixed(6, "auto", device)
     index = torch.tensor([3, 3, 0, 1, 5, 2], device=device)
@@ -203,85 +157,6 @@ def test_reorder_moves_everything_a_row_has(device):
     twin.reorder(index)
     twin.reset()
     assert_same(state, twin)
-
-
-@pytest.mark.parametrize("backend", ["cpp", "reference"])
-def test_tokens_that_are_not_legal_are_named_and_lose_the_row(backend):
-    for token in (5, -1, 10**12, 329):
-        state = ops.DecodeState(grammars()[0], 3, backend=backend)
-        good = next(t for t in allowed(state) if t != token)
-        with pytest.raises(ConstrainError, match=f"row 1 took token {token}, which its grammar"):
-            state.advance_(torch.tensor([good, token, good]))
-        assert state.lost.tolist() == [False, True, False]
-        assert allowed(state, 1) == list(state.grammars[1].vocab.eos_ids)
-        state.advance_(torch.tensor([next(iter(allowed(state))), 7, allowed(state, 2)[0]]), strict=False)
-        assert bool(state.lost[1]) and bool(state.done[1])
-
-
-@pytest.mark.parametrize("backend", ["cpp", "reference"])
-def test_logits_that_are_no_distribution(backend):
-    state = ops.DecodeState(grammars()[0], 4, backend=backend)
-    legal = allowed(state)
-    logits = torch.zeros(4, 330)
-    logits[1, legal[0]] = math.nan
-    logits[2, legal] = -math.inf
-    logits[3, legal[0]] = math.inf
-    before = state.state.clone()
-    for temperature in (0.0, 1.0):
-        with pytest.raises(ModelError, match="row 1, 2, 3 are NaN"):
-            state.sample_(logits, torch.arange(4), temperature)
-        assert torch.equal(state.state[1:], before[1:])
-        state.reset()
-    logits = torch.full((4, 330), math.nan)
-    logits[:, legal] = -math.inf
-    logits[:, legal[-1]] = -1e30
-    assert state.sample_(logits, torch.arange(4))[0].tolist() == [legal[-1]] * 4
-
-
-def test_rows_that_ended_stay_ended_and_a_spent_budget_allows_the_end_only():
-    vocab = small_vocab("byte_level")
-    state = ops.DecodeState(ops.compile(ops.choice(["a", "ab"]), vocab), 2, max_new_tokens=1)
-    state.advance_(torch.tensor([t for t in allowed(state) if vocab.tokens[t] == b"a"] * 2))
-    assert state.done.all() and state.complete.all() and allowed(state) == list(vocab.eos_ids)
-    state.advance_(torch.tensor([0, vocab.eos_ids[0]]))
-    assert state.done.all() and not state.lost.any()
-
-
-def test_bad_arguments_are_named():
-    state, grammar = ops.DecodeState(grammars()[0], 2), grammars()[0]
-    other = ops.compile(ops.choice(["a"]), small_vocab("twins"))
-    good, seeds = torch.zeros(2, 330), torch.zeros(2, dtype=torch.int64)
-    bad = [
-        (lambda: state.mask_(good[0]), r"must be \[2, 330\]"),
-        (lambda: state.mask_(good.double()), "float64"),
-        (lambda: state.mask_(torch.zeros(3, 330)), r"\(3, 330\)"),
-        (lambda: state.mask_(torch.zeros(2, 331)), "331 columns.*logits_size=331"),
-        (lambda: state.mask_(torch.zeros(330, 2).t()), "column stride 2"),
-        (lambda: state.mask_(torch.zeros(1, 330).expand(2, 330)), "rows of logits overlap"),
-        (lambda: state.advance_(torch.zeros(3, dtype=torch.int64)), r"int64 \[2\]"),
-        (lambda: state.advance_(torch.zeros(2)), "float32"),
-        (lambda: state.sample_(good, seeds.int()), "int32"),
-        (lambda: state.sample_(good, seeds, -1.0), "temperature is -1.0"),
-        (lambda: state.sample_(good, seeds, 1.0, 0.0), "top_p is 0.0"),
-        (lambda: state.sample_(good, seeds, 1.0, 1.0, -2), "top_k is -2"),
-        (lambda: state.fill_bitmask(torch.zeros(2, 10, dtype=torch.int32)), r"int32 \(2, 11\)"),
-        (lambda: state.fill_bitmask(torch.zeros(11, 2, dtype=torch.int32).t()), "side by side"),
-        (lambda: state.reorder(torch.tensor([0, 2])), "rows are 0 to 1"),
-        (lambda: state.reorder(torch.tensor([0.0, 1.0])), "float32"),
-        (lambda: state.forced(0), r"most=0"),
-        (lambda: ops.DecodeState(grammar), "number of rows"),
-        (lambda: ops.DecodeState([grammar], 2), "1 grammars are given for a batch of 2"),
-        (lambda: ops.DecodeState([grammar, "a"]), "Grammar or None"),
-        (lambda: ops.DecodeState([grammar, other]), "different vocabularies"),
-        (lambda: ops.DecodeState([None, None]), "no row has a grammar"),
-        (lambda: ops.DecodeState(grammar, 2, max_new_tokens=[9]), "1 values for 2 rows"),
-        (lambda: ops.DecodeState(grammar, 2, max_new_tokens=[99, 1]), "max_new_tokens is 1 for row 1"),
-    ]
-    for call, message in bad:
-        with pytest.raises(ConstrainError, match=message):
-            call()
-    with pytest.raises(BackendError, match="no backend 'triton'"):
-        ops.DecodeState(grammar, 2, backend="triton")
 
 
 @pytest.mark.gpu

@@ -1,14 +1,11 @@
 """label_match on token ids: what it finds in the joined bytes, for any tokenisation, and where in tokens."""
 
 import random
-import re
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from vstar_fast.kernels.label_match.reference import denied
-from vstar_fast.kernels.label_match.token_bytes import byte_alphabet
 
 from vstar_fast import _C
 from vstar_fast.errors import DataError
@@ -144,54 +141,6 @@ def test_bad_arguments_are_named():
             call()
 
 
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("a kick", False),
-        ("not a kick", True),
-        ("isn't really a kick", True),
-        ("isn\u2019t a kick", True),
-        ("not only a kick", False),
-        ("It is not one two three kick", True),
-        ("It is not one two three four kick", False),
-        ("not. A kick", False),
-        ("rather than (kick", True),
-        ("nothing, a kick", False),
-        ("cannot_kick", True),
-        ("NO \u201ckick\u201d", True),
-        ("kick, not kick", True),
-        ("neither kick", True),
-    ],
-)
-@pytest.mark.parametrize("backend", ["cpp", "reference"])
-def test_a_denied_label_is_flagged_and_still_matched(text, expected, backend):
-    match = label_match([text], LABELS, ["kick"], negation=True, backend=backend)
-    assert (match.matched.item(), match.negated.item()) == (True, expected)
-    assert not label_match([text], LABELS, ["kick"], backend=backend).negated.item()
-
-
-def test_the_search_for_a_denial_ends_where_the_slot_begins():
-    match = label_match(["not Answer: kick"], LABELS, ["kick"], after="Answer:", negation=True)
-    assert not match.negated.item()
-
-
-@given(
-    st.lists(
-        st.sampled_from(
-            ["not", "no", "n't", "n’t", "never", "rather than", "but", "only", "ſt", "İ", "wıthout", "x", "é"]
-        )
-        | st.sampled_from([" ", "_", "-", '"', "*", "(", ". ", "\u0301", "\u2013", "\x1f", "‘", "x" * 50]),
-        max_size=9,
-    )
-)
-@settings(max_examples=400)
-def test_denial_is_the_pattern_of_the_specification(parts):
-    text = ("".join(parts) + " kick").encode()
-    match = label_match([text], LABELS, ["kick"], negation=True)
-    if match.matched.item():
-        assert match.negated.item() == denied(text, 0, len(text) - 4)
-
-
 @given(st.binary(max_size=200) | st.text("aZz09@[`{/:é ", max_size=90).map(str.encode))
 def test_every_form_of_the_word_masks_is_the_same(text):
     word = [int(chr(byte).isascii() and chr(byte).isalnum()) for byte in text]
@@ -216,73 +165,6 @@ def test_rows_longer_than_a_block_and_words_across_blocks():
         assert figures(both[0]) == figures(both[1])
         if shift > 8:
             break
-
-
-def byte_level():
-    tokenizers = pytest.importorskip("tokenizers")
-    tok = tokenizers.Tokenizer(tokenizers.models.BPE(unk_token=None))
-    tok.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tok.decoder = tokenizers.decoders.ByteLevel()
-    trainer = tokenizers.trainers.BpeTrainer(
-        vocab_size=400, special_tokens=["<pad>", "<end>"], initial_alphabet=sorted(byte_alphabet()), show_progress=False
-    )
-    tok.train_from_iterator([" ".join(LABELS.names)] * 5, trainer)
-    return tok
-
-
-def sentence_piece():
-    tokenizers = pytest.importorskip("tokenizers")
-    decoders = tokenizers.decoders
-    vocabulary = {"<unk>": 0, "<pad>": 1, "<end>": 2} | {f"<0x{b:02X}>": 3 + b for b in range(256)}
-    letters = sorted(set("".join(LABELS.names).replace(" ", "") + "abcdefghijklmnopqrstuvwxyz.:,")) + ["▁"]
-    merges = [("▁", "k"), ("▁k", "i"), ("c", "k"), ("▁ki", "ck"), ("s", "n"), ("o", "w"), ("sn", "ow")]
-    for token in [*letters, *("".join(pair) for pair in merges)]:
-        vocabulary.setdefault(token, len(vocabulary))
-    tok = tokenizers.Tokenizer(tokenizers.models.BPE(vocabulary, merges, unk_token="<unk>", byte_fallback=True))
-    tok.normalizer = tokenizers.normalizers.Sequence(
-        [tokenizers.normalizers.Prepend("▁"), tokenizers.normalizers.Replace(" ", "▁")]
-    )
-    strip = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
-    tok.decoder = decoders.Sequence(strip)
-    tok.add_special_tokens(["<pad>", "<end>"])
-    return tok
-
-
-@pytest.mark.parametrize("make", [byte_level, sentence_piece])
-def test_tokenizers_of_both_kinds(make):
-    transformers = pytest.importorskip("transformers")
-    tok = transformers.PreTrainedTokenizerFast(tokenizer_object=make(), pad_token="<pad>", eos_token="<end>")
-    tok.add_tokens(["<frame>"])
-    tokens = TokenBytes.from_hf(tok, size=1000)
-    assert len(tokens) == 1000
-    assert tokens.pieces[tok.pad_token_id] is None and tokens.pieces[-1] is None
-    assert tokens.pieces[tok.convert_tokens_to_ids("<frame>")].strip() == b"<frame>"
-    rng = random.Random(5)
-    rows = [" ".join(rng.choices([*WORDS, "été", "<frame>"], k=rng.randint(0, 8))) for _ in range(40)]
-    ids = tok(rows, add_special_tokens=False, padding=True, padding_side="left", return_tensors="pt")["input_ids"]
-    ids = torch.cat([ids, torch.full((40, 2), 999), torch.full((40, 1), tok.eos_token_id)], 1)
-    decoded = [re.sub("^ ", "", t) for t in tok.batch_decode(ids[:, :-3], skip_special_tokens=True)]
-    own = [rng.randrange(len(LABELS)) for _ in rows]
-    found = label_match(ids, LABELS, own, tokens=tokens, which=True, negation=True)
-    plain = label_match(decoded, LABELS, own, which=True, negation=True)
-    assert found.matched.any() and torch.equal(found.matched, plain.matched)
-    assert torch.equal(found.which_bits, plain.which_bits)
-    assert torch.equal(found.negated, plain.negated)
-    for row, (begin, end), match in zip(ids.tolist(), found.first_tokens.tolist(), found.matched.tolist(), strict=True):
-        if match:
-            said = tokens.spell(row[begin:end]).decode(errors="replace")
-            assert re.search(r"\w", said)
-
-
-def test_a_tokenizer_of_an_unknown_kind_is_refused():
-    tokenizers = pytest.importorskip("tokenizers")
-    transformers = pytest.importorskip("transformers")
-    tok = tokenizers.Tokenizer(tokenizers.models.WordPiece({"[UNK]": 0, "a": 1, "##b": 2}, unk_token="[UNK]"))
-    tok.decoder = tokenizers.decoders.WordPiece()
-    with pytest.raises(DataError, match="neither byte-level BPE nor SentencePiece .its decoder: WordPiece"):
-        TokenBytes.from_hf(transformers.PreTrainedTokenizerFast(tokenizer_object=tok))
-    with pytest.raises(DataError, match="but size is 1"):
-        TokenBytes.from_hf(transformers.PreTrainedTokenizerFast(tokenizer_object=tok), size=1)
 
 
 @pytest.mark.gpu

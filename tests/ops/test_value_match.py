@@ -7,20 +7,17 @@ import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from vstar_fast.kernels.number_words import NUMBER_WORDS, OFTEN, SCALES, UNITS
 
+from value_tools import TEXTS, figures
 from vstar_fast import _C, backends
 from vstar_fast.errors import BackendError, DataError
 from vstar_fast.match import numbers
 from vstar_fast.match.text import Case, Names
-from vstar_fast.ops import TokenBytes, ValueMatch, match_interval, match_number
+from vstar_fast.ops import match_interval, match_number
 from vstar_fast.records import Label
 
 pytestmark = pytest.mark.usefixtures("poison")
-
-
-def figures(match: ValueMatch) -> list[object]:
-    """All that a result says, NaN as text."""
-    return [match.table.tolist(), [[str(x) for x in row] for row in match.values.tolist()], match.score.tolist()]
 
 
 @pytest.mark.parametrize(
@@ -85,12 +82,6 @@ def test_which_number_counts_and_why_it_fails(text, pick, value, status, backend
     assert match.values[0, 0].item() == value or (value is None and match.values[0, 0].isnan())
 
 
-WORDS = (
-    "1 2 12 345 007 , . : - + \u2212 e E 1e5 e+3 % ° s ms min m km rd D x two Twenty five -five eleven zero once dozen "
-    "million or to ſix \u212am é \u0301 _ ( ) ] ~ – 字 ٣ not n't Answer: answer: 1:23 :45 .5 ,678 kicks µ \x1c"
-)
-PIECES = st.sampled_from([*WORDS.split(" "), " ", " ", "  ", "\n", " and a half", " or ", " to ", "\u00a0"])
-TEXTS = st.lists(PIECES, max_size=9).map("".join)
 UNIT = st.sampled_from(["", "s", "min", "km", "times", "%", "furlongs"])
 
 
@@ -165,31 +156,11 @@ def test_iou_is_that_of_exact_fractions(times):
     assert match.best.item() == (shares.index(max(shares)) if max(shares) else -1)
 
 
-@given(st.lists(TEXTS, min_size=1, max_size=3), st.data())
-def test_ids_are_the_text_they_spell(texts, data):
-    pieces: list[bytes | None] = [None]
-    rows = []
-    for text in texts:
-        raw, row = text.encode(), [0]
-        while raw:
-            size = data.draw(st.integers(1, 6))
-            row += [len(pieces), 0]
-            pieces.append(raw[:size])
-            raw = raw[size:]
-        rows.append(row)
-    gold = [3.0] * len(rows)
-    for backend in ("cpp", "reference"):
-        found = match_number(rows, gold, tokens=TokenBytes(pieces), backend=backend)
-        assert figures(found) == figures(match_number(texts, gold))
-    with pytest.raises(DataError, match="row 0 has an id at position 0"):
-        match_number([[len(pieces)]], [0.0], tokens=TokenBytes(pieces))
-
-
-def test_the_units_are_those_of_the_matching_stage():
-    from vstar_fast.kernels.value_match import UNITS
-
-    assert numbers.UNITS == UNITS
+def test_compiled_words_and_units_are_those_of_the_table():
     assert sorted(_C.find_unit(name) for name in UNITS) == list(range(len(UNITS)))
+    words = {**NUMBER_WORDS, **OFTEN, **{f"one {word}": factor for word, factor in SCALES.items()}}
+    match = match_number(list(words), list(map(float, words.values())), after=None, pick="first", backend="cpp")
+    assert match.matched.all() and match.span[:, 1].tolist() == list(map(len, words))
 
 
 def test_no_rows_and_one_span_a_row():
@@ -216,22 +187,3 @@ def test_bad_arguments_are_named():
     if not backends.available("cuda").ok:
         with pytest.raises(BackendError, match="Remedy"):
             match_number(["1"], [1.0], backend="cuda")
-
-
-@pytest.mark.gpu
-def test_cuda_equals_cpu():
-    texts = [
-        f"Answer: {a}{b} {u} or so, not {b} to {a} min"
-        for a in (1, "1,2", "two", "-")
-        for b in (3, ":45", "")
-        for u in ("s", "x", "%")
-    ]
-    data = torch.frombuffer(bytearray("".join(texts).encode()), dtype=torch.uint8)
-    offsets = torch.tensor([0, *map(len, texts)]).cumsum(0)
-    gold = [3.0] * len(texts)
-    host = match_number((data, offsets), gold, unit="s", abs_tolerance=1.0)
-    there = match_number((data.cuda(), offsets.cuda()), gold, unit="s", abs_tolerance=1.0)
-    assert there.backend == "cuda" and figures(there) == figures(host)
-    spans = [[(0.0, 60.0), (1.0, 3.0)]] * len(texts)
-    host, there = (match_interval(rows, spans) for rows in ((data, offsets), (data.cuda(), offsets.cuda())))
-    assert figures(there) == figures(host)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from vstar_fast import backends
 from vstar_fast.config import MatchConfig, RationalizeConfig
 from vstar_fast.errors import ConfigError, DataError
+from vstar_fast.kernels.number_words import UNITS
 from vstar_fast.match import classes, fuzzy, hedge, ids, numbers, words
 from vstar_fast.match.leak import leak
 from vstar_fast.match.text import (
@@ -112,7 +113,7 @@ def _within(relative: float | None) -> Threshold:
     def threshold(error: float, _reason: str, label: Label, config: MatchConfig) -> tuple[float, str]:
         absolute, share = label.abs_tolerance or 0.0, label.rel_tolerance or 0.0
         if label.abs_tolerance is None and label.rel_tolerance is None:
-            unit = numbers.UNITS.get((label.unit or "").lower())
+            unit = UNITS.get((label.unit or "").lower())
             exact = relative is None and unit is not None and unit[0] == COUNTS
             share = 0.0 if exact else config.rel_tolerance if relative is None else relative
         allowed = absolute + share * abs(label.value)

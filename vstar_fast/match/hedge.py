@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from vstar_fast.match.numbers import NUMBER_WORDS, Number, first_number, in_unit, read_numbers
+from vstar_fast.kernels.number_words import NUMBER_WORDS
+from vstar_fast.match.numbers import Number, first_number, in_unit, read_numbers
 from vstar_fast.match.text import Case, Extracted, Forms, Names
 
 _ABOUT = r"(?:\s+(?:about|around|roughly|approximately|some|even|just|only|rather|a|the|as many as|up to))*"

@@ -7,43 +7,17 @@ import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from vstar_fast.kernels.number_words import NUMBER_WORDS, OFTEN, ONES, SCALES, SMALL, TENS, UNITS
 from vstar_fast.match.text import Case, Extracted, Names, negated
 from vstar_fast.records import Label
-
-_ONES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
-_TEENS = ("eleven", "twelve", "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen")
-_SMALL = (*_ONES, "ten", *_TEENS)
-_TENS = ("twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety")
-NUMBER_WORDS = {word: i for i, word in enumerate(_SMALL)} | {word: 20 + 10 * i for i, word in enumerate(_TENS)}
-_OFTEN = {"once": 1, "twice": 2, "thrice": 3}
-_SCALES = {"dozen": 12, "hundred": 100, "thousand": 1e3, "million": 1e6, "billion": 1e9}
-
-# Unit as written -> (dimension, factor to the dimension's base unit).
-UNITS: dict[str, tuple[str, float]] = {
-    **dict.fromkeys(("s", "sec", "secs", "second", "seconds"), ("time", 1.0)),
-    **dict.fromkeys(("ms", "msec", "millisecond", "milliseconds"), ("time", 1e-3)),
-    **dict.fromkeys(("min", "mins", "minute", "minutes"), ("time", 60.0)),
-    **dict.fromkeys(("h", "hr", "hrs", "hour", "hours"), ("time", 3600.0)),
-    **dict.fromkeys(("time", "times", "x", "rep", "reps", "repetition", "repetitions"), ("count", 1.0)),
-    **dict.fromkeys(("%", "percent", "pct"), ("share", 0.01)),
-    **dict.fromkeys(("point", "points", "pt", "pts"), ("points", 1.0)),
-    **dict.fromkeys(("frame", "frames"), ("frames", 1.0)),
-    **dict.fromkeys(("degree", "degrees", "deg", "\u00b0"), ("angle", 1.0)),
-    **dict.fromkeys(("m", "meter", "meters", "metre", "metres"), ("length", 1.0)),
-    "mm": ("length", 1e-3),
-    "cm": ("length", 1e-2),
-    "km": ("length", 1e3),
-    "g": ("mass", 1e-3),
-    "kg": ("mass", 1.0),
-}
 
 _CLOCK = r"(?P<clock>\d{1,3}:[0-5]\d(?::[0-5]\d)?(?:\.\d+)?)"
 _PLAIN = r"\d+(?:\.\d+)?(?:e[+-]?\d+)?|\.\d+"
 _THOUSANDS = r"\d{1,3}(?:,\d{3})+(?:\.\d+)?|"
-_WORDS = rf"(?P<often>{'|'.join(_OFTEN)})\b|(?P<tens>{'|'.join(_TENS)})(?:[-\s](?P<ones>{'|'.join(_ONES[1:])}))?\b"
-_WORDS += rf"|(?P<small>{'|'.join(sorted(_SMALL, key=len, reverse=True))})\b"
+_WORDS = rf"(?P<often>{'|'.join(OFTEN)})\b|(?P<tens>{'|'.join(TENS)})(?:[-\s](?P<ones>{'|'.join(ONES[1:])}))?\b"
+_WORDS += rf"|(?P<small>{'|'.join(sorted(SMALL, key=len, reverse=True))})\b"
 _REST = (
-    rf"(?:\s*(?P<scale>{'|'.join(_SCALES)})\b)?(?P<half>\s+and\s+a\s+half\b)?"
+    rf"(?:\s*(?P<scale>{'|'.join(SCALES)})\b)?(?P<half>\s+and\s+a\s+half\b)?"
     r"(?:(?P<gap>[\s\-]*)(?P<unit>%|\u00b0|[a-z\u00b5]+))?"
 )
 
@@ -99,11 +73,11 @@ def _value(found: re.Match[str]) -> float:
     elif found["digits"]:
         value = float(found["digits"].replace(",", ""))
     elif found["often"]:
-        value = _OFTEN[_word(found["often"])]
+        value = OFTEN[_word(found["often"])]
     else:
         parts = (found["tens"], found["ones"], found["small"])
         value = sum(NUMBER_WORDS[_word(part)] for part in parts if part)
-    value = value * _SCALES.get(_word(found["scale"] or ""), 1) + (0.5 if found["half"] else 0)
+    value = value * SCALES.get(_word(found["scale"] or ""), 1) + (0.5 if found["half"] else 0)
     return -value if found["sign"] and found["sign"][0] != "+" else float(value)
 
 

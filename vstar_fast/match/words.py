@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
+from vstar_fast.kernels.number_words import NUMBER_WORDS
 from vstar_fast.match import hedge
-from vstar_fast.match.numbers import NUMBER_WORDS
 from vstar_fast.match.text import WORD, Case, Extracted, Forms, Found, Names, fold, negated, own_forms
 
 _ARTICLES = ("a", "an", "the")
