@@ -62,7 +62,7 @@ build/sanitize/fuzz: $(CORE) $(FUZZ)
 
 build/sanitize/%.o: csrc/%.cpp $(HEADERS)
 	@mkdir -p $(@D)
-	$(CXX) $(SANITIZE) -DVSTAR_MOST_STATES=500 -ffp-contract=off -Wall -Wextra -c -o $@ $<
+	$(CXX) $(SANITIZE) -DVSTAR_MOST_STATES=1000 -ffp-contract=off -Wall -Wextra -c -o $@ $<
 
 build/sanitize/fuzz_%.o: tests/sanitize/%.cpp $(HEADERS)
 	@mkdir -p $(@D)

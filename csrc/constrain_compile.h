@@ -12,6 +12,11 @@
 
 namespace vstar {
 
+#ifndef VSTAR_MOST_STATES
+#define VSTAR_MOST_STATES (1 << 24)  // the fuzzer asks for fewer
+#endif
+constexpr int32_t kMostStates = VSTAR_MOST_STATES;  // of an Nfa, and a quarter of what its sets may hold
+
 // ---- vocabulary: a trie over the tokens' bytes, breadth first, in one block ----
 
 struct VocabHeader {

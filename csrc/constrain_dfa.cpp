@@ -98,7 +98,11 @@ class Subsets {
     return known != many_.end() ? known->second : many_.emplace(set, open(set)).first->second;
   }
 
+  // Parts that read the same text in many ways have exponentially many sets.
   int32_t open(const Set& set) {
+    held_ += static_cast<int64_t>(set.size());
+    if (held_ > 4 * static_cast<int64_t>(kMostStates))
+      throw std::invalid_argument("the template reads the same text in too many ways; set its parts apart");
     sets_.push_back(set);
     dfa_.accept.push_back(std::binary_search(set.begin(), set.end(), nfa_.accept));
     return dfa_.states() - 1;
@@ -155,6 +159,7 @@ class Subsets {
   std::unordered_map<Set, int32_t, SetHash> many_;
   std::vector<ByteEdge> edges_;
   int32_t turn_ = 0;
+  int64_t held_ = 0;
 };
 
 }  // namespace

@@ -167,7 +167,7 @@ class Minimiser {
       merged(s);
       add(edges_, in_.accept[s], hash_of(edges_, in_.accept[s]));
     }
-    grow();
+    if (2 * hashes_.size() > slots_.size()) grow();
   }
 
   std::vector<int32_t> key_of(int32_t s) {

@@ -177,6 +177,11 @@ std::string compile_program(std::string_view program, const Vocab& vocab, const 
 
 std::string compile_sequences(std::string_view program, const std::vector<std::vector<int32_t>>& sequences,
                               const Vocab& vocab) {
+  const int32_t* ends = vocab.eos + vocab.eos_count;
+  for (const auto& sequence : sequences)
+    for (int32_t token : sequence)
+      if (token < 0 || token >= vocab.vocabulary || std::find(vocab.eos, ends, token) != ends)
+        throw std::invalid_argument("token " + std::to_string(token) + " cannot stand in an answer");
   std::vector<std::vector<int32_t>> sorted(sequences);
   std::sort(sorted.begin(), sorted.end());
   Dag dag;

@@ -8,12 +8,9 @@
 namespace vstar {
 namespace {
 
-#ifndef VSTAR_MOST_STATES
-#define VSTAR_MOST_STATES (1 << 24)  // the fuzzer asks for fewer
-#endif
-constexpr int32_t kMostStates = VSTAR_MOST_STATES;
 constexpr int kMostDepth = 200;
-constexpr int32_t kMostDigits = 18, kMostStarts = 1 << 17;
+constexpr int32_t kMostDigits = 18;
+constexpr int32_t kMostStarts = kMostStates < (1 << 17) ? kMostStates : 1 << 17;
 constexpr int32_t kMostCharacters = kMostStates < (1 << 16) ? kMostStates : 1 << 16;
 constexpr size_t kMostTail = 64;
 constexpr int64_t kLargest = 100'000'000'000'000'000;  // of n in a layout

@@ -149,6 +149,14 @@ def test_a_loop_over_many_labels_ends():
     follow(grammar, spell(vocab, "".join(names[5:8]).encode(), rng))
 
 
+def test_many_loops_do_not_fill_the_memory():
+    """The minimiser's table grows with the states, not with the loops."""
+    vocab = small_vocab("byte_level")
+    names = [f"p{i}" for i in range(40)]
+    made = ops.template("".join(f"{{{name}}};" for name in names), **{name: ops.repeat("ab", 1) for name in names})
+    follow(ops.compile(made, vocab), spell(vocab, b"ab;" * 39 + b"abab;", random.Random(0)))
+
+
 def test_one_label_of_one_byte_and_a_hundred_thousand():
     vocab = small_vocab("byte_level")
     assert ops.compile(ops.choice(["a"]), vocab).sizes.states == 2

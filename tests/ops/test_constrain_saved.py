@@ -152,6 +152,15 @@ def test_programs_with_numbers_out_of_range_are_refused():
             _C.constrain_compile(small_vocab("byte_level").block.data_ptr(), program, None)
 
 
+def test_sequences_of_tokens_that_are_no_text_are_refused():
+    from vstar_fast import _C
+
+    vocab = small_vocab("byte_level")
+    for token in (vocab.eos_ids[0], -1, vocab.logits_size):
+        with pytest.raises(ValueError, match=f"token {token} cannot stand in an answer"):
+            _C.constrain_compile_sequences(vocab.block.data_ptr(), b"", [[], [token]])
+
+
 def test_cache_in_memory_and_on_disk(tmp_path):
     vocab = small_vocab("byte_level")
     made = [ops.template("A: {x}", x=ops.choice([f"label {i}", "kick"])) for i in range(4)]
