@@ -112,8 +112,10 @@ def _decode(
 
 def _take(model: Any, kwargs: dict[str, Any], rows: torch.Tensor) -> dict[str, Any]:
     """The state of a generation for some of its rows (or several times the same one)."""
+    from vstar_fast.models.hf_cache import CACHE
+
     taken = dict(kwargs)
-    taken["past_key_values"].batch_select_indices(rows)
+    taken[CACHE].batch_select_indices(rows)
     for name in ("attention_mask", "token_type_ids", "mm_token_type_ids"):
         if isinstance(taken.get(name), torch.Tensor):
             taken[name] = taken[name][rows]

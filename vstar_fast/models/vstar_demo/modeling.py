@@ -6,32 +6,20 @@ frame, where the prompt has its `<video>` tokens.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 from transformers import GenerationMixin, LlamaModel, PreTrainedModel
 from transformers.cache_utils import Cache
-from transformers.modeling_outputs import BaseModelOutputWithPooling, ModelOutput
+from transformers.modeling_outputs import BaseModelOutputWithPooling, CausalLMOutputWithPast
 
 from vstar_fast.errors import ModelError
+from vstar_fast.models.hf_cache import CACHE
 from vstar_fast.models.vstar_demo.configuration import VStarDemoConfig
 from vstar_fast.models.vstar_demo.efficientnet import EfficientNetLite
 
 VIDEO_INPUTS = ("pixel_values_videos", "video_features")
-
-
-@dataclass
-class VStarDemoOutput(ModelOutput):
-    """`logits` `[B, T, vocab]`; `last_hidden_state` `[B, T, hidden]` is what they were computed from."""
-
-    loss: torch.Tensor | None = None
-    logits: torch.Tensor | None = None
-    past_key_values: Cache | None = None
-    last_hidden_state: torch.Tensor | None = None
-    hidden_states: tuple[torch.Tensor, ...] | None = None
-    attentions: tuple[torch.Tensor, ...] | None = None
 
 
 class VStarDemoProjector(nn.Module):
@@ -82,7 +70,7 @@ class VStarDemoPreTrainedModel(PreTrainedModel):
     input_modalities = ("video", "text")
     supports_gradient_checkpointing = True
     _no_split_modules = ["LlamaDecoderLayer"]
-    _skip_keys_device_placement = ["past_key_values"]
+    _skip_keys_device_placement = [CACHE]
     _supports_flash_attn = True
     _supports_sdpa = True
     _supports_flex_attn = True
@@ -147,13 +135,17 @@ class VStarDemoModel(VStarDemoPreTrainedModel):
         attention_mask: torch.Tensor | None = None,
         position_ids: torch.Tensor | None = None,
         past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         inputs_embeds: torch.Tensor | None = None,
         pixel_values_videos: torch.Tensor | None = None,
         video_features: torch.Tensor | None = None,
         use_cache: bool | None = None,
         **kwargs: Any,
     ) -> Any:
-        """Hidden states of `input_ids` `[B, T]`; one of the two video inputs, or neither, for all rows."""
+        """Hidden states of `input_ids` `[B, T]`; one of the two video inputs, or neither, for all rows.
+
+        `cache` and `past_key_values` are the same; which of them transformers passes depends on its version.
+        """
         if (input_ids is None) == (inputs_embeds is None):
             raise ModelError("give exactly one of input_ids and inputs_embeds")
         if pixel_values_videos is not None and video_features is not None:
@@ -166,9 +158,9 @@ class VStarDemoModel(VStarDemoPreTrainedModel):
         return self.language_model(
             attention_mask=attention_mask,
             position_ids=position_ids,
-            past_key_values=past_key_values,
             inputs_embeds=embeds,
             use_cache=use_cache,
+            **{CACHE: past_key_values if cache is None else cache},
             **kwargs,
         )
 
@@ -214,6 +206,7 @@ class VStarDemoForConditionalGeneration(VStarDemoPreTrainedModel, GenerationMixi
         attention_mask: torch.Tensor | None = None,
         position_ids: torch.Tensor | None = None,
         past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         inputs_embeds: torch.Tensor | None = None,
         pixel_values_videos: torch.Tensor | None = None,
         video_features: torch.Tensor | None = None,
@@ -221,7 +214,7 @@ class VStarDemoForConditionalGeneration(VStarDemoPreTrainedModel, GenerationMixi
         use_cache: bool | None = None,
         logits_to_keep: int | torch.Tensor = 0,
         **kwargs: Any,
-    ) -> VStarDemoOutput:
+    ) -> CausalLMOutputWithPast:
         """Logits of `input_ids` `[B, T]` (of the last `logits_to_keep` positions, or of those indexed).
 
         `pixel_values_videos` `[V, F, 3, H, W]` or `video_features` `[V, F, features]`: the videos of all rows
@@ -234,6 +227,7 @@ class VStarDemoForConditionalGeneration(VStarDemoPreTrainedModel, GenerationMixi
             attention_mask=attention_mask,
             position_ids=position_ids,
             past_key_values=past_key_values,
+            cache=cache,
             inputs_embeds=inputs_embeds,
             pixel_values_videos=pixel_values_videos,
             video_features=video_features,
@@ -247,13 +241,12 @@ class VStarDemoForConditionalGeneration(VStarDemoPreTrainedModel, GenerationMixi
         if labels is not None:
             vocab = self.config.text_config.vocab_size
             loss = self.loss_function(logits=logits, labels=labels, vocab_size=vocab, **loss_kwargs)
-        return VStarDemoOutput(
+        return CausalLMOutputWithPast(
             loss=loss,
             logits=logits,
-            past_key_values=outputs.past_key_values,
-            last_hidden_state=hidden,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
+            **{CACHE: outputs.get(CACHE)},
         )
 
     def prepare_inputs_for_generation(self, *args: Any, is_first_iteration: bool = False, **kwargs: Any) -> Any:
