@@ -20,6 +20,7 @@ class _Video:
 
     node: Node
     next_position: int
+    decode_position: int
     features: Any
     rows: int
     """Rows of its position ids."""
@@ -32,7 +33,9 @@ class Prefix:
 
     nodes: list[Node]
     next_position: int
+    """Of the first token of an answer."""
     rows: int
+    """Rows of its position ids."""
     hidden: torch.Tensor
     own: Node
     video: _Video | None
@@ -103,26 +106,27 @@ class Prompts:
             self._heads[key] = node
         return [self._heads[key]]
 
-    def _behind(self, head: torch.Tensor, rest: torch.Tensor, features: Any) -> tuple[Prompt, int]:
-        """(`rest` behind the head in one node, the next position)."""
+    def _behind(self, head: torch.Tensor, rest: torch.Tensor, features: Any) -> tuple[Prompt, Any]:
+        """(`rest` behind the head in one node, the inputs of the whole row)."""
         nodes, start = self._head(head), len(head)
         text = self.lm.embed(torch.cat([head, rest]), features)
         extras = {name: _cut(value, start, len(rest)) for name, value in text.extras.items()}
         node = self.stack.store.take(start + len(rest))
         prompt = Prompt(node, start, nodes, text.inputs_embeds[:, start:], text.position_ids[:, start:], extras)
-        return prompt, text.next_position
+        return prompt, text
 
     def _encode(self, requests: Sequence[Request]) -> None:
         """Videos that several requests ask about, each behind its head, once."""
-        new: dict[int, tuple[Prompt, int, Any]] = {}
+        new: dict[int, tuple[Prompt, Any, Any]] = {}
         for r in requests:
             key = id(r.features)
             if r.features is not None and key not in self._videos and key not in new:
                 new[key] = (*self._behind(r.head, r.features.ids, r.features), r.features)
         if new:
             self._run([prompt for prompt, _, _ in new.values()])
-        for key, (prompt, position, features) in new.items():
-            self._videos[key] = _Video(prompt.node, position, features, prompt.position_ids.shape[0])
+        for key, (prompt, text, features) in new.items():
+            rows = prompt.position_ids.shape[0]
+            self._videos[key] = _Video(prompt.node, text.next_position, text.decode_position, features, rows)
 
     def _question(self, request: Request) -> tuple[Prompt, int, _Video]:
         """A question behind its video's node."""
@@ -132,13 +136,13 @@ class Prompts:
         positions = torch.arange(video.next_position, video.next_position + count, device=self.lm.device)
         node = self.stack.store.take(count)
         prompt = Prompt(node, 0, [video.node], embeds, positions.expand(video.rows, count), {})
-        return prompt, video.next_position + count, video
+        return prompt, max(video.next_position + count, video.decode_position), video
 
     def _whole(self, request: Request) -> tuple[Prompt, int, None]:
         """Video and question in one node."""
         ids = [] if request.features is None else [request.features.ids]
-        prompt, position = self._behind(request.head, torch.cat([*ids, request.tail]), request.features)
-        return prompt, position, None
+        prompt, text = self._behind(request.head, torch.cat([*ids, request.tail]), request.features)
+        return prompt, text.decode_position, None
 
 
 def _cut(value: Any, start: int, count: int) -> Any:
