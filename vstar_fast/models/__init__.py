@@ -11,9 +11,21 @@ from vstar_fast.errors import ModelError
 if TYPE_CHECKING:
     from vstar_fast.models.video_lm import VideoLM
 
-# model_type -> module with `load(path, dtype, device) -> VideoLM`; anything else goes through `generic`.
-FAMILIES = {"vstar_demo": "vstar_fast.models.demo"}
-GENERIC = "vstar_fast.models.video_lm"
+GENERIC = "vstar_fast.models.loading"
+QWEN = "vstar_fast.models.qwen_vl"
+# model_type -> module with `load(path, dtype, device) -> VideoLM`. Those that name the generic one are tested with it;
+# anything that is not named here goes through it too.
+FAMILIES = {
+    "vstar_demo": "vstar_fast.models.demo",
+    "qwen2_vl": QWEN,
+    "qwen2_5_vl": QWEN,
+    "qwen3_vl": QWEN,
+    "llava_onevision": "vstar_fast.models.llava_onevision",
+    "llava_next_video": GENERIC,
+    "video_llava": GENERIC,
+    "smolvlm": GENERIC,
+    "internvl": GENERIC,
+}
 
 
 def model_type(path: str) -> str:

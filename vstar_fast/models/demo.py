@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import torch
 
-from vstar_fast.models import video_lm
+from vstar_fast.models import loading
 from vstar_fast.models.video_lm import Features, VideoLM
 
 
 class DemoLM(VideoLM):
-    """`encode` stops before the trained projector; training and sampling start from there."""
+    """`encode` stops before the trained projector; its own forward takes up from there."""
 
     small_features = True
 
@@ -29,4 +29,4 @@ def load(path: str, *, dtype: str, device: str) -> VideoLM:
     from vstar_fast.models.vstar_demo import register
 
     register()
-    return video_lm.load(path, dtype=dtype, device=device, cls=DemoLM)
+    return loading.load(path, dtype=dtype, device=device, cls=DemoLM)
