@@ -43,18 +43,12 @@ class TextInputs:
 
     @property
     def next_position(self) -> int:
-        """Position of text that follows in the same row, on every one of the R rows: what a forward pass gives it."""
+        """Position of text that follows in the same row, on every one of the R rows, in a forward pass and `generate`.
+
+        A video's time positions may be larger (Qwen2.5-VL, frames far apart); text does not start behind them.
+        """
         last = self.position_ids[:, -1]
         return int((last if bool((last == last[0]).all()) else self.position_ids).max()) + 1
-
-    @property
-    def decode_position(self) -> int:
-        """Position that `generate` gives the first new token behind this row.
-
-        It is `next_position`, but for Qwen2-VL and Qwen2.5-VL where a video's time positions reach past the text
-        behind it (more frames than the picture is tokens wide): then it is one more than the largest.
-        """
-        return int(self.position_ids.max()) + 1
 
     @property
     def stack_positions(self) -> torch.Tensor:
