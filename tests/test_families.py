@@ -9,6 +9,7 @@ import torch
 
 import families
 from vstar_fast import frames, models
+from vstar_fast.errors import ModelError
 from vstar_fast.models.hf_cache import CACHE
 from vstar_fast.records import Frames, Label, LabeledVideo
 from vstar_fast.runtime import unload
@@ -248,3 +249,100 @@ def test_adapters_load_switch_and_unload_on_the_same_weights(lm, tmp_path):
     assert {p.data_ptr() for p in lm.model.parameters()} == set(address)
     for weight in lm.model.parameters():
         torch.testing.assert_close(weight, address[weight.data_ptr()], rtol=0, atol=0)
+
+
+def load(name, tmp_path, **settings):
+    return models.load(str(families.write(name, tmp_path / "model")), **settings)
+
+
+@pytest.mark.parametrize("name", sorted(families.FAMILIES))
+@torch.no_grad()
+def test_bf16_keeps_what_pixels_give(name, tmp_path):
+    lm = load(name, tmp_path, dtype="bfloat16")
+    batch = batch_of((56, 84))
+    (pixels,), (features,) = lm.pixels(batch), lm.encode(batch)
+    theirs, ours = row(lm, TEXTS[0], pixels)[1], row(lm, TEXTS[0], features)[1]
+    assert lm.tower.why_pixels == "" and ours.inputs_embeds.dtype == torch.bfloat16
+    torch.testing.assert_close(ours.inputs_embeds, theirs.inputs_embeds, atol=2e-2, rtol=2e-2)
+    assert torch.equal(ours.position_ids, theirs.position_ids)
+
+
+@pytest.mark.parametrize("name", ["llava_onevision", "qwen2_5_vl", "qwen3_vl"])
+@torch.no_grad()
+def test_generic_adapter_keeps_pixels_where_it_cannot_do_better_and_says_so(name, tmp_path, caplog):
+    why = "its features are not the projector's output"
+    own, generic = load(name, tmp_path), models.load(str(tmp_path / "model"), family="generic")
+    batch = batch_of((56, 84), (84, 56))
+    for text, a, b in zip(TEXTS, own.encode(batch), generic.encode(batch), strict=False):
+        torch.testing.assert_close(row(generic, text, b)[1].inputs_embeds, row(own, text, a)[1].inputs_embeds)
+    assert "pixel_values_videos" in b.kwargs and generic.tower.why_pixels == why
+    assert why in caplog.text
+
+
+@pytest.mark.parametrize("times", [(0.5, 1.5, 2.5, 3.5), (0.0, 0.21, 7.9, 61.0)])
+def test_times_are_printed_as_the_frames_are_seen(times, tmp_path):
+    data = torch.zeros(4, 56, 56, 3, dtype=torch.uint8)
+    lms = {n: load(n, tmp_path / n) for n in ("qwen3_vl", "smolvlm")}
+    said = {n: lm.tokenizer.decode(lm.processed(lm.prompt("a"), data, times)["input_ids"][0]) for n, lm in lms.items()}
+    pairs = [(times[0] + times[1]) / 2, (times[2] + times[3]) / 2]
+    assert [float(t) for t in re.findall(r"<([\d.]+) seconds>", said["qwen3_vl"])] == [round(t, 1) for t in pairs]
+    stamps = [f"{int(t // 60):02d}:{int(t % 60):02d}" for t in times]
+    assert re.findall(r"Frame from (\d\d:\d\d):", said["smolvlm"]) == stamps
+    assert "series of four frames" in said["smolvlm"]
+
+
+@pytest.mark.parametrize(
+    ("name", "count", "tokens"), [("qwen2_vl", 64, 16), ("qwen2_5_vl", 64, 16), ("qwen3_vl", 4, 4)]
+)
+def test_pixels_are_capped_in_every_version(name, count, tokens, tmp_path, caplog):
+    lm = load(name, tmp_path)
+    lm.processor.video_processor.max_video_tokens = tokens
+    capped = lm.pixels(batch_of((84, 84), frames_each=count))[0].kwargs["video_grid_thw"][0]
+    assert "cap" not in caplog.text
+    lm.processor_settings = dict
+    free = lm.pixels(batch_of((84, 84), frames_each=count))[0].kwargs["video_grid_thw"][0]
+    assert capped[0] == free[0] == count // 2 and capped[1:].prod() < free[1:].prod()
+
+
+def test_time_positions_follow_the_seconds_between_frames(tmp_path):
+    """Qwen2.5-VL: two frames a grid, two positions a second."""
+    lm = load("qwen2_5_vl", tmp_path)
+    (features,) = lm.encode(batch_of((56, 56), frames_each=8, step_s=2.0))
+    head, _ = lm.split("a")
+    (time, height, width) = lm.embed(torch.cat([head, features.ids]), features).position_ids[:, len(head) + 1 : -1]
+    assert time.unique().tolist() == [len(head) + 1 + 8 * n for n in range(4)]
+    assert height.unique().numel() > 1 and width.unique().numel() > 1
+
+
+@torch.no_grad()
+def test_deep_stack_features_go_along(tmp_path):
+    lm = load("qwen3_vl", tmp_path)
+    (features,) = lm.encode(batch_of((56, 84)))
+    ids, given = row(lm, TEXTS[0], features)
+    marks = int((ids == lm.model.config.video_token_id).sum())
+    assert int(given.extras["visual_pos_masks"].sum()) == marks
+    assert [tuple(t.shape) for t in given.extras["deepstack_visual_embeds"]] == [(marks, 32)] * 2
+    without = lm.text_model(inputs_embeds=given.inputs_embeds, position_ids=given.stack_positions).last_hidden_state
+    assert not torch.allclose(without, through_stack(lm, given))
+
+
+@torch.no_grad()
+def test_what_stands_behind_a_head_is_kept(tmp_path, monkeypatch):
+    lm = load("video_llava", tmp_path)
+    own = type(lm.model).forward
+
+    def capped(self, *args, **kwargs):
+        out = own(self, *args, **kwargs)
+        out.logits = 2 * torch.tanh(out.logits / 2)
+        return out
+
+    monkeypatch.setattr(type(lm.model), "forward", capped)
+    hidden = torch.randn(2, 3, 32)
+    torch.testing.assert_close(lm.logits(hidden), 2 * torch.tanh(lm.model.lm_head(hidden) / 2))
+
+
+def test_a_row_without_its_video_is_named(tmp_path):
+    lm = load("video_llava", tmp_path)
+    (features,) = lm.encode(batch_of((56, 56)))
+    with pytest.raises(ModelError, match=r"does not hold the 68 ids of its video; see VideoLM.split"):
+        lm.embed(torch.cat(lm.split("a")), features)

@@ -120,3 +120,82 @@ def test_a_text_model_is_refused(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama"}))
     with pytest.raises(ModelError):
         models.load(str(tmp_path))
+
+
+def refused(folder, **settings):
+    with pytest.raises(ModelError) as error:
+        models.load(str(folder), **settings)
+    return str(error.value)
+
+
+def test_a_folder_without_chat_template_is_named(tmp_path):
+    folder = families.write("video_llava", tmp_path / "m")
+    (folder / "chat_template.jinja").unlink()
+    assert "VideoLlavaProcessor has no usable chat template" in refused(folder)
+
+
+def test_a_chat_template_that_drops_videos_is_named(tmp_path):
+    folder = families.write("video_llava", tmp_path / "m")
+    (folder / "chat_template.jinja").write_text("USER: {{ messages[0]['content'][1]['text'] }} ASSISTANT:")
+    assert "the chat template does not print '<video>' for a video" in refused(folder)
+
+
+def test_a_processor_for_images_only_is_named(tmp_path):
+    from transformers import CLIPImageProcessor, LlavaProcessor
+
+    folder = families.write("video_llava", tmp_path / "m")
+    tokens = models.load(str(folder)).tokenizer
+    for path in folder.glob("*processor*"):
+        path.unlink()
+    LlavaProcessor(CLIPImageProcessor(), tokens, patch_size=7, chat_template=families.VICUNA).save_pretrained(folder)
+    assert "LlavaProcessor" in refused(folder) and "this model takes no videos" in refused(folder)
+
+
+def test_a_tokenizer_alone_is_named(tmp_path):
+    folder = families.write("video_llava", tmp_path / "m")
+    for path in folder.glob("*processor*"):
+        path.unlink()
+    assert "no usable processor" in refused(folder) or "no video processor" in refused(folder)
+
+
+def test_a_model_without_video_features_is_named(tmp_path, monkeypatch):
+    from transformers import VideoLlavaModel
+
+    folder = families.write("video_llava", tmp_path / "m")
+    monkeypatch.delattr(VideoLlavaModel, "get_video_features")
+    monkeypatch.delattr(VideoLlavaModel, "get_image_features")
+    assert "VideoLlavaModel has neither get_video_features nor get_image_features" in refused(folder)
+
+
+def test_an_unknown_model_type_is_named(tmp_path):
+    folder = families.write("video_llava", tmp_path / "m")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "model_type": "video_llava_9", "architectures": None}))
+    assert "video_llava_9" in refused(folder)
+
+
+def test_weights_and_processor_of_two_models_are_named(tmp_path):
+    folder = families.write("llava_onevision", tmp_path / "m")
+    settings = folder / "processor_config.json"
+    config = json.loads(settings.read_text())
+    settings.write_text(json.dumps({**config, "num_image_tokens": 36}))
+    lm = models.load(str(folder))
+    (features,) = lm.encode(clips(1))
+    with pytest.raises(ModelError, match="cannot take a row made by its processor"):
+        lm.embed(torch.cat([lm.split("a")[0], features.ids]), features)
+
+
+@pytest.mark.parametrize("dtype", ["int8", "float33", "load"])
+def test_a_dtype_that_is_none_is_named(tmp_path, dtype):
+    message = refused(tiny.write_model(tmp_path / "m"), dtype=dtype)
+    assert f"model.dtype = {dtype!r} is no kind of float; use auto, float32, bfloat16 or float16" in message
+
+
+def test_a_model_is_described_without_its_weights(tmp_path):
+    folder = families.write("qwen3_vl", tmp_path / "m")
+    for weights in folder.glob("*.safetensors"):
+        weights.unlink()
+    found = models.describe(str(folder))
+    assert found["model type"] == "qwen3_vl" and found["adapter"] == "QwenVL"
+    assert found["text stack"] == "model.language_model, 3 row(s) of positions"
+    assert "visual.deepstack_merger_list.1" in found["may be trained"]

@@ -10,13 +10,14 @@ from typing import Any
 
 import torch
 
-from vstar_fast.models import loading
 from vstar_fast.models.tower import Projected, Tower
 from vstar_fast.models.video_lm import VideoLM
 
 
 class OneVisionTower(Tower):
     """Repeats the pooling; whether the newline belongs to the features differs between transformers versions."""
+
+    keeps = "what the projector is given"
 
     def keep(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
         """The projector's input with a dimension for the video, so that pooled frames of several stay apart."""
@@ -45,8 +46,3 @@ class OneVision(VideoLM):
     """LLaVA-OneVision."""
 
     tower_class = OneVisionTower
-
-
-def load(path: str, *, dtype: str, device: str) -> VideoLM:
-    """Load a model folder of LLaVA-OneVision."""
-    return loading.load(path, dtype=dtype, device=device, cls=OneVision)

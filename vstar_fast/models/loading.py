@@ -12,11 +12,9 @@ from vstar_fast.errors import ModelError
 from vstar_fast.models.video_lm import VideoLM
 
 
-def load(path: str, *, dtype: str, device: str, cls: type[VideoLM] = VideoLM) -> VideoLM:
+def load(path: str, cls: type[VideoLM], *, dtype: str, device: str) -> VideoLM:
     """Load any model folder of `AutoModelForImageTextToText` that has a processor with a video token."""
-    from vstar_fast import torchvision_compat
-
-    torchvision_compat.ensure()
+    prepare(cls)
     from transformers import AutoModelForImageTextToText
 
     target = pick_device(device)
@@ -28,6 +26,29 @@ def load(path: str, *, dtype: str, device: str, cls: type[VideoLM] = VideoLM) ->
         raise ModelError(f"cannot load the model in {path}: {error}") from None
     model = model.to(target).eval()
     return cls(str(Path(path)) if Path(path).exists() else path, model, processor, target)
+
+
+def without_weights(path: str, cls: type[VideoLM]) -> VideoLM:
+    """The same with the modules of the model but no weights: it can be looked at, and makes prompts."""
+    prepare(cls)
+    from transformers import AutoConfig, AutoModelForImageTextToText
+
+    processor = load_processor(path)
+    target = torch.device("meta")
+    try:
+        with target:
+            model = AutoModelForImageTextToText.from_config(AutoConfig.from_pretrained(path))
+    except (OSError, ValueError) as error:
+        raise ModelError(f"cannot build the model of {path}: {error}") from None
+    return cls(path, model, processor, target)
+
+
+def prepare(cls: type[VideoLM]) -> None:
+    """Make transformers' video processors importable, and known to it what a family brings itself."""
+    from vstar_fast import torchvision_compat
+
+    torchvision_compat.ensure()
+    cls.register()
 
 
 def load_processor(path: str) -> Any:

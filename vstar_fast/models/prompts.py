@@ -47,7 +47,12 @@ class Prompts:
     def processed(self, text: str, data: torch.Tensor, times_s: tuple[float, ...]) -> dict[str, Any]:
         """The processor's output for a prompt and frames uint8 `[F, H, W, 3]`, without an end token behind it."""
         special = self._special(text)
-        out = preprocess(self.processor, text, data, times_s, special=special, **self.processor_settings())
+        try:
+            out = preprocess(self.processor, text, data, times_s, special=special, **self.processor_settings())
+        except (ValueError, TypeError, ImportError) as error:
+            size = " x ".join(str(n) for n in data.shape[:3])
+            name = type(self.processor).__name__
+            raise ModelError(f"{name} of {self.path} cannot take a clip of {size} pixels: {error}") from error
         return self._without_end(out) if special else out
 
     def _without_end(self, out: dict[str, Any]) -> dict[str, Any]:

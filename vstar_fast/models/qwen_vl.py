@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 
-from vstar_fast.models import loading
 from vstar_fast.models.text_inputs import forward_of
 from vstar_fast.models.tower import Projected, Tower
 from vstar_fast.models.video_lm import VideoLM
@@ -20,6 +19,8 @@ from vstar_fast.models.video_lm import VideoLM
 
 class QwenTower(Tower):
     """Takes the mergers out of the tower while it runs, so that its own code restores the order of the patches."""
+
+    keeps = "what the mergers in the tower are given"
 
     @cached_property
     def projector_names(self) -> list[str]:
@@ -59,8 +60,3 @@ class QwenVL(VideoLM):
     def processor_settings(self) -> dict[str, Any]:
         """Cap the pixels of a frame as Qwen's own code does; the default differs between transformers versions."""
         return {"cap_pixels_per_frame": True}
-
-
-def load(path: str, *, dtype: str, device: str) -> VideoLM:
-    """Load a model folder of Qwen2-VL, Qwen2.5-VL or Qwen3-VL."""
-    return loading.load(path, dtype=dtype, device=device, cls=QwenVL)

@@ -41,6 +41,8 @@ class Projected(ModelOutput):
 class Tower:
     """Runs the tower of a model body and projects what it gave. Families override what their projector needs."""
 
+    keeps = "what the projector is given, if the model's features are its output; else pixels"
+
     def __init__(self, body: Any) -> None:
         self.body = body
         self._own: dict[str, Any] = {}
@@ -79,8 +81,6 @@ class Tower:
 
     @torch.no_grad()
     def _obstacle(self, inputs: dict[str, torch.Tensor]) -> str:
-        if not self._own:
-            return f"it has neither {' nor '.join(PIXELS.values())}"
         own = self.run(inputs)
         tokens = getattr(own, "pooler_output", None)
         if tokens is None:

@@ -44,7 +44,28 @@ class VideoLM(Prompts, Modules):
         Prompts.__init__(self, path, processor, _eos_ids(model, processor.tokenizer))
         self.device = device
         self.tower = self.tower_class(self.body)
+        if not self.tower.methods:
+            raise ModelError(
+                f"{type(self.body).__name__} has neither {' nor '.join(PIXELS.values())}; it takes no videos"
+            )
         self.pad_id = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else self.eos_ids[0]
+
+    @classmethod
+    def register(cls) -> None:
+        """Hook of a family whose classes transformers does not have."""
+
+    def facts(self) -> dict[str, str]:
+        """What `vstar-fast doctor MODEL` prints."""
+        data, times_s = probe_clip()
+        tokens = len(self.preprocess(data, times_s).ids)
+        return {
+            "model class": type(self.model).__name__,
+            "adapter": f"{type(self).__name__}" + (", generic" if type(self) is VideoLM else ""),
+            "video goes in as": f"{self.pixel_input}, {tokens} tokens for {len(data)} frames of 64 x 64",
+            "text stack": f"{self.stack_name}, {self.position_rows} row(s) of positions",
+            "may be trained": f"LoRA on the text stack; {', '.join(self.projector_names())}",
+            "kept of a video": self.tower.keeps,
+        }
 
     @cached_property
     def vocab(self) -> TokenVocab:
@@ -145,6 +166,11 @@ class VideoLM(Prompts, Modules):
             inputs |= {k: self._to_device(v) for k, v in tokens.items()} | self._video_inputs([features])
         try:
             called = text_inputs.call_of(self.text_model, self.body, inputs)
+        except ValueError as error:
+            raise ModelError(
+                f"{type(self.body).__name__} cannot take a row made by its processor: {error}; do the processor and "
+                f"the weights of {self.path} belong together?"
+            ) from error
         finally:
             self.forget_positions()
         return text_inputs.from_call(called, self.position_rows)
