@@ -164,6 +164,25 @@ def test_the_tower_runs_once_a_video(lm, monkeypatch):
 
 
 @torch.no_grad()
+def test_what_is_kept_outlives_the_process(lm):
+    (features,) = lm.encode(batch_of((56, 84)))
+    again = models.load(lm.path)
+    theirs, ours = row(lm, TEXTS[0], features)[1], row(again, TEXTS[0], features)[1]
+    torch.testing.assert_close(ours.inputs_embeds, theirs.inputs_embeds, rtol=0, atol=0)
+
+
+@torch.no_grad()
+def test_training_mode_changes_nothing_that_is_kept(lm):
+    batch = batch_of((56, 84))
+    before = lm.encode(batch)[0].kwargs
+    lm.model.train()
+    during = lm.encode(batch)[0].kwargs
+    assert lm.model.training and lm.body.training
+    lm.model.eval()
+    torch.testing.assert_close(during, before, rtol=0, atol=0)
+
+
+@torch.no_grad()
 def test_several_videos_in_one_batch_of_the_models_own_forward(lm):
     batch = batch_of((56, 84), (56, 84))
     asked = TEXTS[:2]
@@ -177,6 +196,7 @@ def test_preprocessing_is_the_processors_for_the_frames_it_would_pick(lm):
 
     picked = [2, 6, 10, 14]
     batch = batch_of((60, 90), frames_each=4, step_s=0.5)
+    capped = {"cap_pixels_per_frame": True} if hasattr(lm.processor.video_processor, "cap_pixels_per_frame") else {}
     assert batch.times_s[0] == tuple(i / 8 for i in picked)
     theirs = lm.processor(
         text=[lm.prompt(TEXTS[1])],
@@ -184,7 +204,7 @@ def test_preprocessing_is_the_processors_for_the_frames_it_would_pick(lm):
         video_metadata=[VideoMetadata(total_num_frames=16, fps=8.0, duration=2.0, frames_indices=picked)],
         do_sample_frames=False,
         return_tensors="pt",
-        **lm.processor_settings(),
+        **capped,
     )
     ours = lm.inputs([TEXTS[1]], lm.pixels(batch))
     for name, value in theirs.items():
@@ -279,6 +299,17 @@ def test_generic_adapter_keeps_pixels_where_it_cannot_do_better_and_says_so(name
     assert why in caplog.text
 
 
+def test_a_video_whose_features_do_not_fit_is_kept_as_pixels(tmp_path, caplog):
+    """One window of Qwen2.5-VL's tower keeps the order of the patches, so that a small clip looks as if all did."""
+    load("qwen2_5_vl", tmp_path)
+    lm = models.load(str(tmp_path / "model"), family="generic")
+    small, large = lm.pixels(batch_of((56, 56), (56, 84)))
+    lm.tower.prepare(small.kwargs)
+    assert "tower_features" in lm.tower.encode(small.kwargs) and not caplog.text
+    assert lm.tower.encode(large.kwargs) is large.kwargs
+    assert "the tower runs again for every use of a video" in caplog.text
+
+
 @pytest.mark.parametrize("times", [(0.5, 1.5, 2.5, 3.5), (0.0, 0.21, 7.9, 61.0)])
 def test_times_are_printed_as_the_frames_are_seen(times, tmp_path):
     data = torch.zeros(4, 56, 56, 3, dtype=torch.uint8)
@@ -299,7 +330,7 @@ def test_pixels_are_capped_in_every_version(name, count, tokens, tmp_path, caplo
     lm.processor.video_processor.max_video_tokens = tokens
     capped = lm.pixels(batch_of((84, 84), frames_each=count))[0].kwargs["video_grid_thw"][0]
     assert "cap" not in caplog.text
-    lm.processor_settings = dict
+    lm.processor.video_processor.cap_pixels_per_frame = False
     free = lm.pixels(batch_of((84, 84), frames_each=count))[0].kwargs["video_grid_thw"][0]
     assert capped[0] == free[0] == count // 2 and capped[1:].prod() < free[1:].prod()
 

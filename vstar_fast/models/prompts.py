@@ -26,10 +26,6 @@ class Prompts:
         self._picture_marks = [mark for mark in dict.fromkeys(marks) if isinstance(mark, str) and mark]
         self._find_cuts()
 
-    def processor_settings(self) -> dict[str, Any]:
-        """Hook of a family: further arguments of its processor."""
-        return {}
-
     def _find_cuts(self) -> None:
         """Read the cuts around a video off a random clip, and see that spliced ids are the processor's own."""
         text = self.prompt("a b")
@@ -48,7 +44,7 @@ class Prompts:
         """The processor's output for a prompt and frames uint8 `[F, H, W, 3]`, without an end token behind it."""
         special = self._special(text)
         try:
-            out = preprocess(self.processor, text, data, times_s, special=special, **self.processor_settings())
+            out = preprocess(self.processor, text, data, times_s, special=special)
         except (ValueError, TypeError, ImportError) as error:
             size = " x ".join(str(n) for n in data.shape[:3])
             name = type(self.processor).__name__
