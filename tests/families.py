@@ -283,6 +283,7 @@ def smolvlm(folder: Path) -> Path:
     """SmolVLM2: frames are images, each behind its time, with words around the video."""
     pytest.importorskip("num2words", reason="SmolVLM's processor needs num2words: pip install num2words")
     from transformers import SmolVLMConfig, SmolVLMForConditionalGeneration, SmolVLMImageProcessor, SmolVLMProcessor
+    from transformers.models.smolvlm.processing_smolvlm import DEFAULT_CHAT_TEMPLATE
     from transformers.models.smolvlm.video_processing_smolvlm import SmolVLMVideoProcessor
 
     special = ("<fake_token_around_image>", "<image>", "<video>", "<global-img>", "<end_of_utterance>")
@@ -299,7 +300,7 @@ def smolvlm(folder: Path) -> Path:
         tokens,
         SmolVLMVideoProcessor(**size, num_frames=8, fps=1),
         image_seq_len=4,
-        chat_template="unused",
+        chat_template=DEFAULT_CHAT_TEMPLATE,
     )
     return save(folder, SmolVLMForConditionalGeneration(config), processor, tokens)
 

@@ -65,6 +65,13 @@ def test_head_is_the_same_for_every_video_and_question(lm):
     assert len(heads) == 1 and len(next(iter(heads))) > 1
 
 
+def test_a_prompt_without_a_video_is_the_processors_own(lm):
+    content = [{"role": "user", "content": [{"type": "text", "text": TEXTS[1]}]}]
+    call = {"tokenize": True, "add_generation_prompt": True, "return_dict": True, "return_tensors": "pt"}
+    theirs = lm.processor.apply_chat_template(content, **call)["input_ids"][0].tolist()
+    assert lm.text_ids(TEXTS[1]).tolist() == lm.text_ids(lm.placeholder + TEXTS[1]).tolist() == theirs
+
+
 @torch.no_grad()
 def test_stack_and_head_give_the_models_own_forward(lm):
     batch = batch_of((56, 84), (84, 56), (56, 56), frames_each=4)

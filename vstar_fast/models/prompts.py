@@ -121,6 +121,10 @@ class Prompts:
         tail = self._ids(place.mark_text + place.closing_text + after, special=False)
         return head, tail[1:]
 
+    def text_ids(self, text: str) -> torch.Tensor:
+        """Ids int64 `[T]` of the chat prompt of a question without a video."""
+        return self._head_ids(placeholders.rendering(self.processor, self._words_only(text), video=False))
+
     def row(self, prompt: str, features: Features) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """Ids int64 `[T]` of a prompt with its video, and the inputs that have one value an id."""
         head, tail = self._split(prompt)
