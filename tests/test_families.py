@@ -379,6 +379,31 @@ def test_what_stands_behind_a_head_is_kept(tmp_path, monkeypatch):
     torch.testing.assert_close(lm.logits(hidden), 2 * torch.tanh(lm.model.lm_head(hidden) / 2))
 
 
+@pytest.mark.parametrize("strip", [False, True])
+def test_tokens_that_eat_spaces_and_spaces_put_first_change_no_cut(tmp_path, monkeypatch, strip):
+    """As in older Llama tokenizers: a normalizer writes a space before every piece of text."""
+    from tokenizers import AddedToken, normalizers
+
+    plain = families.sentence_bpe
+
+    def legacy(*special):
+        made = plain()
+        made.backend_tokenizer.normalizer = normalizers.Sequence(
+            [normalizers.Prepend("\u2581"), normalizers.Replace(" ", "\u2581")]
+        )
+        eager = [AddedToken(token, lstrip=strip, rstrip=strip, special=True) for token in special]
+        made.add_special_tokens({"additional_special_tokens": eager})
+        return made
+
+    monkeypatch.setattr(families, "sentence_bpe", legacy)
+    lm = load("video_llava", tmp_path)
+    batch = batch_of((56, 84))
+    for text in (*TEXTS, " a", "\n\na", "Is it? "):
+        head, tail = lm.split(text)
+        theirs = lm.processed(lm.prompt(text), batch.data[0], batch.times_s[0])["input_ids"][0]
+        assert torch.cat([head, lm.pixels(batch)[0].ids, tail]).tolist() == theirs.tolist()
+
+
 def test_a_row_without_its_video_is_named(tmp_path):
     lm = load("video_llava", tmp_path)
     (features,) = lm.encode(batch_of((56, 56)))

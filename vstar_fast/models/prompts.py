@@ -119,7 +119,7 @@ class Prompts:
             )
         head = torch.tensor(place.head) if before == place.before else self._head_ids(before)
         tail = self._ids(place.mark_text + place.closing_text + after, special=False)
-        return head, tail[1:]
+        return head, tail[tail.tolist().index(place.mark) + 1 :]
 
     def text_ids(self, text: str) -> torch.Tensor:
         """Ids int64 `[T]` of the chat prompt of a question without a video."""
