@@ -1,4 +1,4 @@
-# make cycle | test | test-full | bench | lint | sanitize. The first one makes .venv and installs everything into it.
+# make cycle | test | test-full | test-oldest | bench | lint | sanitize. The first one makes .venv and installs everything into it.
 #
 #   VENV=path          another environment, made when it does not exist
 #   TORCH=torch==2.13.0   TORCH_INDEX=https://download.pytorch.org/whl/cpu   which torch, and from where:
@@ -24,7 +24,9 @@ SOURCES := $(NATIVE:csrc/unicode_tables.py=)
 FAST := not slow$(if $(GPU),, and not gpu)
 COVERAGE := --cov=vstar_fast --cov-report=term:skip-covered
 
-.PHONY: cycle test test-full bench lint sanitize wheel clean
+OLDEST := transformers==5.17.0
+
+.PHONY: cycle test test-full test-oldest bench lint sanitize wheel clean
 .DELETE_ON_ERROR:
 
 cycle: $(STAMP)
@@ -35,6 +37,12 @@ test: $(STAMP)
 
 test-full: $(STAMP)
 	$(PY) -m pytest $(COVERAGE)
+
+# What touches transformers, against the oldest release that pyproject.toml allows: its names change from release to release.
+test-oldest: $(STAMP)
+	$(PY) -m pip install --quiet --upgrade --target build/oldest "$(OLDEST)"
+	PYTHONPATH=build/oldest $(PY) -c "import transformers as t; assert t.__version__ == '$(OLDEST)'.split('==')[1], t.__version__"
+	PYTHONPATH=build/oldest $(PY) -m pytest -m "$(FAST)" tests/test_families.py tests/test_models.py tests/test_demo_model.py tests/test_generate.py tests/test_finetune.py tests/test_cycle.py
 
 bench: $(STAMP)
 	$(PY) -m vstar_fast.bench.runner all

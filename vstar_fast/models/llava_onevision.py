@@ -19,9 +19,10 @@ class OneVisionTower(Tower):
 
     keeps = "what the projector is given"
 
-    def keep(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+    def keep(self, inputs: dict[str, torch.Tensor]) -> tuple[torch.Tensor, Any]:
         """The projector's input with a dimension for the video, so that pooled frames of several stay apart."""
-        return super().keep(inputs)[None]
+        kept, own = super().keep(inputs)
+        return kept[None], own
 
     def tails(self) -> Iterator[Any]:
         """Pooled frames of each video, without its newline (the body adds it) or with it."""
