@@ -193,6 +193,17 @@ def test_answers_stopped_early_change_nothing_that_is_kept(project, tmp_path, ke
     assert found[False] == found[True]
 
 
+def test_closed_sets_are_scored_where_it_is_asked_for(project, tmp_path):
+    config = make(project, loop={"max_cycles": 1}, evaluate={"score_labels": True})
+    summary = go(config, tmp_path)
+    for found in ("base/metrics/test.json", "cycle-00/metrics/test.json"):
+        scored = json.loads((tmp_path / found).read_text())["scored"]
+        assert scored["n"] == 3 and scored["top5"] == 1.0
+        assert 0 <= scored["top1"] <= 1 and 0 <= scored["calibration_error"] <= 1
+    assert summary["stages"]["evaluate"]["items"]["scored"] == 4 * 3
+    assert go(config, tmp_path)["cycles"] == summary["cycles"]
+
+
 def test_continue_starts_from_the_last_adapter_at_its_share_of_the_rates(project, done, tmp_path):
     full = make(project, loop={"restart": "continue", "continue_rate": 1.0})
     go(full, tmp_path / "full")

@@ -210,6 +210,8 @@ class EvaluateConfig:
     batch_size: int = 64
     bootstrap: int = 2000
     """Resamples behind every 95 % interval (clustered by clip)."""
+    score_labels: bool = False
+    """Also ask how likely the model holds each label of a closed set: top-1, top-5 and calibration, as `scored`."""
 
     def __post_init__(self) -> None:
         in_range("evaluate", self)

@@ -233,6 +233,8 @@ class Session:
             "kinds": evaluate.metrics([v for _, v in judged], by_id),
             "reasoned": evaluate.reasoned([c for c, _ in judged]),
         }
+        if e.score_labels:
+            found["scored"] = self.answers.scored(asked, adapter, where / split, self._teacher_key(adapter))
         write_json(where / f"{split}.json", found)
         write_json(where / f"{split}-clips.json", clips)
         return found, clips
