@@ -63,11 +63,11 @@ def theirs(model, ids, tokens):
     return new[: new.index(EOS) + 1] if EOS in new else new
 
 
-@pytest.mark.parametrize("kind", ["Llama", "Qwen2", "Qwen3"])
-def test_greedy_answers_are_generates_for_prompts_of_any_length(kind):
+@pytest.mark.parametrize(("kind", "plain_below"), [("Llama", None), ("Llama", 130), ("Qwen2", 0), ("Qwen3", None)])
+def test_greedy_answers_are_generates_for_prompts_of_any_length(kind, plain_below):
     model = text_model(kind)
     asked = prompts(1, 3, 63, 64, 65, 130, 600, 10_000)
-    scheduler = Scheduler(TextLM(model), max_rows=7)
+    scheduler = Scheduler(TextLM(model), max_rows=7, plain_below=plain_below)
     found = drawn(scheduler, [request(ids, max_new_tokens=70) for ids in asked])
     for ids, answers in zip(asked, found, strict=True):
         assert answers == [theirs(model, ids, 70)] * 3

@@ -4,11 +4,16 @@ import pytest
 import torch
 
 import tiny
-from test_engine import drawn, prompts, request, spoken, text_model, theirs  # noqa: F401 - a fixture
-from vstar_fast import ops
+from test_engine import drawn, prompts, request, text_model, theirs
+from vstar_fast import models, ops
 from vstar_fast.engine import Engine, Scheduler, Settings, SharedPrefixCache, TextLM
 from vstar_fast.errors import ConfigError, ModelError
 from vstar_fast.models.hf_cache import CACHE
+
+
+@pytest.fixture(scope="module")
+def spoken(tmp_path_factory):
+    return models.load(str(tiny.write_model(tmp_path_factory.mktemp("tiny") / "model")))
 
 
 def test_engine_takes_a_model_and_its_processor_as_they_are(spoken):
