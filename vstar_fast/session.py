@@ -18,7 +18,9 @@ from vstar_fast import dataset, evaluate, match, ops, questions, readers
 from vstar_fast.answer_slots import Slots
 from vstar_fast.config import CycleConfig
 from vstar_fast.errors import DataError, NothingKept
+from vstar_fast.features import clip_key, weights_key
 from vstar_fast.finetune import finetune, lora_settings
+from vstar_fast.frames import Unusable
 from vstar_fast.generate import Sampling, batches, generate, to_candidates, usable
 from vstar_fast.match.ids import with_text
 from vstar_fast.match.text import Names
@@ -38,7 +40,7 @@ from vstar_fast.records import (
     to_dict,
 )
 from vstar_fast.runfolder import Part, RunFolder, content_key, read_json, write_json, write_jsonl, write_text
-from vstar_fast.runtime import Runtime, clip_key, stream_seed, weights_key
+from vstar_fast.runtime import Runtime, stream_seed
 from vstar_fast.token_store import TokenStore
 
 if TYPE_CHECKING:
@@ -62,6 +64,9 @@ class Session:
         with profiler.stage("read"):
             videos, rejected, self.label_sets = readers.read(config.data, seed=config.seed)
         folder.reject(rejected)
+        if rejected and config.data.strict:
+            first = rejected[0]
+            raise DataError(f"{first.reason}: {first.detail} (data.strict: no bad row is passed over)")
         self.videos = {v.id: v for v in videos}
         write_text(folder.root / "config.toml", settings.to_toml(config))
         write_jsonl(folder.root / "videos.jsonl", [to_dict(v) for v in videos])
@@ -99,7 +104,7 @@ class Session:
     def _seen_through(self) -> tuple[Any, ...]:
         """Settings between a file and what the model makes of it."""
         c = self.config
-        return asdict(c.frames), c.data.max_duration_s, c.model.dtype, c.model.device
+        return c.frames.pixels(), c.data.max_duration_s, c.model.dtype, c.model.device
 
     def _teacher_key(self, adapter: Path | None) -> str:
         if adapter is None:
@@ -123,11 +128,15 @@ class Session:
         """Answers to questions by the base model (`adapter` None) or a trained one, part by part."""
         teacher = self._teacher_key(adapter)
         bar = self.progress.task(" ".join(where.relative_to(self.folder.root).parts), len(asked))
-        found: list[Candidate] = []
+        keyed = []
         for group in batches(asked, batch_size or self.config.generate.batch_size, sampling.samples):
             rows = [(questions.prompt_text(q, reason=reason), self._clip_keys.get(q.video_id), q.id) for q in group]
             slots = [self._slot_key(q, reason) for q in group]
             key = content_key(rows, slots, teacher, asdict(sampling), self._seen_through, self.config.seed, mode)
+            keyed.append((group, key))
+        self._expect(adapter, [group for group, key in keyed if not (where / "parts" / f"{key}.jsonl").is_file()])
+        found: list[Candidate] = []
+        for group, key in keyed:
             part = self.folder.part(
                 where / "parts",
                 key,
@@ -137,6 +146,11 @@ class Session:
             bar.advance(len(group))
         bar.close()
         return found
+
+    def _expect(self, adapter: Path | None, groups: Sequence[Sequence[Question]]) -> None:
+        if groups:
+            path = self.config.model.base if adapter is None else self.runtime.init_path
+            self.runtime.expect(path, [self.videos[q.video_id] for group in groups for q in group])
 
     def _answer_part(
         self, group: list[Question], adapter: Path | None, sampling: Sampling, mode: str, stage: str, reason: bool
@@ -316,7 +330,7 @@ def _clip_key(video: LabeledVideo) -> str | None:
     """None for a file that cannot be opened; reading its frames says why."""
     try:
         return clip_key(video)
-    except OSError:
+    except (OSError, Unusable):
         return None
 
 
