@@ -6,6 +6,7 @@ import importlib
 import math
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -27,7 +28,8 @@ DECODERS = {
 """Decoder that takes one clip -> its function `Job -> Pictures`."""
 
 
-class Job(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Job:
     """Pictures wanted of one file: ticks in order, without repeats. `deadline` is on time.monotonic()'s clock."""
 
     path: str
@@ -55,7 +57,8 @@ class Look(NamedTuple):
     full_range: bool = False
 
 
-class Task(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Task:
     """What a worker is asked; with `decoder` empty it only looks at the file."""
 
     request: FrameRequest
@@ -64,7 +67,8 @@ class Task(NamedTuple):
     limit_s: float = math.inf
 
 
-class Read(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Read:
     """What came of it: distinct pictures uint8 `[U, h, w, 3]`, and for each frame asked for its row among them."""
 
     index: Index

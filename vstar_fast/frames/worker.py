@@ -1,4 +1,4 @@
-"""A process that decodes for another one: `python -m vstar_fast.frames.worker FD`, started by `workers.py`.
+"""A process that decodes for another one: `main(FD)`, started by `workers.py`.
 
 A message is 8 bytes of length and a pickle. Pictures go back as a file descriptor of anonymous memory, without a copy
 through the pipe. A file that crashes or hangs the decoder takes this process with it and no other.
@@ -6,12 +6,12 @@ through the pipe. A file that crashes or hangs the decoder takes this process wi
 
 from __future__ import annotations
 
+import dataclasses
 import mmap
 import os
 import pickle
 import socket
 import struct
-import sys
 import time
 from typing import Any
 
@@ -75,7 +75,7 @@ def _answer(task: Task) -> tuple[Any, np.ndarray | None]:
         return (index, look(task.request.path)), None
     read = do(task)
     empty = np.empty(0, dtype=np.uint8)
-    return (read._replace(pictures=empty), read.pictures.shape), read.pictures
+    return (dataclasses.replace(read, pictures=empty), read.pictures.shape), read.pictures
 
 
 def main(descriptor: int) -> None:
@@ -121,8 +121,4 @@ def unpack(value: Any, descriptors: list[int]) -> Any:
         return value
     read, shape = value
     assert isinstance(read, Read)
-    return read._replace(pictures=shared(descriptors[0], shape))
-
-
-if __name__ == "__main__":
-    main(int(sys.argv[1]))
+    return dataclasses.replace(read, pictures=shared(descriptors[0], shape))

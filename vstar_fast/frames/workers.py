@@ -26,7 +26,8 @@ class Worker:
 
     def __init__(self) -> None:
         ours, theirs = socket.socketpair()
-        command = [sys.executable, "-m", "vstar_fast.frames.worker", str(theirs.fileno())]
+        code = f"from vstar_fast.frames.worker import main; main({theirs.fileno()})"
+        command = [sys.executable, "-c", code]
         paths = os.pathsep.join(p for p in sys.path if p)
         self._process = subprocess.Popen(
             command, pass_fds=(theirs.fileno(),), stdin=subprocess.DEVNULL, env={**os.environ, "PYTHONPATH": paths}
