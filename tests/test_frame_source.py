@@ -38,7 +38,7 @@ def test_a_file_that_stops_the_decoder_is_one_record(
 ) -> None:
     monkeypatch.setattr(processes, "GRACE_S", 0.2)
     reader = source(limit_s=0.8 if fault == "hang" else 30.0)
-    reader.backend = f"frame_faults:{fault}"
+    reader.decoding._single = f"frame_faults:{fault}"
     for _ in range(2):
         found = reader.read([FrameRequest(p) for p in (*clips, clips[0])])
         assert [isinstance(f, Frames) for f in found] == [True] * 4 + [False, True]

@@ -422,7 +422,7 @@ def test_results_wait_for_the_consumer(clips: dict[str, Path]) -> None:
 
 
 def test_missing_backend_says_how_to_get_it(clips: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(BackendError, match="no decoder 'magic'; it has: pyav, torchcodec"):
+    with pytest.raises(BackendError, match="no decoder 'magic'; it has: dali, pyav, torchcodec"):
         frames.read([video(clips["h264.mp4"])], FramesConfig(1, "magic"))
     missing = backends.Probe(False, "the Python module torchcodec is not installed", "run: pip install torchcodec")
     monkeypatch.setattr(backends, "available", lambda name: missing)

@@ -21,6 +21,8 @@ class FramesConfig:
     """`centres` of equal segments, both `ends` and evenly between, or `fps` frames a second."""
     fps: float = 1.0
     """Frames a second, where `policy = "fps"`."""
+    gpu_pixels: int = 900_000
+    """On a GPU, `auto` has NVDEC decode clips of at least so many pixels a picture (default: from 720p on)."""
     resize: str = "model"
     """`model`: at once to the size the model sees (the same pixels, less memory); `native`: the size of the file."""
     workers: int = 2

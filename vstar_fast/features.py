@@ -132,7 +132,7 @@ class FeatureStore:
         good = [(v, f) for v, f in zip(videos, read, strict=True) if isinstance(f, Frames)]
         if not good:
             return found
-        batch = frames.to_batch([f for _, f in good], [v for v, _ in good])
+        batch = frames.to_batch([f for _, f in good], [v for v, _ in good], device=None)
         for (video, _), features in zip(good, self._lm.encode(batch), strict=True):
             found[video.id] = features
             self._encoded += 1

@@ -68,11 +68,11 @@ def request_of(video: LabeledVideo, config: FramesConfig, max_duration_s: float 
     )
 
 
-def to_batch(frames: Sequence[Frames], videos: Iterable[LabeledVideo], device: str = "cpu") -> FrameBatch:
-    """Frames of several clips on `device`, each beside its video (found by id)."""
+def to_batch(frames: Sequence[Frames], videos: Iterable[LabeledVideo], device: str | None = "cpu") -> FrameBatch:
+    """Frames of several clips on `device` (None: where they are), each beside its video (found by id)."""
     by_id = {video.id: video for video in videos}
     missing = [f.video_id for f in frames if f.video_id not in by_id]
     if missing:
         raise DataError(f"frames of {missing[0]!r} belong to no video of this batch")
-    data = [f.data.to(device, non_blocking=True) for f in frames]
+    data = [f.data if device is None else f.data.to(device, non_blocking=True) for f in frames]
     return FrameBatch(data, [f.times_s for f in frames], [by_id[f.video_id] for f in frames])

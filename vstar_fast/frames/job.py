@@ -59,7 +59,7 @@ class Look(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """What a worker is asked; with `decoder` empty it only looks at the file."""
+    """What a worker is asked; with `decoder` empty only the index and the look of the file."""
 
     request: FrameRequest
     decoder: str = "pyav"

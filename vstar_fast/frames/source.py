@@ -5,25 +5,23 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict
-from fractions import Fraction
 from typing import TYPE_CHECKING, Any
-
-import numpy as np
 
 from vstar_fast import backends
 from vstar_fast.cache import Cache, Entry
 from vstar_fast.config import FramesConfig
 from vstar_fast.errors import BackendError
 from vstar_fast.frames import inputs
+from vstar_fast.frames.decoding import Decoded, Decoding
 from vstar_fast.frames.geometry import ModelSize, finish
 from vstar_fast.frames.index import Index, check_length
-from vstar_fast.frames.job import DECODERS, Read, Task, do, probe
+from vstar_fast.frames.job import probe
 from vstar_fast.frames.request import FrameRequest
+from vstar_fast.frames.sidecar import Sidecar
 from vstar_fast.frames.unusable import REMEDIES, Unusable
-from vstar_fast.frames.workers import workers
 from vstar_fast.records import Frames, Rejected
 from vstar_fast.runfolder import content_key
 
@@ -51,15 +49,16 @@ class FrameSource:
         model_size: ModelSize | None = None,
     ) -> None:
         self.config = config
-        self.backend = _checked(config.backend)
         self._frames = frame_cache
-        self._indices = index_cache
+        self._keyed = frame_cache is not None or index_cache is not None
+        self._sidecar = Sidecar(index_cache)
+        self.decoding = Decoding(config, self._sidecar)
         self._model_size = model_size
         self._early: dict[FrameRequest, Future[Frames | Rejected]] = {}
-        self._pool = ThreadPoolExecutor(max(1, config.workers), thread_name_prefix="frames")
+        self._pool = ThreadPoolExecutor(self.decoding.threads, thread_name_prefix="frames")
         self._lock = threading.Lock()
         self._counts: Counter[str] = Counter()
-        self._seconds: dict[str, float] = {"stall_s": 0.0, "decode_cpu_s": 0.0}
+        self._stall_s = 0.0
 
     # -- reading ---------------------------------------------------------------------------------
 
@@ -67,9 +66,12 @@ class FrameSource:
         """When each picture of a file is shown. Raises Unusable or OSError."""
         request = FrameRequest(path)
         inputs.check(path)
-        key = self._content(request)
-        index = self._index(key)
-        return index if index is not None else self._note_index(key, probe(request))
+        content = self._content(request)
+        index = self._sidecar.index(content)
+        if index is None:
+            index = probe(request)
+            self._sidecar.put_index(content, index)
+        return index
 
     def read(self, requests: Sequence[FrameRequest]) -> list[Frames | Rejected]:
         """Frames of each request in order, or why there are none."""
@@ -102,11 +104,17 @@ class FrameSource:
         """Drop what was decoded ahead and end the threads."""
         self._early.clear()
         self._pool.shutdown(wait=True, cancel_futures=True)
+        self.decoding.close()
 
     def counts(self) -> dict[str, float]:
-        """`decoded` and `cached` clips, `frames`, `stalls`, `stall_s`, `decode_cpu_s`, and `error:<reason>`."""
+        """Clips `decoded`, `cached`, `fallback`; `frames`, `stalls`, `stall_s`, `decode_cpu_s`, `error:*`."""
+        rest = {
+            "stall_s": round(self._stall_s, 3),
+            "decode_cpu_s": round(self.decoding.cpu_s, 3),
+            "fallback": self.decoding.fallbacks,
+        }
         with self._lock:
-            return {**self._counts, **{k: round(v, 3) for k, v in self._seconds.items() if v}}
+            return {**self._counts, **{name: n for name, n in rest.items() if n}}
 
     def _start(self, request: FrameRequest) -> Future[Frames | Rejected]:
         return self._early.pop(request, None) or self._pool.submit(self._one, request)
@@ -117,7 +125,7 @@ class FrameSource:
             future.exception()
             with self._lock:
                 self._counts["stalls"] += 1
-                self._seconds["stall_s"] += time.perf_counter() - began
+                self._stall_s += time.perf_counter() - began
         return future.result()
 
     # -- one clip --------------------------------------------------------------------------------
@@ -129,6 +137,8 @@ class FrameSource:
             return self._refuse(request, error.reason, str(error))
         except OSError as error:
             return self._refuse(request, "unreadable", error.strerror or str(error))
+        except BackendError:
+            raise
         except Exception as error:  # one of a million clips must not end the run; the record says what happened
             return self._refuse(request, "decode_error", f"{type(error).__name__}: {error}")
 
@@ -146,31 +156,19 @@ class FrameSource:
             with self._lock:
                 self._counts["cached"] += 1
             return _from_entry(request, found)
-        read = self._decode(request, self._index(content))
-        self._note_index(content, read.index)
-        data = self._sized(read, request)
-        entry = _entry(read, data, self.backend)
+        decoded = self.decoding(request, content)
+        data = self._sized(decoded, request).contiguous()
         if self._frames is not None:
-            self._frames.put(key, entry)
-        backends.ran("frames", self.backend)
+            self._frames.put(key, Entry({"pictures": data.cpu().numpy()}, decoded.meta))
+        backends.ran("frames", decoded.meta["backend"])
         with self._lock:
             self._counts["decoded"] += 1
-            self._counts["frames"] += len(read.rows)
-        return _frames(request, data, entry.meta)
+            self._counts["frames"] += len(decoded.meta["rows"])
+        return _frames(request, data, decoded.meta)
 
-    def _decode(self, request: FrameRequest, index: Index | None) -> Read:
-        task = Task(request, self.backend, index, self.config.limit_s)
-        ask: Callable[[Task], tuple[Any, float]] = workers().ask if self.config.isolate else _here
-        read, cpu_s = ask(task)
-        with self._lock:
-            self._seconds["decode_cpu_s"] += cpu_s
-        return read
-
-    def _sized(self, read: Read, request: FrameRequest) -> torch.Tensor:
-        import torch
-
-        data = torch.from_numpy(read.pictures)
-        data = finish(data, request.geometry, read.height_px, read.width_px)
+    def _sized(self, decoded: Decoded, request: FrameRequest) -> torch.Tensor:
+        meta = decoded.meta
+        data = finish(decoded.pictures, request.geometry, meta["height_px"], meta["width_px"])
         if self._model_size is not None and request.geometry.shape == "native":
             data = self._model_size(data)
         return data
@@ -178,60 +176,17 @@ class FrameSource:
     def _pixels(self, request: FrameRequest) -> tuple[Any, ...]:
         """All but the content that decides what comes out."""
         fit = self._model_size.key if self._model_size else ""
-        return asdict(request.sampling), asdict(request.geometry), request.start_s, request.end_s, fit, self.backend
-
-    # -- index -----------------------------------------------------------------------------------
+        return (
+            asdict(request.sampling),
+            asdict(request.geometry),
+            request.start_s,
+            request.end_s,
+            fit,
+            self.config.backend,
+        )
 
     def _content(self, request: FrameRequest) -> str:
-        if self._frames is None and self._indices is None:
-            return ""
-        return inputs.content_key(request.path)
-
-    def _index(self, content: str) -> Index | None:
-        found = self._indices.get(_index_key(content)) if self._indices else None
-        if found is None:
-            return None
-        meta = dict(found.meta)
-        meta["base"] = Fraction(*meta["base"])
-        return Index(**{k: v.tolist() for k, v in found.arrays.items()}, **meta)
-
-    def _note_index(self, content: str, index: Index) -> Index:
-        if self._indices is not None and index.whole and _index_key(content) not in self._indices:
-            arrays = {k: np.asarray(getattr(index, k), dtype=np.int64) for k in ("ticks", "keys")}
-            meta = {k: v for k, v in index._asdict().items() if k not in arrays}
-            meta["base"] = [index.base.numerator, index.base.denominator]
-            self._indices.put(_index_key(content), Entry(arrays, meta))
-        return index
-
-
-def _index_key(content: str) -> str:
-    return content_key("index", FORMAT, content)
-
-
-def _checked(backend: str) -> str:
-    name = "pyav" if backend == "auto" else backend
-    if name not in DECODERS:
-        raise BackendError(f"frames has no decoder {name!r}; it has: {', '.join(sorted(DECODERS))}")
-    backends.require(name, "frames")
-    return name
-
-
-def _here(task: Task) -> tuple[Read, float]:
-    """A task done in this thread: cheaper to start, but a crash of the decoder is a crash of the run."""
-    began = time.thread_time()
-    return do(task), time.thread_time() - began
-
-
-def _entry(read: Read, data: torch.Tensor, backend: str) -> Entry:
-    meta = {
-        "rows": read.rows,
-        "times_s": read.times_s,
-        "duration_s": read.duration_s,
-        "height_px": read.height_px,
-        "width_px": read.width_px,
-        "backend": backend,
-    }
-    return Entry({"pictures": data.contiguous().numpy()}, meta)
+        return inputs.content_key(request.path) if self._keyed else ""
 
 
 def _from_entry(request: FrameRequest, found: Entry) -> Frames:

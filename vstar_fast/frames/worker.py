@@ -20,6 +20,8 @@ import numpy as np
 from vstar_fast.frames.job import Read, Task, do, look, probe
 
 LENGTH = struct.Struct("<Q")
+READY = "ready"
+"""The first message of a worker."""
 
 
 def send(channel: socket.socket, value: Any, descriptors: tuple[int, ...] = ()) -> None:
@@ -81,6 +83,7 @@ def _answer(task: Task) -> tuple[Any, np.ndarray | None]:
 def main(descriptor: int) -> None:
     """Answer tasks until the other side goes."""
     with socket.socket(fileno=descriptor) as channel:
+        send(channel, READY)
         while True:
             try:
                 task, _ = receive(channel)

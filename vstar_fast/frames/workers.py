@@ -13,10 +13,12 @@ import sys
 import threading
 from typing import Any
 
+from vstar_fast.errors import BackendError
 from vstar_fast.frames import worker
 from vstar_fast.frames.job import Task
 from vstar_fast.frames.unusable import Unusable
 
+START_S = 120.0
 GRACE_S = 2.0
 """What a worker gets beyond a file's time limit to stop by itself."""
 
@@ -34,6 +36,16 @@ class Worker:
         )
         theirs.close()
         self._channel = ours
+        self._await_start()
+
+    def _await_start(self) -> None:
+        """A file's time limit does not include the start of its worker."""
+        self._channel.settimeout(START_S)
+        try:
+            worker.receive(self._channel)
+        except (OSError, EOFError) as error:
+            why = f"{error}; {self._died()}"
+            raise BackendError(f"no decoding process starts ({why}); set frames.isolate = false to do without") from None
 
     def ask(self, task: Task) -> tuple[Any, float]:
         """The answer to `task` and the CPU seconds it took. Raises what the task raised; Unusable when it died."""
