@@ -72,10 +72,10 @@ class Cache:
             self._keep(key, found)
         return found
 
-    def put(self, key: str, entry: Entry) -> None:
+    def put(self, key: str, entry: Entry, *, disk: bool = True) -> None:
         """Keep an entry; one that is larger than a level's whole budget is not kept there."""
         self._keep(key, entry)
-        if entry.nbytes <= self.disk_bytes:
+        if disk and entry.nbytes <= self.disk_bytes:
             self._write(key, entry)
 
     def __contains__(self, key: str) -> bool:

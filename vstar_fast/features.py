@@ -16,6 +16,7 @@ from vstar_fast.cache import Cache, Entry
 from vstar_fast.config import CacheConfig, CycleConfig
 from vstar_fast.errors import DataError
 from vstar_fast.frames import inputs
+from vstar_fast.models.tower import KEPT
 from vstar_fast.models.video_lm import Features, VideoLM
 from vstar_fast.profiling import Profiler
 from vstar_fast.records import Frames, LabeledVideo, Rejected
@@ -55,7 +56,7 @@ def caches(config: CacheConfig, run: Path) -> dict[str, Cache]:
 class FeatureStore:
     """Video -> Features of one model; a video is decoded and encoded once, in this run or in one before.
 
-    A model whose features are its pixels (`small_features` false) keeps them in memory only: its frames are on disk.
+    Features that are pixels, for want of a tower, are kept in memory only: their frames are on disk.
     """
 
     def __init__(self, lm: VideoLM, config: CycleConfig, run: Path, profiler: Profiler) -> None:
@@ -64,8 +65,6 @@ class FeatureStore:
         self._profiler = profiler
         self.caches = caches(config.cache, run)
         self._embeddings = self.caches["embeddings"]
-        if not lm.small_features:
-            self._embeddings.disk_bytes = 0
         size = frames.ModelSize(lm.processor.video_processor) if config.frames.resize == "model" else None
         kept = {"index_cache": self.caches["index"], "frame_cache": self.caches["frames"]}
         self.source = frames.FrameSource(config.frames, model_size=size, **kept)
@@ -137,7 +136,8 @@ class FeatureStore:
             found[video.id] = features
             self._encoded += 1
             self._profiler.count("videos", 1)
-            self._embeddings.put(self._key(video), _entry(features))
+            on_disk = self._lm.small_features or KEPT in features.kwargs
+            self._embeddings.put(self._key(video), _entry(features), disk=on_disk)
         return found
 
     def _refuse(self, item: Rejected) -> Rejected:

@@ -128,6 +128,9 @@ class ModelSize:
         self._known: dict[tuple[int, ...], tuple[int, int] | None] = {}
         self._lock = threading.Lock()
         mode = str(getattr(video_processor, "resample", None)).rpartition(".")[2].lower()
+        # As in models/preprocessing.py: Qwen's cap is on where a folder leaves it open.
+        open_cap = getattr(video_processor, "cap_pixels_per_frame", False) is None
+        self._settings = {"cap_pixels_per_frame": True} if open_cap else {}
         self._filter = {"2": "bilinear", "3": "bicubic"}.get(mode, mode)
         self.key = video_processor.to_json_string() if self._filter in ("bilinear", "bicubic") else "native"
 
@@ -164,7 +167,7 @@ class ModelSize:
         self._processor.resize = record
         try:
             empty = torch.zeros((count, 3, height, width), dtype=torch.uint8)
-            self._processor(videos=[empty], do_sample_frames=False, return_tensors="pt")
+            self._processor(videos=[[empty]], do_sample_frames=False, return_tensors="pt", **self._settings)
         except _Stop:
             pass
         finally:

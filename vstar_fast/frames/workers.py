@@ -45,7 +45,9 @@ class Worker:
             worker.receive(self._channel)
         except (OSError, EOFError) as error:
             why = f"{error}; {self._died()}"
-            raise BackendError(f"no decoding process starts ({why}); set frames.isolate = false to do without") from None
+            raise BackendError(
+                f"no decoding process starts ({why}); set frames.isolate = false to do without"
+            ) from None
 
     def ask(self, task: Task) -> tuple[Any, float]:
         """The answer to `task` and the CPU seconds it took. Raises what the task raised; Unusable when it died."""
