@@ -14,10 +14,10 @@ import pytest
 import torch
 from av.video.reformatter import ColorRange, Colorspace
 
-from vstar_fast import backends, frames
+from vstar_fast import backends, clip_files, frames
 from vstar_fast.config import FramesConfig
 from vstar_fast.errors import BackendError, DataError
-from vstar_fast.frames import index, inputs, picture
+from vstar_fast.frames import index, picture
 from vstar_fast.records import Frames, Label, LabeledVideo, Rejected
 
 BITS, BLOCK = 10, 16
@@ -389,7 +389,7 @@ def test_failing_disk(clips: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -
     def fail(path: str) -> None:
         raise OSError(5, "Input/output error")
 
-    monkeypatch.setattr(inputs, "check", fail)
+    monkeypatch.setattr(clip_files, "check", fail)
     found = refused(clips["h264.mp4"])
     assert found.reason == "unreadable" and "Input/output error" in found.detail
 

@@ -49,7 +49,7 @@ class DataConfig:
     path: str = ""
     """A `manifest.jsonl`, a `.jsonl`/`.json`/`.csv` file, or a folder with one sub-folder per class."""
     reader: str = "auto"
-    """`auto`, `manifest`, `folder`, `csv`, `jsonl` or `json`."""
+    """`auto`, `manifest`, `folder`, `csv`, `jsonl`, `json` or `webdataset` (tar shards)."""
     extra: tuple[str, ...] = ()
     """Further data paths, read the same way; their videos join those of `path`."""
     root: str = ""
@@ -72,7 +72,7 @@ class DataConfig:
     """Own question templates by label kind, e.g. `class = ["Which sport is this?"]`."""
 
     def __post_init__(self) -> None:
-        one_of("data.reader", self.reader, ("auto", "manifest", "folder", "csv", "jsonl", "json"))
+        one_of("data.reader", self.reader, ("auto", "manifest", "folder", "csv", "jsonl", "json", "webdataset"))
         in_range("data", self)
         shares = (self.dev_fraction, self.test_fraction)
         need(sum(shares) < 1, f"data.dev_fraction and data.test_fraction must sum to less than 1, got {shares}")

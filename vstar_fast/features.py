@@ -11,11 +11,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from vstar_fast import frames
+from vstar_fast import clip_files, frames
 from vstar_fast.cache import Cache, Entry
 from vstar_fast.config import CacheConfig, CycleConfig
 from vstar_fast.errors import DataError
-from vstar_fast.frames import inputs
 from vstar_fast.models.tower import KEPT
 from vstar_fast.models.video_lm import Features, VideoLM
 from vstar_fast.profiling import Profiler
@@ -39,7 +38,7 @@ def weights_key(path: str) -> str:
 
 def clip_key(video: LabeledVideo) -> str:
     """Key of the pixels a video stands for: file content and window. Raises OSError for a file that cannot be read."""
-    return content_key(inputs.content_key(video.path), video.start_s, video.end_s)
+    return content_key(clip_files.content_key(video.path), video.start_s, video.end_s)
 
 
 def caches(config: CacheConfig, run: Path) -> dict[str, Cache]:

@@ -10,10 +10,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from vstar_fast import backends
+from vstar_fast import backends, clip_files
 from vstar_fast.config import FramesConfig
 from vstar_fast.errors import BackendError
-from vstar_fast.frames import inputs
 from vstar_fast.frames.dali import BATCH, Clip, Dali
 from vstar_fast.frames.index import Index
 from vstar_fast.frames.job import DECODERS, Look, Read, Task, choose, do, look, probe
@@ -58,7 +57,7 @@ class Decoding:
     def __call__(self, request: FrameRequest, content: str) -> Decoded:
         """Decode a clip. Raises Unusable, OSError or what its decoder raises."""
         index = self._sidecar.index(content)
-        if self.dali is not None and not inputs.is_folder(request.path):
+        if self.dali is not None and not clip_files.is_folder(request.path):
             index, seen = self._looked(request, content, index)
             why = route(index, seen, asked=self._config.backend, gpu=self._gpu, least_pixels=self._config.gpu_pixels)
             if why.name == "dali":
@@ -94,7 +93,7 @@ class Decoding:
         picked = choose(index, request)
         wanted = sorted(set(picked.ticks))
         number = {tick: n for n, tick in enumerate(index.ticks)}
-        data = np.frombuffer(inputs.read_bytes(request.path), dtype=np.uint8)
+        data = np.frombuffer(clip_files.read_bytes(request.path), dtype=np.uint8)
         bucket = (index.codec, index.height_px, index.width_px)
         assert self.dali is not None
         pictures = self.dali.read(Clip(data, [number[tick] for tick in wanted], seen, bucket))

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from vstar_fast.frames import inputs
+from vstar_fast import clip_files
 from vstar_fast.frames.request import FrameRequest
-from vstar_fast.frames.unusable import Unusable
+from vstar_fast.unusable import Unusable
 
 if TYPE_CHECKING:
     import av
@@ -55,8 +55,8 @@ def open_video(path: str) -> Iterator[av.container.InputContainer]:
     import av
 
     with contextlib.ExitStack() as stack:
-        plain = not inputs.is_url(path) and not inputs.is_member(path)
-        source: Any = f"file:{path}" if plain else stack.enter_context(inputs.opened(path))
+        plain = not clip_files.is_url(path) and not clip_files.is_member(path)
+        source: Any = f"file:{path}" if plain else stack.enter_context(clip_files.opened(path))
         options = {"protocol_whitelist": "file" if plain else "none"}
         try:
             container = stack.enter_context(av.open(source, metadata_errors="ignore", options=options))
@@ -68,7 +68,7 @@ def open_video(path: str) -> Iterator[av.container.InputContainer]:
 
 
 def _explain(path: str, error: Exception) -> None:
-    with inputs.opened(path) as file:
+    with clip_files.opened(path) as file:
         head = file.read(16)
     if any(head[at : at + len(magic)] == magic for at, magic in _MAGIC):
         raise Unusable("truncated", "starts like a video, but its index is missing or damaged") from error
@@ -84,6 +84,8 @@ def video_stream(container: av.container.InputContainer) -> av.VideoStream:
     if not streams:
         raise Unusable("no_video_stream", "holds no moving pictures")
     stream = streams[0]
+    if stream.codec_context is None:
+        raise Unusable("decode_error", "its pictures are in a format that FFmpeg has no decoder for")
     stream.thread_type = "NONE"
     stream.codec_context.thread_count = 1
     return stream
@@ -91,7 +93,7 @@ def video_stream(container: av.container.InputContainer) -> av.VideoStream:
 
 def of_images(folder: str) -> Index:
     """Index of a folder of numbered images, 25 a second."""
-    count = len(inputs.images(folder))
+    count = len(clip_files.images(folder))
     return Index(list(range(count)), list(range(count)), 0, count, Fraction(1, IMAGES_FPS), True, "images")
 
 

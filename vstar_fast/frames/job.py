@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from vstar_fast.frames import inputs
+from vstar_fast import clip_files
 from vstar_fast.frames.index import Index, check_whole, of_images, open_video, scan, video_stream
 from vstar_fast.frames.picture import UPRIGHT, Turn, of_frame
 from vstar_fast.frames.request import FrameRequest, Geometry
 from vstar_fast.frames.sampling import Picked, pick
-from vstar_fast.frames.unusable import Unusable
+from vstar_fast.unusable import Unusable
 
 if TYPE_CHECKING:
     import av
@@ -106,8 +106,8 @@ def decoder(name: str) -> Callable[[Job], Pictures]:
 def probe(request: FrameRequest) -> Index:
     """The index of a clip. Raises Unusable for what is no whole video."""
     path = request.path
-    inputs.check(path)
-    if inputs.is_folder(path):
+    clip_files.check(path)
+    if clip_files.is_folder(path):
         return of_images(path)
     with open_video(path) as container:
         return scan(container, request)

@@ -8,11 +8,12 @@ import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from vstar_fast.frames import inputs, picture
+from vstar_fast import clip_files
+from vstar_fast.frames import picture
 from vstar_fast.frames.geometry import plan
 from vstar_fast.frames.index import Index, open_video, video_stream
 from vstar_fast.frames.job import Job, Pictures
-from vstar_fast.frames.unusable import Unusable
+from vstar_fast.unusable import Unusable
 
 if TYPE_CHECKING:
     import av
@@ -105,7 +106,7 @@ class _Found:
     def take_images(self) -> None:
         import av
 
-        files = inputs.images(self._job.path)
+        files = clip_files.images(self._job.path)
         for number in self._job.wanted:
             with _failing(), av.open(f"file:{files[number]}", metadata_errors="ignore") as container:
                 self.take(number, next(container.decode(video=0)))

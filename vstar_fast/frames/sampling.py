@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from vstar_fast.frames.index import Index, check_length
 from vstar_fast.frames.request import FrameRequest, Sampling
-from vstar_fast.frames.unusable import Unusable
+from vstar_fast.unusable import Unusable
 
 
 class Picked(NamedTuple):

@@ -10,20 +10,19 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from vstar_fast import backends
+from vstar_fast import backends, clip_files
 from vstar_fast.cache import Cache, Entry
 from vstar_fast.config import FramesConfig
 from vstar_fast.errors import BackendError
-from vstar_fast.frames import inputs
 from vstar_fast.frames.decoding import Decoded, Decoding
 from vstar_fast.frames.geometry import ModelSize, finish
 from vstar_fast.frames.index import Index, check_length
 from vstar_fast.frames.job import probe
 from vstar_fast.frames.request import FrameRequest
 from vstar_fast.frames.sidecar import Sidecar
-from vstar_fast.frames.unusable import REMEDIES, Unusable
 from vstar_fast.records import Frames, Rejected
 from vstar_fast.runfolder import content_key
+from vstar_fast.unusable import REMEDIES, Unusable
 
 if TYPE_CHECKING:
     import torch
@@ -65,7 +64,7 @@ class FrameSource:
     def probe(self, path: str) -> Index:
         """When each picture of a file is shown. Raises Unusable or OSError."""
         request = FrameRequest(path)
-        inputs.check(path)
+        clip_files.check(path)
         content = self._content(request)
         index = self._sidecar.index(content)
         if index is None:
@@ -148,7 +147,7 @@ class FrameSource:
         return Rejected("frames", request.name, reason, f"{request.path}: {detail}; {REMEDIES[reason]}")
 
     def _clip(self, request: FrameRequest) -> Frames:
-        inputs.check(request.path)
+        clip_files.check(request.path)
         content = self._content(request)
         key = content_key(FORMAT, content, *self._pixels(request))
         found = self._frames.get(key) if self._frames else None
@@ -186,7 +185,7 @@ class FrameSource:
         )
 
     def _content(self, request: FrameRequest) -> str:
-        return inputs.content_key(request.path) if self._keyed else ""
+        return clip_files.content_key(request.path) if self._keyed else ""
 
 
 def _from_entry(request: FrameRequest, found: Entry) -> Frames:

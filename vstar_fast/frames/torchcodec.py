@@ -5,10 +5,10 @@ from __future__ import annotations
 import bisect
 from typing import Any
 
-from vstar_fast.frames import inputs
+from vstar_fast import clip_files
 from vstar_fast.frames.index import open_video, video_stream
 from vstar_fast.frames.job import Job, Pictures
-from vstar_fast.frames.unusable import Unusable
+from vstar_fast.unusable import Unusable
 
 
 def decode(job: Job) -> Pictures:
@@ -17,8 +17,8 @@ def decode(job: Job) -> Pictures:
 
     with open_video(job.path) as container:
         number = video_stream(container).index
-    plain = not inputs.is_url(job.path) and not inputs.is_member(job.path)
-    source: Any = job.path if plain else inputs.read_bytes(job.path)
+    plain = not clip_files.is_url(job.path) and not clip_files.is_member(job.path)
+    source: Any = job.path if plain else clip_files.read_bytes(job.path)
     decoder = VideoDecoder(source, stream_index=number, dimension_order="NHWC", num_ffmpeg_threads=1)
     index = job.index
     after = [*index.ticks[1:], index.end]

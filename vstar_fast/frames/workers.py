@@ -16,7 +16,7 @@ from typing import Any
 from vstar_fast.errors import BackendError
 from vstar_fast.frames import worker
 from vstar_fast.frames.job import Task
-from vstar_fast.frames.unusable import Unusable
+from vstar_fast.unusable import Unusable
 
 START_S = 120.0
 GRACE_S = 2.0
