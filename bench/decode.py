@@ -88,7 +88,7 @@ def _against_rivals(bench: Bench, clip: Clip, count: int, indices: Cache) -> Non
 
 def _numbers(clip: Clip, held: int, count: int) -> list[int]:
     """Segment centres of a clip of constant rate, from their definition."""
-    total = clip.count or held
+    total = clip.pictures or held
     return [int((2 * k + 1) * total / (2 * count)) for k in range(count)]
 
 

@@ -15,11 +15,11 @@ BITS = 13
 
 
 class Clip(NamedTuple):
-    """`count` pictures; `numbered`: each says its number."""
+    """`pictures` in all (0: not known); `numbered`: each says its number."""
 
     name: str
     path: str
-    count: int
+    pictures: int
     numbered: bool
 
 
