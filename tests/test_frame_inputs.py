@@ -142,6 +142,15 @@ def test_open_groups_of_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert numbers(read(path, sampling=Sampling("indices", at=(29, 11, 10, 9)))) == [29, 11, 10, 9]
 
 
+def test_five_minutes_with_a_key_picture_every_ten_seconds(tmp_path: Path) -> None:
+    distinct = [numbered(i) for i in range(1024)]
+    path = write(tmp_path / "long.mp4", [distinct[i % 1024] for i in range(7500)], fps=25, gop=250)
+    centres = [int((2 * k + 1) * 7500 / 16) for k in range(8)]
+    found = read(path)
+    assert numbers(found) == [n % 1024 for n in centres]
+    assert isinstance(found, Frames) and found.times_s == pytest.approx([n / 25 for n in centres])
+
+
 def test_an_edit_list_hides_pictures(tmp_path: Path) -> None:
     """Cut without re-encoding: the file holds pictures before its start that no player shows."""
     whole = write(tmp_path / "whole.mp4", [numbered(i) for i in range(40)], gop=20)

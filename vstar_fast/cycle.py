@@ -248,6 +248,8 @@ def run_seeds(
     from vstar_fast.config import replace
 
     root, found = Path(run_dir), []
+    if not config.cache.folder:  # the seeds see the same videos
+        config = replace(config, cache=replace(config.cache, folder=str(root / "cache")))
     for i in range(seeds):
         seeded = replace(config, seed=config.seed + i)
         where = root / f"seed-{seeded.seed}"

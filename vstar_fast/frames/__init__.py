@@ -20,6 +20,7 @@ __all__ = [
     "FrameRequest",
     "FrameSource",
     "Frames",
+    "FramesConfig",
     "Geometry",
     "ModelSize",
     "Sampling",
