@@ -48,6 +48,8 @@ class Decoding:
         self.cpu_s = 0.0
         self.fallbacks = 0
         self._lock = threading.Lock()
+        # A batch of DALI's is more clips than there should be processes.
+        self._at_once = threading.BoundedSemaphore(max(1, config.workers))
 
     @property
     def threads(self) -> int:
@@ -107,7 +109,8 @@ class Decoding:
 
     def _ask(self, task: Task) -> Any:
         ask: Callable[[Task], tuple[Any, float]] = workers().ask if self._config.isolate else _here
-        value, cpu_s = ask(task)
+        with self._at_once:
+            value, cpu_s = ask(task)
         with self._lock:
             self.cpu_s += cpu_s
         return value

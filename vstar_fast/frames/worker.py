@@ -10,6 +10,7 @@ import dataclasses
 import mmap
 import os
 import pickle
+import signal
 import socket
 import struct
 import time
@@ -82,6 +83,7 @@ def _answer(task: Task) -> tuple[Any, np.ndarray | None]:
 
 def main(descriptor: int) -> None:
     """Answer tasks until the other side goes."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the other side's to answer
     with socket.socket(fileno=descriptor) as channel:
         send(channel, READY)
         while True:
