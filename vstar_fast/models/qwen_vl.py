@@ -1,7 +1,8 @@
 """Qwen2-VL, Qwen2.5-VL, Qwen3-VL: the projector sits inside the tower, as `visual.merger` and its deep-stack kin.
 
 Kept of a video is what the mergers are given, 2 x 2 patches side by side in one row a token: `[tokens, M * 4C]` for M
-mergers. A trained merger therefore changes nothing that is kept. That is about as many bytes as the pixels are.
+mergers. A trained merger therefore changes nothing that is kept. That is about as many bytes as the pixels are, and
+three times as many for Qwen3-VL's four mergers.
 """
 
 from __future__ import annotations
