@@ -83,10 +83,25 @@ class FeatureStore:
                 missing.append(video)
             else:
                 found[video.id] = kept
-        for start in range(0, len(missing), BATCH):
-            found |= self._encode(missing[start : start + BATCH], missing[start + BATCH :])
+        found |= self._make(missing)
         self._look_ahead(unique)
         return {i: found[i] for i in unique}
+
+    def _make(self, videos: list[LabeledVideo]) -> dict[str, Features | Rejected]:
+        """Features of videos that are not kept; files of the same content are encoded once."""
+        found: dict[str, Features | Rejected] = {}
+        first: dict[str, LabeledVideo] = {}
+        for video in videos:
+            first.setdefault(self._key(video) or video.id, video)
+        todo = list(first.values())
+        for start in range(0, len(todo), BATCH):
+            found |= self._encode(todo[start : start + BATCH], todo[start + BATCH :])
+        for video in videos:
+            if video.id not in found:
+                same = found[first[self._key(video)].id]
+                # A record names its own file.
+                found |= self._encode([video], []) if isinstance(same, Rejected) else {video.id: same}
+        return found
 
     def expect(self, videos: Iterable[LabeledVideo]) -> None:
         """Videos that will be asked for, in order; the next ones are decoded after each `get`."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections import Counter, deque
@@ -31,6 +32,14 @@ FORMAT = 1
 """Version of what this stage makes of a file; part of every key of its caches."""
 
 
+class _Busy:
+    """A clip under way, and how many want it."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.users = 0
+
+
 class FrameSource:
     """Reads frames for one process; thread-safe. One file's failure is its own record and nobody else's.
 
@@ -56,6 +65,7 @@ class FrameSource:
         self._early: dict[FrameRequest, Future[Frames | Rejected]] = {}
         self._pool = ThreadPoolExecutor(self.decoding.threads, thread_name_prefix="frames")
         self._lock = threading.Lock()
+        self._busy: dict[str, _Busy] = {}
         self._counts: Counter[str] = Counter()
         self._stall_s = 0.0
 
@@ -150,11 +160,33 @@ class FrameSource:
         clip_files.check(request.path)
         content = self._content(request)
         key = content_key(FORMAT, content, *self._pixels(request))
-        found = self._frames.get(key) if self._frames else None
-        if found is not None:
+        with self._alone(key):  # two files of the same content are one to decode
+            found = self._frames.get(key) if self._frames else None
+            if found is not None:
+                with self._lock:
+                    self._counts["cached"] += 1
+                return _from_entry(request, found)
+            return self._fresh(request, content, key)
+
+    @contextlib.contextmanager
+    def _alone(self, key: str) -> Iterator[None]:
+        """Nobody else has this clip under way meanwhile; without a cache there is nothing to wait for."""
+        if self._frames is None:
+            yield
+            return
+        with self._lock:
+            busy = self._busy.setdefault(key, _Busy())
+            busy.users += 1
+        try:
+            with busy.lock:
+                yield
+        finally:
             with self._lock:
-                self._counts["cached"] += 1
-            return _from_entry(request, found)
+                busy.users -= 1
+                if not busy.users:
+                    del self._busy[key]
+
+    def _fresh(self, request: FrameRequest, content: str, key: str) -> Frames:
         decoded = self.decoding(request, content)
         data = self._sized(decoded, request).contiguous()
         if self._frames is not None:
