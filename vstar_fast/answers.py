@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from vstar_fast import label_scores, match, ops, questions
 from vstar_fast.answer_slots import Slots
+from vstar_fast.features import weights_key
 from vstar_fast.generate import Asked, Sampling, batches, joined, stream, to_candidates, usable
 from vstar_fast.match.text import Names
 from vstar_fast.records import Candidate, Question, Rejected, candidate_from_dict, to_dict
 from vstar_fast.runfolder import Part, content_key
-from vstar_fast.runtime import stream_seed, weights_key
+from vstar_fast.runtime import stream_seed
 
 if TYPE_CHECKING:
     from vstar_fast.engine import Counts
@@ -97,6 +98,7 @@ class Answers:
         s = self._session
         path = s.config.model.base if how.adapter is None else s.runtime.init_path
         lm = s.runtime.plain(path) if how.adapter is None else s.runtime.adapted(how.adapter)
+        s.runtime.expect(path, [s.videos[q.video_id] for group in groups for q in group.asked])
         waiting: list[Group] = []
         source = self._asked(groups, waiting, lm, path, how)
         with s.profiler.stage(how.stage):

@@ -9,6 +9,7 @@ from typing import Any
 
 from vstar_fast import config_file
 from vstar_fast.config_file import field_docs, merge, need, one_of
+from vstar_fast.config_frames import CacheConfig, FramesConfig
 from vstar_fast.config_ranges import DEVICE, in_range
 
 __all__ = [
@@ -16,6 +17,7 @@ __all__ = [
     "PROFILES",
     "RECIPES",
     "TIMERS",
+    "CacheConfig",
     "CycleConfig",
     "DataConfig",
     "EvaluateConfig",
@@ -47,7 +49,7 @@ class DataConfig:
     path: str = ""
     """A `manifest.jsonl`, a `.jsonl`/`.json`/`.csv` file, or a folder with one sub-folder per class."""
     reader: str = "auto"
-    """`auto`, `manifest`, `folder`, `csv`, `jsonl` or `json`."""
+    """`auto`, `manifest`, `folder`, `csv`, `jsonl`, `json` or `webdataset` (tar shards)."""
     extra: tuple[str, ...] = ()
     """Further data paths, read the same way; their videos join those of `path`."""
     root: str = ""
@@ -64,11 +66,13 @@ class DataConfig:
     """Optional JSON file of original instruction data (LLaVA format) mixed into fine-tuning."""
     columns: dict[str, str] = field(default_factory=dict)
     """CSV/JSONL column names: `video`, `label`, `split`, `start`, `end`, `id`, ..., where they differ."""
+    strict: bool = False
+    """Stop at the first row or file that cannot be used, instead of recording it and going on."""
     questions: dict[str, tuple[str, ...]] = field(default_factory=dict)
     """Own question templates by label kind, e.g. `class = ["Which sport is this?"]`."""
 
     def __post_init__(self) -> None:
-        one_of("data.reader", self.reader, ("auto", "manifest", "folder", "csv", "jsonl", "json"))
+        one_of("data.reader", self.reader, ("auto", "manifest", "folder", "csv", "jsonl", "json", "webdataset"))
         in_range("data", self)
         shares = (self.dev_fraction, self.test_fraction)
         need(sum(shares) < 1, f"data.dev_fraction and data.test_fraction must sum to less than 1, got {shares}")
@@ -93,19 +97,6 @@ class ModelConfig:
         one_of("model.dtype", self.dtype, ("auto", "float32", "bfloat16", "float16"))
         known = DEVICE.fullmatch(self.device) is not None
         need(known, f"model.device = {self.device!r} is no device; use auto, cpu, cuda or cuda:N")
-
-
-@dataclass(frozen=True)
-class FramesConfig:
-    """How frames are taken from a clip."""
-
-    count: int = 8
-    """Frames a clip, at segment centres."""
-    backend: str = "auto"
-    """Decoder: `auto`, `pyav`, `torchcodec`."""
-
-    def __post_init__(self) -> None:
-        in_range("frames", self)
 
 
 @dataclass(frozen=True)
@@ -249,6 +240,7 @@ class CycleConfig:
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     frames: FramesConfig = field(default_factory=FramesConfig)
+    cache: CacheConfig = field(default_factory=CacheConfig)
     generate: GenerateConfig = field(default_factory=GenerateConfig)
     rationalize: RationalizeConfig = field(default_factory=RationalizeConfig)
     match: MatchConfig = field(default_factory=MatchConfig)
