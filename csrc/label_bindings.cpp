@@ -116,18 +116,17 @@ void bind_label_match(py::module_& m) {
           py::gil_scoped_release release;
           label_match_cpu(label_tables(tables, tables), row_views(text, offsets, job.rows), job, threads);
         });
-  m.def("label_match_ids_cpu",
-        [](uintptr_t tables, uintptr_t tokens, uintptr_t hints, const IdArguments& ids,
-           const OutArguments& out, int threads) {
-          const LabelOut job = label_out(out);
-          const TokenTable table = token_table(tokens, tokens);
-          py::gil_scoped_release release;
-          label_match_ids_cpu(label_tables(tables, tables), table, token_hints(hints, table), id_rows(ids),
-                              job, threads);
-          for (int32_t r = 0; r < job.rows; ++r)  // the first row with an id outside the vocabulary, or -1
-            if (job.out[static_cast<int64_t>(r) * kRowInts + kBadToken] >= 0) return r;
-          return -1;
-        });
+  m.def("label_match_ids_cpu", [](uintptr_t tables, uintptr_t tokens, uintptr_t hints, const IdArguments& ids,
+                                  const OutArguments& out, int threads) {
+    const LabelOut job = label_out(out);
+    const TokenTable table = token_table(tokens, tokens);
+    py::gil_scoped_release release;
+    label_match_ids_cpu(label_tables(tables, tables), table, token_hints(hints, table), id_rows(ids), job,
+                        threads);
+    for (int32_t r = 0; r < job.rows; ++r)  // the first row with an id outside the vocabulary, or -1
+      if (job.out[static_cast<int64_t>(r) * kRowInts + kBadToken] >= 0) return r;
+    return -1;
+  });
   m.def("compile_hints", [](uintptr_t tables, uintptr_t tokens, uintptr_t out) {
     const TokenTable table = token_table(tokens, tokens);
     py::gil_scoped_release release;
@@ -140,13 +139,13 @@ void bind_label_match(py::module_& m) {
     const TextRows texts{pointer<const uint8_t>(text), pointer<const int64_t>(offsets)};
     label_match_cuda(label_tables(host_tables, tables), texts, label_out(out), stream);
   });
-  m.def("label_match_ids_cuda", [](uintptr_t host_tables, uintptr_t tables, uintptr_t host_tokens,
-                                   uintptr_t tokens, uintptr_t hints, const IdArguments& ids,
-                                   const OutArguments& out, uintptr_t stream) {
-    const TokenTable table = token_table(host_tokens, tokens);
-    label_match_ids_cuda(label_tables(host_tables, tables), table, token_hints(hints, table), id_rows(ids),
-                         label_out(out), stream);
-  });
+  m.def("label_match_ids_cuda",
+        [](uintptr_t host_tables, uintptr_t tables, uintptr_t host_tokens, uintptr_t tokens, uintptr_t hints,
+           const IdArguments& ids, const OutArguments& out, uintptr_t stream) {
+          const TokenTable table = token_table(host_tokens, tokens);
+          label_match_ids_cuda(label_tables(host_tables, tables), table, token_hints(hints, table),
+                               id_rows(ids), label_out(out), stream);
+        });
 #endif
   m.def("char_kind", &char_kind);
   m.def("char_fold", &char_fold);

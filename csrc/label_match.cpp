@@ -165,7 +165,8 @@ class HintWorker {
     const TokenText text(tokens_, ids_, r);
     if (!result.begin(bad, end, bad >= 0 ? -1 : search_start(text, count, end))) return;
     each_label(text, count, result, end);
-    if (result.finish(text, end, masks_.ascii)) result.place([&](int32_t byte) { return text.token_at(byte); });
+    if (result.finish(text, end, masks_.ascii))
+      result.place([&](int32_t byte) { return text.token_at(byte); });
   }
 
  private:

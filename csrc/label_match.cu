@@ -5,9 +5,10 @@
 //   ids      |And| then| back|flip|,| a| spin| kick|.|     a place is a token; its hint says if it can matter
 //   lanes     0   1     2     3    4 5  6     7     8
 //
-// A lane whose place may begin a label walks the trie alone. What the row needs (first, last, whether a longer
-// label covers it) is joined by ballots and one prefix maximum per 32 places, in the order of the CPU's loop,
-// so that both give the same integers. The bytes of ids are read where they lie in the token table.
+// A lane whose place may begin a label walks the trie alone. What the row needs (first, last, whether a
+// longer label covers it) is joined by ballots and one prefix maximum per 32 places, in the order of the
+// CPU's loop, so that both give the same integers. The bytes of ids are read where they lie in the token
+// table.
 #include "label_rows.h"
 #include "negation.h"
 #include "warp.cuh"
@@ -50,8 +51,8 @@ struct RowFound {
   int32_t spans[4] = {-1, -1, -1, -1}, longest = 0;
   bool outside = false, denied = false;
 
-  // Each lane's own labels in its place: first and last, where the longest match of any label ends, the end of
-  // an own one that no earlier match of this place covers (0 for none), and whether one is denied.
+  // Each lane's own labels in its place: first and last, where the longest match of any label ends, the end
+  // of an own one that no earlier match of this place covers (0 for none), and whether one is denied.
   struct Place {
     int32_t spans[4] = {-1, -1, -1, -1}, longest = 0, free = 0;
     bool denied = false;
@@ -123,8 +124,7 @@ __device__ void match_row(const LabelTables& t, const LabelOut& job, const uint8
   int32_t chars[4] = {-1, -1, -1, -1};
   for (int side = 0; side < 4 && found.spans[0] >= 0; ++side)
     chars[side] = characters_before(text, found.spans[side], end, lane);
-  if (lane == 0)
-    write_row(job.out + static_cast<int64_t>(r) * kRowInts, found, chars, start, -1, end);
+  if (lane == 0) write_row(job.out + static_cast<int64_t>(r) * kRowInts, found, chars, start, -1, end);
 }
 
 __global__ void match_rows(LabelTables t, TextRows texts, LabelOut job) {
@@ -183,8 +183,8 @@ __device__ RowShape shape_of(const LabelTables& t, const TokenTable& tokens, con
 }
 
 // Characters before byte `stop` in a row of ids; each lane counts in its own tokens.
-__device__ int32_t characters_before(const TokenText& text, const TokenHints& hints, int32_t stop, int32_t end,
-                                     int lane) {
+__device__ int32_t characters_before(const TokenText& text, const TokenHints& hints, int32_t stop,
+                                     int32_t end, int lane) {
   int32_t used = 0, count = 0;
   for (int32_t base = 0; base < text.count() && used < stop; base += kWarp) {
     const auto size = static_cast<int32_t>(hint_of(hints, text, base + lane) & kHintBytes);

@@ -19,7 +19,8 @@ bool is_cut(const uint8_t* text, int32_t p, int32_t end) {
 
 class Hinter {
  public:
-  Hinter(const LabelTables& tables, const TokenPiece& piece) : t_(tables), text_(piece.bytes), end_(piece.size) {}
+  Hinter(const LabelTables& tables, const TokenPiece& piece)
+      : t_(tables), text_(piece.bytes), end_(piece.size) {}
 
   uint32_t hint(int32_t* behind) {
     *behind = 0;
@@ -56,9 +57,7 @@ class Hinter {
     return p < 3;
   }
 
-  bool surely_behind_word(int32_t p) const {
-    return !is_head(p - 1) && word_before(t_, text_, p);
-  }
+  bool surely_behind_word(int32_t p) const { return !is_head(p - 1) && word_before(t_, text_, p); }
 
   bool ends_word() const {
     if (end_ == 0 || is_head(end_ - 1)) return false;

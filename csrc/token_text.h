@@ -18,8 +18,8 @@ namespace vstar {
 // A hint: bytes of the token (22 bits), flags, and in the top five bits 1 + the only byte at which a label
 // may begin, kManyStarts when it may at several, 0 when at none.
 constexpr uint32_t kHintBytes = (1u << 22) - 1;
-constexpr uint32_t kHintFirst = 1u << 22, kHintInner = 1u << 23, kHintWord = 1u << 24, kHintLiteral = 1u << 25,
-                   kHintHigh = 1u << 26;
+constexpr uint32_t kHintFirst = 1u << 22, kHintInner = 1u << 23, kHintWord = 1u << 24,
+                   kHintLiteral = 1u << 25, kHintHigh = 1u << 26;
 constexpr int kHintStart = 27;
 constexpr int32_t kManyStarts = 31;
 
@@ -28,7 +28,8 @@ struct TokenHints {
   const int32_t* behind;  // [count] state behind the token, entered at its only start; 0: read its bytes
 };
 
-// The bytes of one row of ids that are all in the vocabulary. Reading moves a cursor, so neighbours are cheap.
+// The bytes of one row of ids that are all in the vocabulary. Reading moves a cursor, so neighbours are
+// cheap.
 class TokenText {
  public:
   VSTAR_HD TokenText(const TokenTable& tokens, const IdRows& ids, int32_t row)
