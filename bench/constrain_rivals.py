@@ -1,4 +1,4 @@
-"""Rivals of `constrain`: xgrammar, llguidance, outlines-core and a trie of ids; each only where its package is installed."""
+"""Rivals of `constrain` where their packages are installed: xgrammar, llguidance, outlines-core, a trie of ids."""
 
 from __future__ import annotations
 
@@ -32,6 +32,8 @@ class Xgrammar:
     """Its better encoding of a choice: two rules."""
 
     name = "xgrammar"
+    most = 10_000  # labels
+    canonical = False
 
     def __init__(self) -> None:
         import xgrammar
@@ -61,6 +63,18 @@ class Xgrammar:
         compiler = self.xgr.GrammarCompiler(info, max_threads=1, cache_enabled=False)
         return compiler.compile_grammar(f'root ::= "{PREFIX}" label\nlabel ::= {labels}')
 
+    def start(self, compiled: Any) -> Any:
+        """What walks one row."""
+        return self.xgr.GrammarMatcher(compiled)
+
+    def mask(self, matcher: Any, bits: torch.Tensor) -> None:
+        """Its mask in `bits` [1, words]."""
+        matcher.fill_next_token_bitmask(bits)
+
+    def take(self, matcher: Any, token: int) -> bool:
+        """Whether it takes a token."""
+        return matcher.accept_token(token)
+
     def walk(self, grammars: list[Any], tokens: torch.Tensor) -> Callable[[], torch.Tensor]:
         """Fill and accept through its batch interface, for whole answers."""
         steps, batch = tokens.tolist(), self.xgr.BatchGrammarMatcher(max_threads=1)
@@ -85,6 +99,8 @@ class Llguidance:
     """A regex; masks of one matcher after another, on one thread."""
 
     name = "llguidance"
+    most = 10_000  # labels
+    canonical = True
 
     def __init__(self) -> None:
         import llguidance
@@ -99,6 +115,18 @@ class Llguidance:
         matcher = self.llg.LLMatcher(self.tokenizer, self.llg.LLMatcher.grammar_from_regex(regex), log_level=0)
         matcher.compute_bitmask()
         return matcher
+
+    def start(self, compiled: Any) -> Any:
+        """What walks one row."""
+        return compiled.deep_copy()
+
+    def mask(self, matcher: Any, bits: torch.Tensor) -> None:
+        """Its mask in `bits` [1, words]."""
+        matcher.unsafe_compute_mask_ptr(bits.data_ptr(), 4 * bits.shape[1])
+
+    def take(self, matcher: Any, token: int) -> bool:
+        """Whether it takes a token."""
+        return matcher.consume_token(token)
 
     def walk(self, grammars: list[Any], tokens: torch.Tensor) -> Callable[[], torch.Tensor]:
         """Fill and consume, for whole answers."""
@@ -128,6 +156,8 @@ class OutlinesCore:
     """
 
     name = "outlines_core"
+    most = 700  # labels
+    canonical = False
 
     def __init__(self) -> None:
         import outlines_core
@@ -145,9 +175,19 @@ class OutlinesCore:
         regex = PREFIX + "(" + "|".join(sorted(names, key=len, reverse=True)) + ")"
         return self.core.Index(regex, self.vocabulary)
 
-    def matcher(self, index: Any) -> Any:
-        """A guide at the start."""
-        return self.core.Guide(index)
+    def start(self, compiled: Any) -> Any:
+        """What walks one row."""
+        return self.core.Guide(compiled)
+
+    def mask(self, matcher: Any, bits: torch.Tensor) -> None:
+        """Its mask in `bits` [1, words]."""
+        matcher.write_mask_into(bits.data_ptr(), bits.shape[1], 4)
+
+    def take(self, matcher: Any, token: int) -> bool:
+        """Whether it takes a token; at the end it has no step for the end token."""
+        if not matcher.is_finished():
+            matcher.advance(token, return_tokens=False)
+        return True
 
     def walk(self, grammars: list[Any], tokens: torch.Tensor) -> Callable[[], torch.Tensor]:
         """Write and advance, guide after guide, for whole answers."""
