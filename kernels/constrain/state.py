@@ -277,6 +277,8 @@ def _budgets(budget: Budget, rows: Sequence[Grammar | None]) -> Any:
     """[B] int32 tokens left at the start."""
     if budget is None:
         return torch.full((len(rows),), UNLIMITED, dtype=torch.int32)
+    if isinstance(budget, float):
+        raise ConstrainError(f"max_new_tokens is {budget}; give a whole number, one a row, or None")
     values = [budget] * len(rows) if isinstance(budget, int) else [int(b) for b in budget]
     if len(values) != len(rows):
         raise ConstrainError(f"max_new_tokens has {len(values)} values for {len(rows)} rows; give one a row")

@@ -99,7 +99,15 @@ def find(
 def _as_ids(own: Sequence[int | str] | torch.Tensor, labels: LabelSet) -> torch.Tensor:
     if isinstance(own, torch.Tensor):
         return own
-    return torch.tensor([labels.id(item) if isinstance(item, str) else item for item in own], dtype=torch.int32)
+    ids = [labels.id(item) if isinstance(item, str) else item for item in own]
+    try:
+        return torch.tensor(ids) if ids else torch.empty(0, dtype=torch.int32)
+    except (TypeError, ValueError, RuntimeError):
+        raise DataError(f"own has {_odd_one(ids)!r}; give label ids or names, and -1 for a row that has none") from None
+
+
+def _odd_one(ids: list[object]) -> object:
+    return next((item for item in ids if not isinstance(item, int)), ids[0])
 
 
 def _own_ids(own: Sequence[int | str] | torch.Tensor, labels: LabelSet, rows: int) -> torch.Tensor:

@@ -173,7 +173,10 @@ def _check_labels(sequences: list[list[int]], count: int) -> None:
 
 
 def _doubles(given: float | Sequence[float] | torch.Tensor, rows: int, what: str) -> torch.Tensor:
-    held = torch.as_tensor(given, dtype=torch.float64).cpu()
+    try:
+        held = torch.as_tensor(given, dtype=torch.float64).cpu()
+    except (TypeError, ValueError, RuntimeError):
+        raise DataError(f"{what} must be numbers, not {given!r:.80}; NaN is a row that nothing fits") from None
     held = held.expand(rows) if held.dim() == 0 else held
     if held.shape != (rows,):
         raise DataError(f"{what} must be one number, or [{rows}], not {tuple(held.shape)}")

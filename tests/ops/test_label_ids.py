@@ -224,6 +224,9 @@ def test_bad_arguments_are_named():
         (lambda: label_match((ids[0], torch.tensor([0, 9])), LABELS, [0], tokens=tokens), "3 ids"),
         (lambda: label_match(["kick"], LABELS, [0], lengths=[1]), "`tokens`"),
         (lambda: label_match([7], LABELS, [0]), "neither a string nor bytes"),
+        (lambda: label_match(["kick"], LABELS, [None]), "own has None; give label ids or names"),
+        (lambda: label_match(["kick"], LABELS, [0.5]), "int32 or int64"),
+        (lambda: label_match(["kick"], LABELS, [True]), "not torch.bool"),
         (lambda: TokenBytes([]), "empty"),
         (lambda: TokenBytes(["kick"]), "token 0 is 'kick'"),
     ]
