@@ -1,144 +1,22 @@
-"""The generic adapter over unmodified transformers families, tiny and random: no family code of ours is involved."""
+"""Adapters at work in the stages, and what is said of a model folder that cannot be used."""
 
 import json
 
 import pytest
 import torch
 
+import families
 import tiny
-from vstar_fast import frames, generate, models, torchvision_compat
+from vstar_fast import frames, generate, models
 from vstar_fast.errors import ModelError
 from vstar_fast.generate import Sampling
-from vstar_fast.models.video_lm import VideoLM, pick_device
+from vstar_fast.models.loading import pick_device
 from vstar_fast.records import Frames, Label, LabeledVideo, Question
 
-torchvision_compat.ensure()
 
-SPECIAL = [
-    "<|vision_start|>",
-    "<|vision_end|>",
-    "<|vision_pad|>",
-    "<|image_pad|>",
-    "<|video_pad|>",
-    "<image>",
-    "<video>",
-]
-TEXT = {
-    "hidden_size": 32,
-    "intermediate_size": 64,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 4096,
-    "initializer_range": 0.3,
-}
-TEMPLATE = (
-    "{% for m in messages %}<|im_start|> {% for p in m['content'] %}{% if p['type'] == 'video' %}VIDEO {% else %}"
-    "{{ p['text'] }} {% endif %}{% endfor %}<|im_end|> {% endfor %}<|im_start|>"
-)
-
-
-def words(video="<|video_pad|>", image="<|image_pad|>"):
-    made = tiny.tokenizer()
-    made.add_special_tokens({"additional_special_tokens": ["<|im_start|>", *SPECIAL]})
-    made.video_token, made.image_token = video, image
-    return made
-
-
-def qwen2_5_vl(folder):
-    from transformers import (
-        Qwen2_5_VLConfig,
-        Qwen2_5_VLForConditionalGeneration,
-        Qwen2_5_VLProcessor,
-        Qwen2VLImageProcessor,
-        Qwen2VLVideoProcessor,
-    )
-
-    tokens = words()
-    ids = {t: tokens.convert_tokens_to_ids(t) for t in SPECIAL}
-    config = Qwen2_5_VLConfig(
-        text_config={
-            **TEXT,
-            "vocab_size": len(tokens),
-            "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [1, 1, 2]},
-            "eos_token_id": tokens.eos_token_id,
-            "pad_token_id": tokens.pad_token_id,
-        },
-        vision_config={
-            "depth": 2,
-            "hidden_size": 32,
-            "intermediate_size": 64,
-            "num_heads": 2,
-            "out_hidden_size": 32,
-            "fullatt_block_indexes": [1],
-        },
-        image_token_id=ids["<|image_pad|>"],
-        video_token_id=ids["<|video_pad|>"],
-        vision_start_token_id=ids["<|vision_start|>"],
-        vision_end_token_id=ids["<|vision_end|>"],
-    )
-    model = Qwen2_5_VLForConditionalGeneration(config)
-    pixels = {"min_pixels": 28 * 28, "max_pixels": 56 * 56}
-    video = Qwen2VLVideoProcessor(size={"shortest_edge": 28 * 28, "longest_edge": 56 * 56 * 8})
-    template = TEMPLATE.replace("VIDEO", "<|vision_start|><|video_pad|><|vision_end|>")
-    processor = Qwen2_5_VLProcessor(Qwen2VLImageProcessor(**pixels), tokens, video, chat_template=template)
-    return _save(folder, model, processor, tokens)
-
-
-def llava_onevision(folder):
-    from transformers import (
-        LlavaOnevisionConfig,
-        LlavaOnevisionForConditionalGeneration,
-        LlavaOnevisionImageProcessor,
-        LlavaOnevisionProcessor,
-        LlavaOnevisionVideoProcessor,
-    )
-
-    tokens = words("<video>", "<image>")
-    size = {"height": 28, "width": 28}
-    config = LlavaOnevisionConfig(
-        text_config={**TEXT, "model_type": "qwen2", "vocab_size": len(tokens), "eos_token_id": tokens.eos_token_id},
-        vision_config={
-            "model_type": "siglip_vision_model",
-            "hidden_size": 32,
-            "intermediate_size": 64,
-            "num_hidden_layers": 2,
-            "num_attention_heads": 2,
-            "image_size": 28,
-            "patch_size": 7,
-            "vision_use_head": False,
-        },
-        image_token_index=tokens.convert_tokens_to_ids("<image>"),
-        video_token_index=tokens.convert_tokens_to_ids("<video>"),
-        image_grid_pinpoints=[[28, 28]],
-    )
-    model = LlavaOnevisionForConditionalGeneration(config)
-    processor = LlavaOnevisionProcessor(
-        LlavaOnevisionImageProcessor(size=size, image_grid_pinpoints=[[28, 28]]),
-        tokens,
-        LlavaOnevisionVideoProcessor(size=size),
-        chat_template=TEMPLATE.replace("VIDEO", "<video>"),
-        num_image_tokens=16,
-        vision_feature_select_strategy="full",
-    )
-    return _save(folder, model, processor, tokens)
-
-
-def _save(folder, model, processor, tokens):
-    model.generation_config.eos_token_id = tokens.eos_token_id
-    model.generation_config.pad_token_id = tokens.pad_token_id
-    model.save_pretrained(folder)
-    processor.save_pretrained(folder)
-    return folder
-
-
-FAMILIES = {"qwen2_5_vl": qwen2_5_vl, "llava_onevision": llava_onevision}
-
-
-@pytest.fixture(scope="module", params=sorted(FAMILIES))
+@pytest.fixture(scope="module", params=["llava_onevision", "qwen2_5_vl"])
 def lm(request, tmp_path_factory):
-    torch.manual_seed(0)
-    return models.load(str(FAMILIES[request.param](tmp_path_factory.mktemp(request.param) / "model")))
+    return models.load(str(families.write(request.param, tmp_path_factory.mktemp(request.param) / "model")))
 
 
 def clips(count):
@@ -151,38 +29,15 @@ def clips(count):
     return frames.to_batch(read, videos)
 
 
-def test_a_family_without_code_of_ours_is_generic(lm):
-    assert type(lm) is VideoLM
-
-
-def test_spliced_prompts_are_the_processors_own(lm):
-    from transformers.video_utils import VideoMetadata
-
-    batch = clips(1)
-    (features,) = lm.encode(batch)
-    ours = lm.inputs(["which colour"], [features])
-    theirs = lm.processor(
-        text=[lm.prompt("which colour")],
-        videos=[batch.data[0].permute(0, 3, 1, 2)],
-        return_tensors="pt",
-        do_sample_frames=False,
-        video_metadata=[VideoMetadata(total_num_frames=4, fps=2.0, duration=2.0, frames_indices=[0, 1, 2, 3])],
-    )
-    assert ours["input_ids"].tolist() == theirs["input_ids"].tolist()
-    for name, value in theirs.items():
-        if isinstance(value, torch.Tensor):
-            torch.testing.assert_close(ours[name].to(value.dtype), value)
-
-
 def test_greedy_answers_are_those_of_hf_generate(lm):
     batch = clips(3)
-    features = lm.encode(batch)
+    features, pixels = lm.encode(batch), lm.pixels(batch)
     texts = ["which colour", "I see a red . which colour", "a"]
     asked = [Question(v.id, v.id, t, v.labels, "t") for v, t in zip(batch.videos, texts, strict=True)]
     found = generate.generate(lm, asked, features, Sampling(1, 0.0, 1.0, 0, 12), lambda q: q.text, lambda q, n: 1)
     forked = generate.generate(lm, asked, features, Sampling(3, 0.0, 1.0, 0, 12), lambda q: q.text, lambda q, n: 1)
-    for i, (text, feature) in enumerate(zip(texts, features, strict=True)):
-        inputs = lm.inputs([text], [feature])
+    for i, (text, pixel) in enumerate(zip(texts, pixels, strict=True)):
+        inputs = lm.inputs([text], [pixel])
         out = lm.model.generate(**inputs, max_new_tokens=12, do_sample=False)
         theirs = out[0, inputs["input_ids"].shape[1] :].tolist()
         n = int(found.lengths[i])
@@ -211,7 +66,7 @@ def test_a_question_with_the_models_own_placeholder_is_asked_without_it(lm):
 
 
 def test_a_template_without_the_video_is_named(lm, monkeypatch):
-    monkeypatch.setattr(lm.processor, "chat_template", TEMPLATE.replace("VIDEO", ""))
+    monkeypatch.setattr(lm.processor, "chat_template", families.CHATML.replace("VIDEO", ""))
     with pytest.raises(ModelError, match="gave 0 video placeholders"):
         lm.prompt("which colour")
 
@@ -253,7 +108,7 @@ def test_incomplete_folders_are_named(tmp_path, missing, message):
 
 
 def test_unknown_family_and_missing_folder_are_named(tmp_path):
-    with pytest.raises(ModelError, match="unknown model family 'qwen9'; known: vstar_demo, generic"):
+    with pytest.raises(ModelError, match="unknown model family 'qwen9'; known: vstar_demo, qwen2_vl, "):
         models.load(str(tiny.write_model(tmp_path / "m")), family="qwen9")
     with pytest.raises(ModelError, match="no model given"):
         models.load("")
@@ -265,3 +120,82 @@ def test_a_text_model_is_refused(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama"}))
     with pytest.raises(ModelError):
         models.load(str(tmp_path))
+
+
+def refused(folder, **settings):
+    with pytest.raises(ModelError) as error:
+        models.load(str(folder), **settings)
+    return str(error.value)
+
+
+def test_a_folder_without_chat_template_is_named(tmp_path):
+    folder = families.write("video_llava", tmp_path / "m")
+    (folder / "chat_template.jinja").unlink()
+    assert "VideoLlavaProcessor has no usable chat template" in refused(folder)
+
+
+def test_a_chat_template_that_drops_videos_is_named(tmp_path):
+    folder = families.write("video_llava", tmp_path / "m")
+    (folder / "chat_template.jinja").write_text("USER: {{ messages[0]['content'][1]['text'] }} ASSISTANT:")
+    assert "the chat template does not print '<video>' for a video" in refused(folder)
+
+
+def test_a_processor_for_images_only_is_named(tmp_path):
+    from transformers import CLIPImageProcessor, LlavaProcessor
+
+    folder = families.write("video_llava", tmp_path / "m")
+    tokens = models.load(str(folder)).tokenizer
+    for path in folder.glob("*processor*"):
+        path.unlink()
+    LlavaProcessor(CLIPImageProcessor(), tokens, patch_size=7, chat_template=families.VICUNA).save_pretrained(folder)
+    assert "LlavaProcessor" in refused(folder) and "this model takes no videos" in refused(folder)
+
+
+def test_a_tokenizer_alone_is_named(tmp_path):
+    folder = families.write("video_llava", tmp_path / "m")
+    for path in folder.glob("*processor*"):
+        path.unlink()
+    assert "no usable processor" in refused(folder) or "no video processor" in refused(folder)
+
+
+def test_a_model_without_video_features_is_named(tmp_path, monkeypatch):
+    from transformers import VideoLlavaModel
+
+    folder = families.write("video_llava", tmp_path / "m")
+    monkeypatch.delattr(VideoLlavaModel, "get_video_features")
+    monkeypatch.delattr(VideoLlavaModel, "get_image_features")
+    assert "VideoLlavaModel has neither get_video_features nor get_image_features" in refused(folder)
+
+
+def test_an_unknown_model_type_is_named(tmp_path):
+    folder = families.write("video_llava", tmp_path / "m")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "model_type": "video_llava_9", "architectures": None}))
+    assert "video_llava_9" in refused(folder)
+
+
+def test_weights_and_processor_of_two_models_are_named(tmp_path):
+    folder = families.write("llava_onevision", tmp_path / "m")
+    settings = folder / "processor_config.json"
+    config = json.loads(settings.read_text())
+    settings.write_text(json.dumps({**config, "num_image_tokens": 36}))
+    lm = models.load(str(folder))
+    (features,) = lm.encode(clips(1))
+    with pytest.raises(ModelError, match="cannot take a row made by its processor"):
+        lm.embed(torch.cat([lm.split("a")[0], features.ids]), features)
+
+
+@pytest.mark.parametrize("dtype", ["int8", "float33", "load"])
+def test_a_dtype_that_is_none_is_named(tmp_path, dtype):
+    message = refused(tiny.write_model(tmp_path / "m"), dtype=dtype)
+    assert f"model.dtype = {dtype!r} is no kind of float; use auto, float32, bfloat16 or float16" in message
+
+
+def test_a_model_is_described_without_its_weights(tmp_path):
+    folder = families.write("qwen3_vl", tmp_path / "m")
+    for weights in folder.glob("*.safetensors"):
+        weights.unlink()
+    found = models.describe(str(folder))
+    assert found["model type"] == "qwen3_vl" and found["adapter"] == "QwenVL"
+    assert found["text stack"] == "model.language_model, 3 row(s) of positions"
+    assert "visual.deepstack_merger_list.1" in found["may be trained"]

@@ -50,12 +50,13 @@ ORDER: dict[str, dict[str, tuple[str, ...]]] = {
     "match_interval": {"cuda": ("cuda", "cpp", "reference"), "cpu": ("cpp", "reference")},
     "match_sequence": {"cuda": ("cuda", "cpp", "reference"), "cpu": ("cpp", "reference")},
     "sample": {"cuda": ("triton", "reference"), "cpu": ("cpp", "reference")},
+    "prefix_attention": {"cuda": ("gemm", "reference"), "cpu": ("flash", "gemm", "reference")},
     "frames": {"cuda": ("pyav", "torchcodec"), "cpu": ("pyav", "torchcodec")},
     "attention": {"cuda": ("sdpa",), "cpu": ("sdpa",)},
 }
 """Op or stage -> device -> backends, best first. Only what is implemented stands here."""
 
-OPS = ("constrain", "label_match", "match_number", "match_interval", "match_sequence", "sample")
+OPS = ("constrain", "label_match", "match_number", "match_interval", "match_sequence", "sample", "prefix_attention")
 
 PACKAGES = ("dali", "flash-attn-4", "flash-attn-3", "flash-attn-2", "torchcodec")
 """Optional packages `doctor` reports beside the backends."""
@@ -129,6 +130,8 @@ _AMPERE_EXTRA = "run: pip install 'vstar-fast[gpu-ampere]'"
 _PROBES: dict[str, Callable[[], Probe]] = {
     "reference": _always("plain torch, always there"),
     "sdpa": _always("torch scaled_dot_product_attention, always there"),
+    "flash": _always("torch's fused attention for CPUs, always there"),
+    "gemm": _always("batched products of plain torch, always there"),
     "cpp": _cpp,
     "cuda": _cuda,
     "triton": _triton,

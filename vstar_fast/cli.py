@@ -186,12 +186,15 @@ def bench(name: str | None, quick: bool, json_path: Path | None) -> None:
 
 
 @main.command()
+@click.argument("model", required=False)
 @click.option("--json", "as_json", is_flag=True, help="As JSON.")
-def doctor(as_json: bool) -> None:
-    """Say which implementation of each op and stage will run on this machine, and why."""
+def doctor(model: str | None, as_json: bool) -> None:
+    """Say which implementation of each op and stage will run on this machine, and why; what MODEL will be used as."""
+    if model:
+        _quieten(Path(model))
     from vstar_fast import doctor as checking
 
-    found = checking.examine()
+    found = checking.examine(model)
     if as_json:
         click.echo(jsonlib.dumps(found, indent=1))
     else:

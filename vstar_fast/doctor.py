@@ -13,9 +13,15 @@ from vstar_fast.paths import cache_dir
 VERSIONS = ("torch", "torchvision", "transformers", "peft", "accelerate", "safetensors", "numpy", "av", "triton")
 
 
-def examine() -> dict[str, Any]:
-    """Machine, versions, GPU, cache folder and one row for each op, stage and optional package."""
+def examine(model: str | None = None) -> dict[str, Any]:
+    """Machine, versions, GPU, cache folder, one row for each op, stage and optional package; facts about a model.
+
+    Raises ModelError where the model folder or hub id cannot be used.
+    """
+    from vstar_fast import models
+
     return {
+        "model": models.describe(model) if model else {},
         "machine": {
             "vstar-fast": __version__,
             "python": platform.python_version(),
@@ -35,6 +41,8 @@ def show(found: dict[str, Any]) -> None:
 
     machine = {**found["machine"], **found["versions"]}
     console.show_rows("machine", ("", ""), [(k, str(v)) for k, v in machine.items()])
+    if found["model"]:
+        console.show_rows("\nmodel", ("", ""), list(found["model"].items()))
     rows = [(r["kind"], r["name"], r["backend"], r["why"]) for r in found["backends"]]
     console.show_rows("\nwhat runs", ("", "name", "backend", "why"), rows)
 

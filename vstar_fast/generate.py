@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
-from vstar_fast.errors import ConfigError
-from vstar_fast.kernels.sample import sample
 from vstar_fast.models.video_lm import Features, VideoLM
 from vstar_fast.records import Candidate, CandidateBatch, Question
 
 if TYPE_CHECKING:
-    from vstar_fast.kernels.constrain import DecodeState, Grammar
+    from vstar_fast.engine import Answer, Counts, Request, Scheduler
+    from vstar_fast.kernels.constrain import Grammar
 
 Prompter = Callable[[Question], str]
 Seeder = Callable[[Question, int], int]
@@ -31,103 +30,73 @@ class Sampling:
     max_new_tokens: int
 
 
-class _Draw:
-    """Draws the next token of each living row from the row's own random stream, and books it."""
+class Asked(NamedTuple):
+    """A question, its video, what its answers may be, and which of them are wanted (None: any).
 
-    def __init__(
-        self,
-        seeds: Sequence[int],
-        sampling: Sampling,
-        eos_ids: Sequence[int],
-        pad_id: int,
-        device: Any,
-        state: DecodeState | None,
-    ) -> None:
-        self.sampling = sampling
-        self.state = state
-        self.seeds = torch.tensor(seeds, dtype=torch.int64, device=device)
-        self.eos_ids = torch.tensor(eos_ids, device=device)
-        shape = (len(seeds), sampling.max_new_tokens)
-        self.token_ids = torch.full(shape, pad_id, dtype=torch.int64, device=device)
-        self.lengths = torch.full((len(seeds),), sampling.max_new_tokens, dtype=torch.int64, device=device)
-        self.logprobs = torch.zeros(len(seeds), device=device)
+    An answer that can no longer become a wanted one is not drawn to its end.
+    """
 
-    def __call__(self, logits: torch.Tensor, rows: torch.Tensor, step: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Next token of each of `rows` from logits `[len(rows), V]`, and which of them end with it."""
-        s = self.sampling
-        if self.state is None:
-            ids, logprobs = sample(logits, self.seeds[rows], step, s.temperature, top_p=s.top_p, top_k=s.top_k)
-        else:
-            ids, logprobs = self.state.sample_(logits, self.seeds[rows], s.temperature, s.top_p, s.top_k)
-        ended = torch.isin(ids, self.eos_ids)
-        open_rows = self.lengths[rows] == s.max_new_tokens
-        self.token_ids[rows, step] = torch.where(open_rows, ids, self.token_ids[rows, step])
-        self.logprobs[rows] += logprobs * open_rows
-        self.lengths[rows] = torch.where(open_rows & ended, step, self.lengths[rows])
-        return ids, ended | ~open_rows
-
-    def keep(self, left: torch.Tensor) -> None:
-        """Only these of the rows drawn last are drawn from now on."""
-        if self.state is not None:
-            self.state = self.state.take(left)
+    question: Question
+    features: Features
+    grammar: Grammar | None = None
+    gold: Grammar | None = None
 
 
-LEAVE = 0.75
-"""Rows that ended leave the batch when no more than this share is left: each leaving copies the cache."""
+def stream(
+    lm: VideoLM,
+    asked: Iterable[Asked],
+    sampling: Sampling,
+    prompt: Prompter,
+    seed: Seeder,
+    *,
+    max_rows: int = 64,
+    counts: Callable[[Counts], None] | None = None,
+) -> Iterator[tuple[Question, CandidateBatch]]:
+    """`sampling.samples` answers to each question, as they get done; questions come in as rows get free.
+
+    `prompt` gives the user's text of a question, `seed` the random stream of (question, sample). A sample does not
+    depend on what else is drawn. `max_rows`: answers drawn at once. `counts` is told at the end what was done.
+    """
+    from vstar_fast.engine import Scheduler
+    from vstar_fast.engine.merged import merged
+
+    with merged(lm.model, lm.device):
+        scheduler = Scheduler(lm, max_rows=max_rows)
+        for request, answers in scheduler.run(_requests(scheduler, asked, sampling, prompt, seed)):
+            yield request.tag, _batch(lm, request.tag, answers, sampling)
+        if counts is not None:
+            counts(scheduler.counts)
 
 
-def _decode(
-    model: Any,
-    input_ids: torch.Tensor,
-    logits_processor: Any,  # noqa: ARG001 - the signature of `generate(custom_generate=...)`
-    stopping_criteria: Any,  # noqa: ARG001
-    generation_config: Any,  # noqa: ARG001
-    draw: _Draw,
-    **kwargs: Any,
-) -> torch.Tensor:
-    """Decoding loop for `generate`: each prompt is read once, its samples fork behind it, ended rows leave."""
-    samples = len(draw.seeds) // len(input_ids)
-    inputs = model.prepare_inputs_for_generation(input_ids, is_first_iteration=True, **kwargs)
-    out = model(**inputs, return_dict=True)
-    kwargs = model._update_model_kwargs_for_generation(out, kwargs, is_encoder_decoder=False)
-    forks = torch.arange(len(input_ids), device=input_ids.device).repeat_interleave(samples)
-    logits, ids = out.logits[forks, -1].float(), input_ids[forks]
-    kwargs = _take(model, kwargs, forks) if samples > 1 else kwargs
-    rows = torch.arange(len(forks), device=input_ids.device)
-    for step in range(draw.sampling.max_new_tokens):
-        token, ended = draw(logits, rows, step)
-        left = (~ended).nonzero().squeeze(1)
-        if len(left) == 0 or step == draw.sampling.max_new_tokens - 1:
-            break
-        ids = torch.cat([ids, token[:, None]], 1)
-        if len(left) <= LEAVE * len(rows):
-            rows, ids, kwargs = rows[left], ids[left], _take(model, kwargs, left)
-            draw.keep(left)
-        inputs = model.prepare_inputs_for_generation(ids, next_sequence_length=1, **kwargs)
-        out = model(**inputs, return_dict=True)
-        kwargs = model._update_model_kwargs_for_generation(out, kwargs, is_encoder_decoder=False)
-        logits = out.logits[:, -1].float()
-    return draw.token_ids
+def _requests(
+    scheduler: Scheduler, asked: Iterable[Asked], sampling: Sampling, prompt: Prompter, seed: Seeder
+) -> Iterator[Request]:
+    from vstar_fast.engine import Request, Settings
+
+    settings = Settings(sampling.temperature, sampling.top_p, sampling.top_k, sampling.max_new_tokens)
+    for question, features, grammar, gold in asked:
+        head, tail = scheduler.lm.split(prompt(question))
+        seeds = [seed(question, n) for n in range(sampling.samples)]
+        yield Request(head, tail, features, seeds, settings, grammar, gold, question)
 
 
-def _take(model: Any, kwargs: dict[str, Any], rows: torch.Tensor) -> dict[str, Any]:
-    """The state of a generation for some of its rows (or several times the same one)."""
-    from vstar_fast.models.hf_cache import CACHE
+def _batch(lm: VideoLM, question: Question, answers: Sequence[Answer], sampling: Sampling) -> CandidateBatch:
+    """The answers to one question, padded."""
+    ids = torch.full((len(answers), sampling.max_new_tokens), lm.pad_id, dtype=torch.int64)
+    for i, answer in enumerate(answers):
+        ids[i, : len(answer.token_ids)] = torch.tensor(answer.token_ids)
+    return CandidateBatch(
+        token_ids=ids,
+        lengths=torch.tensor([len(a.words) for a in answers]),
+        logprobs=torch.tensor([a.logprob for a in answers]),
+        finished=torch.tensor([a.finish == "stop" for a in answers]),
+        questions=[question] * len(answers),
+        samples=[a.sample for a in answers],
+        seeds=[a.seed for a in answers],
+        stopped=torch.tensor([a.finish == "stopped_early" for a in answers]),
+    )
 
-    taken = dict(kwargs)
-    taken[CACHE].batch_select_indices(rows)
-    for name in ("attention_mask", "token_type_ids", "mm_token_type_ids"):
-        if isinstance(taken.get(name), torch.Tensor):
-            taken[name] = taken[name][rows]
-    if isinstance(taken.get("position_ids"), torch.Tensor):
-        taken["position_ids"] = taken["position_ids"].index_select(-2, rows)  # [B, T], or [3, B, T] for M-RoPE
-    for module in model.modules():
-        if isinstance(getattr(module, "rope_deltas", None), torch.Tensor):
-            module.rope_deltas = module.rope_deltas[rows]
-    return taken
 
-
-@torch.inference_mode()
 def generate(
     lm: VideoLM,
     questions: Sequence[Question],
@@ -136,44 +105,33 @@ def generate(
     prompt: Prompter,
     seed: Seeder,
     grammars: Sequence[Grammar | None] = (),
+    *,
+    max_rows: int = 64,
 ) -> CandidateBatch:
-    """Draw `sampling.samples` answers to each question in one batch of B = questions x samples rows.
+    """Answers to all questions as one batch of B = questions x samples rows, in the order of the questions.
 
-    `features[i]` belongs to `questions[i]`; `prompt` gives the user's text of a question, `seed` the
-    random stream of (question, sample). A sample does not depend on what else is in the batch. `grammars`: per
-    question what its answers may be (None: anything); such an answer always ends within `max_new_tokens`, and
-    its log-probability is that among the tokens allowed.
+    `features[i]` belongs to `questions[i]`. `grammars`: per question what its answers may be (None: anything); such
+    an answer always ends within `max_new_tokens`, and its log-probability is that among the tokens allowed.
     """
-    from transformers import GenerationConfig
+    allowed = grammars or [None] * len(questions)
+    asked = [Asked(q, f, g) for q, f, g in zip(questions, features, allowed, strict=True)]
+    found = {id(q): batch for q, batch in stream(lm, asked, sampling, prompt, seed, max_rows=max_rows)}
+    return joined([found[id(q)] for q in questions])
 
-    rows = [(q, n) for q in questions for n in range(sampling.samples)]
-    seeds = [seed(q, n) for q, n in rows]
-    state = _constrained(grammars, sampling, lm.device)
-    draw = _Draw(seeds, sampling, lm.eos_ids, lm.pad_id, lm.device, state)
-    settings = GenerationConfig(
-        max_new_tokens=sampling.max_new_tokens, do_sample=False, eos_token_id=lm.eos_ids, pad_token_id=lm.pad_id
+
+def joined(parts: Sequence[CandidateBatch]) -> CandidateBatch:
+    """Batches of equal width as one."""
+
+    def tensors(name: str) -> torch.Tensor:
+        return torch.cat([getattr(part, name) for part in parts])
+
+    def lists(name: str) -> list[Any]:
+        return [x for part in parts for x in getattr(part, name)]
+
+    return CandidateBatch(
+        **{name: tensors(name) for name in ("token_ids", "lengths", "logprobs", "finished", "stopped")},
+        **{name: lists(name) for name in ("questions", "samples", "seeds")},
     )
-    inputs = lm.inputs([prompt(q) for q in questions], list(features))
-    ids = lm.model.generate(**inputs, generation_config=settings, custom_generate=_decode, draw=draw)
-    finished = draw.lengths < sampling.max_new_tokens
-    return CandidateBatch(ids, draw.lengths, draw.logprobs, finished, [q for q, _ in rows], [n for _, n in rows], seeds)
-
-
-def _constrained(grammars: Sequence[Grammar | None], sampling: Sampling, device: torch.device) -> DecodeState | None:
-    """Where each row stands in its grammar; one token of the budget is kept for the end of the turn."""
-    from vstar_fast.kernels.constrain import DecodeState
-
-    if not any(grammars):
-        return None
-    least = max(grammar.shortest for grammar in grammars if grammar) + 1
-    if sampling.max_new_tokens < least:
-        raise ConfigError(
-            f"max_new_tokens is {sampling.max_new_tokens}, but the shortest answer of a label takes {least} tokens; "
-            "raise it, or set generate.constrain = false"
-        )
-    rows = [grammar for grammar in grammars for _ in range(sampling.samples)]
-    budgets = [sampling.max_new_tokens - (grammar is not None) for grammar in rows]
-    return DecodeState(rows, device=device, max_new_tokens=budgets)
 
 
 def to_candidates(
@@ -181,7 +139,7 @@ def to_candidates(
 ) -> Iterator[Candidate]:
     """The rows of a batch as records: ids without text, but for a tokenizer whose tokens have no bytes of their own."""
     ids, lengths = batch.token_ids.tolist(), batch.lengths.tolist()
-    logprobs, finished = batch.logprobs.tolist(), batch.finished.tolist()
+    logprobs, finished, stopped = batch.logprobs.tolist(), batch.finished.tolist(), batch.stopped.tolist()
     settings = asdict(sampling)
     for i, question in enumerate(batch.questions):
         tokens = ids[i][: lengths[i]]
@@ -193,7 +151,7 @@ def to_candidates(
             text="" if lm.token_bytes else lm.tokenizer.decode(tokens, skip_special_tokens=True),
             token_ids=tuple(tokens),
             logprob=logprobs[i],
-            finish="stop" if finished[i] else "length",
+            finish="stop" if finished[i] else "stopped_early" if stopped[i] else "length",
             seed=batch.seeds[i],
             tokenizer=tokenizer_key,
             sampling=settings,

@@ -206,7 +206,8 @@ class Candidate:
     token_ids: tuple[int, ...]
     logprob: float
     finish: str
-    """`stop`: the model ended its turn; `length`: it ran out of its token budget."""
+    """`stop`: the model ended its turn; `length`: it ran out of its token budget; `stopped_early`: it could no
+    longer hold its label, and only such answers were wanted."""
     seed: int
     tokenizer: str
     sampling: dict[str, Any]
@@ -301,7 +302,8 @@ class CandidateBatch:
     """Sampled answers on the device, not detokenised.
 
     `token_ids` int64 `[B, T]` (padded), `lengths` int64 `[B]` (without the end token), `logprobs` fp32
-    `[B]` (sum over the answer), `finished` bool `[B]`; row i -> `questions[i]`, `samples[i]`, `seeds[i]`.
+    `[B]` (sum over the answer), `finished` bool `[B]`: the model ended its turn, `stopped` bool `[B]`: it was
+    stopped early; row i -> `questions[i]`, `samples[i]`, `seeds[i]`.
     """
 
     token_ids: torch.Tensor
@@ -311,6 +313,7 @@ class CandidateBatch:
     questions: list[Question]
     samples: list[int]
     seeds: list[int]
+    stopped: torch.Tensor
 
 
 def to_dict(record: Any) -> dict[str, Any]:

@@ -92,6 +92,19 @@ class DecodeState:
         taken._bits = None
         return taken
 
+    def join(self, other: DecodeState) -> DecodeState:
+        """A state with the rows of both, as they stand now, `other`'s behind; both under the same single grammar."""
+        mine, theirs = {g.block.data_ptr() for g in self.grammars if g}, {g.block.data_ptr() for g in other.grammars if g}
+        if len(mine) != 1 or mine != theirs or self.backend != other.backend:
+            raise ConstrainError("only states of one and the same grammar on one backend can be joined")
+        joined = copy.copy(self)
+        joined.grammars = self.grammars + other.grammars
+        for name in ("state", "remaining", "step", "_starts", "_budget"):
+            setattr(joined, name, torch.cat([getattr(self, name), getattr(other, name)]))
+        joined._rows = self._rows._replace(state=joined.state, remaining=joined.remaining, step=joined.step)
+        joined._bits = None
+        return joined
+
     def mask_(self, logits: torch.Tensor) -> torch.Tensor:
         """Set logits [B, V] of tokens that are not legal to -inf, in place; the others keep their bits."""
         checks.check_logits(self, logits)
@@ -223,6 +236,12 @@ class DecodeState:
     def lost(self) -> torch.Tensor:
         """[B] bool: a token came that was not legal."""
         return self.state == LOST
+
+    @property
+    def shortest_left(self) -> torch.Tensor:
+        """[B] int32: fewest tokens to a whole answer; 0 for rows that ended or have no grammar."""
+        place = self.state.clamp(min=0).long()
+        return torch.where(self.state >= 0, self._rows.distances()[place], 0)
 
     @property
     def complete(self) -> torch.Tensor:

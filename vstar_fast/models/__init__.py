@@ -11,9 +11,20 @@ from vstar_fast.errors import ModelError
 if TYPE_CHECKING:
     from vstar_fast.models.video_lm import VideoLM
 
-# model_type -> module with `load(path, dtype, device) -> VideoLM`; anything else goes through `generic`.
-FAMILIES = {"vstar_demo": "vstar_fast.models.demo"}
-GENERIC = "vstar_fast.models.video_lm"
+GENERIC = "vstar_fast.models.video_lm:VideoLM"
+QWEN = "vstar_fast.models.qwen_vl:QwenVL"
+FAMILIES = {
+    "vstar_demo": "vstar_fast.models.demo:DemoLM",
+    "qwen2_vl": QWEN,
+    "qwen2_5_vl": QWEN,
+    "qwen3_vl": QWEN,
+    "llava_onevision": "vstar_fast.models.llava_onevision:OneVision",
+    "llava_next_video": GENERIC,
+    "video_llava": GENERIC,
+    "smolvlm": GENERIC,
+    "internvl": GENERIC,
+}
+"""model_type -> adapter class. Those with the generic one are tested with it; what is not named here has it too."""
 
 
 def model_type(path: str) -> str:
@@ -31,12 +42,8 @@ def model_type(path: str) -> str:
     return str(PretrainedConfig.get_config_dict(path)[0].get("model_type", ""))
 
 
-def load(path: str, *, dtype: str = "auto", device: str = "auto", family: str = "auto") -> VideoLM:
-    """Load a video-LMM behind the adapter of its family.
-
-    `path`: model folder or hub id. `family`: an entry of FAMILIES, `generic`, or `auto`.
-    Raises ModelError when the folder lacks its config, weights or processor.
-    """
+def adapter(path: str, family: str = "auto") -> type[VideoLM]:
+    """The adapter class of a model folder or hub id. `family`: an entry of FAMILIES, `generic`, or `auto`."""
     import importlib
 
     if not path:
@@ -44,5 +51,26 @@ def load(path: str, *, dtype: str = "auto", device: str = "auto", family: str = 
     kind = model_type(path) if family == "auto" else family
     if family not in ("auto", "generic") and family not in FAMILIES:
         raise ModelError(f"unknown model family {family!r}; known: {', '.join([*FAMILIES, 'generic'])}")
-    module = importlib.import_module(FAMILIES.get(kind, GENERIC))
-    return module.load(path, dtype=dtype, device=device)
+    module, _, name = FAMILIES.get(kind, GENERIC).partition(":")
+    found: type[VideoLM] = getattr(importlib.import_module(module), name)
+    return found
+
+
+def load(path: str, *, dtype: str = "auto", device: str = "auto", family: str = "auto") -> VideoLM:
+    """Load a video-LMM behind the adapter of its family.
+
+    `path`: model folder or hub id. Raises ModelError when the folder lacks its config, weights, processor or chat
+    template, or when the model takes no videos.
+    """
+    found = adapter(path, family)
+    from vstar_fast.models import loading
+
+    return loading.load(path, found, dtype=dtype, device=device)
+
+
+def describe(path: str, family: str = "auto") -> dict[str, str]:
+    """What the adapter of a model folder will do with it, found without its weights; raises as `load` does."""
+    found = adapter(path, family)
+    from vstar_fast.models import loading
+
+    return {"model type": model_type(path), **loading.without_weights(path, found).facts()}

@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import torch
 
-from vstar_fast.models import video_lm
 from vstar_fast.models.video_lm import Features, VideoLM
 
 
 class DemoLM(VideoLM):
-    """`encode` stops before the trained projector; training and sampling start from there."""
+    """`encode` stops before the trained projector; its own forward takes up from there."""
 
     small_features = True
+
+    @classmethod
+    def register(cls) -> None:
+        """Make the demo model's classes known to transformers."""
+        from vstar_fast.models.vstar_demo import register
+
+        register()
 
     @torch.inference_mode()
     def encode_pixels(self, features: list[Features]) -> list[Features]:
@@ -22,11 +28,3 @@ class DemoLM(VideoLM):
         else:  # on a CPU the tower is bound by its caches: one clip at a time costs a third of eight at once
             encoded = tuple(self.model.encode(p.to(self.device)) for p in pixels)
         return [Features(f.ids, {"video_features": row.cpu()}) for f, row in zip(features, encoded, strict=True)]
-
-
-def load(path: str, *, dtype: str, device: str) -> VideoLM:
-    """Load the demo model folder."""
-    from vstar_fast.models.vstar_demo import register
-
-    register()
-    return video_lm.load(path, dtype=dtype, device=device, cls=DemoLM)

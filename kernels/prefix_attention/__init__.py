@@ -1,0 +1,81 @@
+"""`prefix_attention`: attention of many short rows over keys and values that groups of them share.
+
+What a row sees is cut into segments, each stored once and read once for all rows that see it: a prompt shared by
+the answers to it, a page of an answer's own tokens. The segments' results are merged by their log-sum-exp.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+
+from vstar_fast import backends
+from vstar_fast.errors import ModelError
+
+from .segment import Groups, Segment
+
+__all__ = ["Groups", "Segment", "prefix_attention"]
+
+Level = Sequence[Segment]
+
+
+def prefix_attention(
+    query: torch.Tensor, levels: Sequence[Level], scale: float | None = None, *, backend: str = "auto"
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Softmax attention of each query token over all segments that it is in.
+
+    Args:
+        query: [N, Hq, D], the tokens of all rows, packed.
+        levels: each a list of segments with keys [S, Hkv, P, D] and values [S, Hkv, P, Dv], Hq a multiple of Hkv.
+            Within a level a token is in one segment at most; segments of different levels add up.
+        scale: of the scores; default D ** -0.5.
+        backend: "auto", "flash", "gemm" or "reference".
+
+    Returns:
+        (output [N, Hq, Dv] in the query's dtype, log-sum-exp of the scaled scores [N, Hq] fp32). A token that sees
+        nothing gets zeros and -inf.
+    """
+    _check(query, levels)
+    choice = backends.choose("prefix_attention", query.device, backend)
+    found = _BACKENDS[choice.name]()(query, levels, query.shape[-1] ** -0.5 if scale is None else scale)
+    backends.ran("prefix_attention", choice.name)
+    return found
+
+
+def _check(query: torch.Tensor, levels: Sequence[Level]) -> None:
+    for segment in (s for level in levels for s in level):
+        keys, values, tokens = segment.keys, segment.values, segment.groups.tokens
+        if keys.dim() != 4 or keys.shape[:3] != values.shape[:3] or keys.shape[-1] != query.shape[-1]:
+            raise ModelError(
+                f"keys {tuple(keys.shape)} and values {tuple(values.shape)} do not fit query {tuple(query.shape)}; "
+                "they are [S, Hkv, P, D] with the query's D"
+            )
+        if query.shape[1] % keys.shape[1]:
+            raise ModelError(f"{query.shape[1]} query heads are no multiple of {keys.shape[1]} key heads")
+        if segment.groups.slots is None and keys.shape[0] != tokens.shape[0]:
+            raise ModelError(f"{tokens.shape[0]} groups need as many keys, got {keys.shape[0]}; or name their slots")
+
+
+Run = Callable[[torch.Tensor, Sequence[Level], float], tuple[torch.Tensor, torch.Tensor]]
+
+
+def _reference() -> Run:
+    from .reference import run
+
+    return run
+
+
+def _gemm() -> Run:
+    from .parts import gemm, run_parts
+
+    return lambda query, levels, scale: run_parts(gemm, query, levels, scale)
+
+
+def _flash() -> Run:
+    from .parts import flash_cpu, run_parts
+
+    return lambda query, levels, scale: run_parts(flash_cpu, query, levels, scale)
+
+
+_BACKENDS: dict[str, Callable[[], Run]] = {"flash": _flash, "gemm": _gemm, "reference": _reference}

@@ -1,0 +1,84 @@
+"""What a group of query tokens sees: `Groups` (which tokens, which positions) and `Segment` (with keys and values)."""
+
+from __future__ import annotations
+
+import math
+from functools import cached_property
+from typing import NamedTuple
+
+import torch
+
+
+class Groups:
+    """G groups of query tokens, each with keys and values of its own. Made once a step, used by every layer.
+
+    Args:
+        tokens: [G, M] int64, the query tokens of each group; -1 is nobody.
+        slots: [G] int64, group g reads keys[slots[g]]; None: keys[g].
+        visible: int64 [G, M] or [G, 1]: a token sees the first so many positions. Or bool [G, M, P]: those.
+            None: all of them.
+        causal: token m of a group sees positions 0 to m, whatever `visible` says.
+    """
+
+    def __init__(
+        self,
+        tokens: torch.Tensor,
+        slots: torch.Tensor | None = None,
+        visible: torch.Tensor | None = None,
+        *,
+        causal: bool = False,
+    ) -> None:
+        self.tokens = tokens
+        self.slots = slots
+        self.visible = visible
+        self.causal = causal
+        self._bias: dict[tuple[int, int, torch.dtype], torch.Tensor | None] = {}
+
+    @cached_property
+    def gather(self) -> torch.Tensor:
+        """[G * M] int64: the token of each place; token 0 where there is nobody."""
+        return self.tokens.clamp(min=0).flatten()
+
+    @cached_property
+    def filled(self) -> tuple[torch.Tensor | None, torch.Tensor]:
+        """(places with a token or None for all, the tokens there)."""
+        flat = self.tokens.flatten()
+        there = flat >= 0
+        return (None, flat) if bool(there.all()) else (there.nonzero()[:, 0], flat[there])
+
+    def shows(self, positions: int) -> torch.Tensor | None:
+        """Bool [G, M or 1, P]: what each token sees; None: everything."""
+        device, tokens = self.tokens.device, self.tokens.shape[1]
+        if self.causal:
+            return torch.ones(tokens, positions, dtype=torch.bool, device=device).tril()[None]
+        if self.visible is None or self.visible.dtype == torch.bool:
+            return self.visible
+        return torch.arange(positions, device=device) < self.visible[..., None]
+
+    def bias(self, positions: int, heads: int, dtype: torch.dtype) -> torch.Tensor | None:
+        """[G or 1, 1, M * heads or 1, P]: 0 where a token sees a position, -inf elsewhere; None: sees everything."""
+        key = (positions, heads, dtype)
+        if key not in self._bias:
+            shown = self.shows(positions)
+            if shown is not None:
+                shown = shown[:, None] if shown.shape[1] == 1 else shown[:, None].repeat_interleave(heads, 2)
+                hidden = torch.full((), -math.inf, dtype=dtype, device=shown.device)
+                shown = torch.where(shown, torch.zeros((), dtype=dtype, device=shown.device), hidden)
+            self._bias[key] = shown
+        return self._bias[key]
+
+    @cached_property
+    def blind(self) -> torch.Tensor | None:
+        """Bool [G, M or 1]: tokens that see nothing; None when there are none."""
+        if self.causal or self.visible is None:
+            return None
+        none = ~self.visible.any(-1) if self.visible.dtype == torch.bool else self.visible <= 0
+        return none if bool(none.any()) else None
+
+
+class Segment(NamedTuple):
+    """Keys [S, Hkv, P, D] and values [S, Hkv, P, Dv], and who sees them."""
+
+    keys: torch.Tensor
+    values: torch.Tensor
+    groups: Groups

@@ -1,0 +1,14 @@
+"""Generation and label scoring for Hugging Face video-LMMs: what answers share is computed and read once.
+
+`Engine(model, processor).generate(videos, questions, n=8)` for other projects; the stages use `Scheduler`.
+"""
+
+from vstar_fast import torchvision_compat
+
+torchvision_compat.ensure()  # transformers, which the cache is a class of, fails to import beside CPU torch without it
+
+from vstar_fast.engine.engine import Engine, Scheduler  # noqa: E402
+from vstar_fast.engine.request import Answer, Counts, Request, Settings  # noqa: E402
+from vstar_fast.engine.text import TextLM  # noqa: E402
+
+__all__ = ["Answer", "Counts", "Engine", "Request", "Scheduler", "Settings", "TextLM"]

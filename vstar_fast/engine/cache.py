@@ -1,0 +1,139 @@
+"""How the engine's attention gets into unmodified Hugging Face models: a cache layer and an attention function.
+
+A layer's `update` writes the new keys and values where the step's plan wants them, and returns a handle in place of
+all keys; the attention function, registered as `vstar_prefix`, takes handles and plain tensors alike.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.cache_utils import Cache, CacheLayerMixin
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+from vstar_fast.engine.plan import Plan
+from vstar_fast.errors import ModelError
+from vstar_fast.kernels.prefix_attention import prefix_attention
+
+NAME = "vstar_prefix"
+"""`attn_implementation` for any model: plain caches go to torch's attention, those of this module are shared."""
+PACKED = "vstar_prefix_packed"
+"""The same without masks, as the engine calls it: what a token sees is in the plan."""
+REFUSED = ("softcap", "s_aux", "position_bias", "sinks")
+
+
+class Handle:
+    """Stands for all keys (or values) of a layer in the engine's store."""
+
+    def __init__(self, plan: Plan, layer: int) -> None:
+        self.plan = plan
+        self.layer = layer
+
+    def attend(self, query: torch.Tensor, scale: float | None) -> torch.Tensor:
+        """Query [1, heads, N, width] -> [1, N, heads, width]."""
+        out, _ = prefix_attention(query[0].transpose(0, 1), self.plan.segments(self.layer), scale)
+        return out[None]
+
+
+class PackedLayer(CacheLayerMixin):
+    """One layer of the engine's cache; `plan` is set before each call of the model."""
+
+    is_sliding = False
+    is_compileable = False
+
+    def __init__(self, layer: int) -> None:
+        super().__init__()
+        self.layer = layer
+        self.plan = Plan()
+        self.is_initialized = True
+
+    def lazy_initialization(self, *args: Any, **kwargs: Any) -> None:
+        """Nothing: the store holds the memory."""
+
+    def update(self, key_states: Any, value_states: Any, *_args: Any, **_kwargs: Any) -> Any:
+        """Keys and values [1, heads, N, width] of packed tokens -> handles."""
+        self.plan.write(self.layer, key_states[0].transpose(0, 1), value_states[0].transpose(0, 1))
+        handle = Handle(self.plan, self.layer)
+        return handle, handle
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        """No mask is made for packed tokens."""
+        return query_length, 0
+
+    def get_seq_length(self) -> int:
+        """Positions are always given, so nothing is counted."""
+        return 0
+
+    def get_max_length(self) -> int:
+        """No limit."""
+        return -1
+
+
+class PackedCache(Cache):
+    """Cache of packed tokens: `cache.plan = plan`, then call the text stack with it."""
+
+    def __init__(self, layers: int) -> None:
+        super().__init__(layers=[PackedLayer(n) for n in range(layers)])
+
+    def set_plan(self, plan: Plan) -> None:
+        """The plan of the next call."""
+        for layer in self.layers:
+            layer.plan = plan
+
+
+def attention(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: Any,
+    value: Any,
+    attention_mask: torch.Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, None]:
+    """The attention function behind `vstar_prefix`, with the signature of transformers' own."""
+    if not hasattr(key, "attend"):
+        return sdpa_attention_forward(  # type: ignore[no-any-return]
+            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
+        )
+    odd = [name for name in REFUSED if kwargs.get(name) is not None]
+    if odd:
+        raise ModelError(f"{type(module).__name__} asks for {', '.join(odd)}, which shared prefixes do not have")
+    if attention_mask is not None and not getattr(key, "takes_mask", False):
+        raise ModelError("packed tokens take no attention mask; use the engine, or a cache of vstar_fast.engine")
+    return key.attend(query, scaling) if attention_mask is None else key.attend(query, scaling, attention_mask), None
+
+
+def register() -> None:
+    """Make `vstar_prefix` known to transformers; again is harmless."""
+    AttentionInterface.register(NAME, attention)
+    AttentionInterface.register(PACKED, attention)
+    AttentionMaskInterface.register(NAME, sdpa_mask)
+
+
+@contextlib.contextmanager
+def attending(text_model: Any) -> Iterator[None]:
+    """The text stack attends to packed tokens inside, and as before afterwards."""
+    register()
+    config = text_model.config
+    window = getattr(config, "sliding_window", None)
+    if window and (getattr(config, "use_sliding_window", True) or "sliding_attention" in _kinds(config)):
+        raise ModelError(
+            f"{type(text_model).__name__} has layers with a sliding window of {window} tokens, which the engine does "
+            "not know; use a model with full attention"
+        )
+    before = config._attn_implementation
+    config._attn_implementation = PACKED
+    try:
+        yield
+    finally:
+        config._attn_implementation = before
+
+
+def _kinds(config: Any) -> tuple[str, ...]:
+    return tuple(getattr(config, "layer_types", None) or ())

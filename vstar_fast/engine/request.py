@@ -1,0 +1,85 @@
+"""What goes into the engine and comes out: `Settings`, `Request`, `Answer`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from vstar_fast.errors import ConfigError
+
+if TYPE_CHECKING:
+    import torch
+
+    from vstar_fast.kernels.constrain import Grammar
+    from vstar_fast.models.video_lm import Features
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """How one answer is drawn; temperature 0 is greedy. Every request may have its own."""
+
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 0
+    max_new_tokens: int = 64
+
+    def __post_init__(self) -> None:
+        if self.max_new_tokens < 1:
+            raise ConfigError(f"max_new_tokens is {self.max_new_tokens}; an answer takes at least 1")
+
+
+@dataclass(slots=True, eq=False)
+class Request:
+    """One question about one video: `len(seeds)` answers are drawn, each from its own random stream.
+
+    `head`, `tail` int64 [n]: the prompt's tokens before and after the video. `features`: the video, or None for text
+    alone; requests with the same object share its tokens. `grammar`: what an answer may be. `gold`: the answers that
+    are wanted; an answer that can no longer become one is stopped. It never reaches the prompt.
+    """
+
+    head: torch.Tensor
+    tail: torch.Tensor
+    features: Features | None
+    seeds: Sequence[int]
+    settings: Settings = field(default_factory=Settings)
+    grammar: Grammar | None = None
+    gold: Grammar | None = None
+    tag: Any = None
+    """Anything of the caller's."""
+
+
+@dataclass(slots=True)
+class Answer:
+    """One drawn answer. `token_ids` with the end-of-turn token, when there is one."""
+
+    sample: int
+    seed: int
+    token_ids: list[int] = field(default_factory=list)
+    logprob: float = 0.0
+    """Sum over the tokens, the end-of-turn token too; among the legal ones where a grammar holds."""
+    finish: str = "length"
+    """`stop`: the model ended its turn; `length`: out of tokens; `stopped_early`: it could not become `gold`."""
+
+    @property
+    def words(self) -> list[int]:
+        """The tokens without the end of the turn."""
+        return self.token_ids[:-1] if self.finish == "stop" else self.token_ids
+
+
+@dataclass(slots=True)
+class Counts:
+    """What the engine did since it was made; seconds are CPU seconds of this process."""
+
+    answers: int = 0
+    tokens: int = 0
+    prefilled: int = 0
+    steps: int = 0
+    forced: int = 0
+    """Tokens that the grammar left no choice about, and that took no step of their own."""
+    stopped_early: int = 0
+    tokens_saved: int = 0
+    """Fewest tokens that the answers stopped early would still have taken."""
+    halved: int = 0
+    """Times the batch was halved because memory ran out."""
+    seconds: dict[str, float] = field(default_factory=dict)

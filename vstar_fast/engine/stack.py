@@ -1,0 +1,121 @@
+"""The text stack of a model, called with packed tokens: prefill of prompts behind what they share, and steps."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from vstar_fast.engine import plan as plans
+from vstar_fast.engine.cache import PackedCache, attending
+from vstar_fast.engine.plan import Plan, Span
+from vstar_fast.engine.store import Node, Store, shape_of
+from vstar_fast.models.hf_cache import CACHE
+
+PREFILL_TOKENS = 4096
+"""Tokens of prompts in one call, several prompts at a time; a longer prompt is a call of its own."""
+
+
+@dataclass(slots=True)
+class Prompt:
+    """Tokens to put into `node` from position `start` on, behind the nodes of `seen`.
+
+    inputs_embeds [1, T, H]; position_ids [R, T]; `extras` for the text stack, of this prompt only.
+    """
+
+    node: Node
+    start: int
+    seen: list[Node]
+    inputs_embeds: torch.Tensor
+    position_ids: torch.Tensor
+    extras: dict[str, Any] = field(default_factory=dict)
+
+
+class Stack:
+    """`lm.text_model` with a store for its keys and values."""
+
+    def __init__(self, lm: Any) -> None:
+        self.lm = lm
+        self.text_model = lm.text_model
+        self.store = Store(shape_of(self.text_model, lm.device))
+        self._cache = PackedCache(self.store.shape.layers)
+
+    def call(
+        self, embeds: torch.Tensor, positions: torch.Tensor, plan: Plan, extras: dict[str, Any] | None = None
+    ) -> torch.Tensor:
+        """Hidden states [N, H] of packed tokens with inputs_embeds [1, N, H] and position_ids [R, N]."""
+        self._cache.set_plan(plan)
+        positions = positions if positions.shape[0] == 1 else positions[:, None]
+        with attending(self.text_model):
+            out = self.text_model(
+                inputs_embeds=embeds,
+                position_ids=positions,
+                attention_mask=None,
+                use_cache=True,
+                **{CACHE: self._cache},
+                **(extras or {}),
+            )
+        hidden: torch.Tensor = out.last_hidden_state[0]
+        return hidden
+
+    def prefill(self, prompts: Sequence[Prompt]) -> torch.Tensor:
+        """Put prompts into their nodes; hidden states [len(prompts), H] of their last tokens."""
+        found = [self._prefill(part) for part in _calls(prompts)]
+        return torch.cat(found)
+
+    def _prefill(self, prompts: Sequence[Prompt]) -> torch.Tensor:
+        device, spans, end = self.lm.device, [], 0
+        for p in prompts:
+            count = p.inputs_embeds.shape[1]
+            spans.append(Span(p.node, end, end + count, p.start, p.start + count))
+            end += count
+        depth = max(len(p.seen) for p in prompts)
+        levels = [self._seen(prompts, spans, i) for i in range(depth)]
+        plan = Plan(plans.writes(spans, end, device), [*levels, plans.level(spans, device, "causal")])
+        embeds = torch.cat([p.inputs_embeds for p in prompts], 1)
+        positions = torch.cat([p.position_ids for p in prompts], 1)
+        hidden = self.call(embeds, positions, plan, prompts[0].extras)
+        for p, span in zip(prompts, spans, strict=True):
+            p.node.length = span.stop
+            copy_front(p.seen, p.node, p.start)
+        return hidden[torch.tensor([s.end - 1 for s in spans], device=device)]
+
+    def _seen(self, prompts: Sequence[Prompt], spans: Sequence[Span], depth: int) -> list[plans.Slab]:
+        """Level `depth` of what prompts see before themselves; neighbours behind one node are one group."""
+        found: list[Span] = []
+        for p, span in zip(prompts, spans, strict=True):
+            if depth >= len(p.seen):
+                continue
+            node = p.seen[depth]
+            if found and found[-1].node is node and found[-1].end == span.first:
+                found[-1] = found[-1]._replace(end=span.end)
+            else:
+                found.append(Span(node, span.first, span.end, 0, node.length))
+        return plans.level(found, self.lm.device, "whole")
+
+
+def copy_front(nodes: Sequence[Node], target: Node, tokens: int) -> None:
+    """Copy the first tokens of `nodes`, one after the other, to the front of `target`, `tokens` in all."""
+    at = 0
+    for node in nodes:
+        n = min(node.length, tokens - at)
+        if n > 0:
+            for mine, theirs in ((target.arena.keys, node.arena.keys), (target.arena.values, node.arena.values)):
+                mine[:, target.slot, :, at : at + n] = theirs[:, node.slot, :, :n]
+        at += max(n, 0)
+
+
+def _calls(prompts: Sequence[Prompt]) -> list[list[Prompt]]:
+    """Prompts in calls of at most PREFILL_TOKENS; one with extras goes alone."""
+    calls: list[list[Prompt]] = []
+    room = 0
+    for p in prompts:
+        size = p.inputs_embeds.shape[1]
+        if p.extras or size > room or calls[-1][0].extras:
+            calls.append([])
+            room = PREFILL_TOKENS
+        calls[-1].append(p)
+        room -= size
+    return calls

@@ -1,0 +1,94 @@
+"""Loads a model folder with its processor behind an adapter; every piece that is missing is named."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vstar_fast.config_ranges import DEVICE
+from vstar_fast.errors import ModelError
+from vstar_fast.models.video_lm import VideoLM
+
+
+def load(path: str, cls: type[VideoLM], *, dtype: str, device: str) -> VideoLM:
+    """Load any model folder of `AutoModelForImageTextToText` that has a processor with a video token."""
+    prepare(cls)
+    from transformers import AutoModelForImageTextToText
+
+    target = pick_device(device)
+    kind = pick_dtype(dtype, target)
+    processor = load_processor(path)
+    try:
+        model = AutoModelForImageTextToText.from_pretrained(path, dtype=kind)
+    except (OSError, ValueError) as error:
+        raise ModelError(f"cannot load the model in {path}: {error}") from None
+    model = model.to(target).eval()
+    return cls(str(Path(path)) if Path(path).exists() else path, model, processor, target)
+
+
+def without_weights(path: str, cls: type[VideoLM]) -> VideoLM:
+    """The same with the modules of the model but no weights: it can be looked at, and makes prompts."""
+    prepare(cls)
+    from transformers import AutoConfig, AutoModelForImageTextToText
+
+    processor = load_processor(path)
+    target = torch.device("meta")
+    try:
+        with target:
+            model = AutoModelForImageTextToText.from_config(AutoConfig.from_pretrained(path))
+    except (OSError, ValueError) as error:
+        raise ModelError(f"cannot build the model of {path}: {error}") from None
+    return cls(path, model, processor, target)
+
+
+def prepare(cls: type[VideoLM]) -> None:
+    """Make transformers' video processors importable, and known to it what a family brings itself."""
+    from vstar_fast import torchvision_compat
+
+    torchvision_compat.ensure()
+    cls.register()
+
+
+def load_processor(path: str) -> Any:
+    """The processor of a model folder. Raises ModelError where it is missing or takes no videos."""
+    from transformers import AutoProcessor
+
+    try:
+        processor = AutoProcessor.from_pretrained(path)
+    except (OSError, ValueError, ImportError) as error:
+        raise ModelError(
+            f"no usable processor in {path}: {error}; copy the processor files beside the weights"
+        ) from None
+    name = type(processor).__name__
+    if not hasattr(processor, "tokenizer"):
+        raise ModelError(f"{path} has a {name} but no video processor; is it a video-LMM folder?")
+    if getattr(processor, "video_processor", None) is None:
+        raise ModelError(f"{name} of {path} has no video processor, only one for images; this model takes no videos")
+    return processor
+
+
+def pick_device(device: str) -> torch.device:
+    """`auto` -> the first CUDA device if there is one, else the CPU. Raises ModelError for one that is not there."""
+    there = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if device == "auto":
+        return torch.device("cuda" if there else "cpu")
+    if not DEVICE.fullmatch(device):
+        raise ModelError(f"model.device = {device!r} is no device; use auto, cpu, cuda or cuda:N")
+    number = int(device.partition(":")[2] or 0)
+    if device != "cpu" and number >= there:
+        found = f"torch sees {there} CUDA device{'' if there == 1 else 's'}"
+        remedy = f"or cuda:0 to cuda:{there - 1}" if there else "or install a CUDA build of torch"
+        raise ModelError(f"model.device = {device!r}, but {found}; use auto, cpu, {remedy}")
+    return torch.device(device)
+
+
+def pick_dtype(dtype: str, device: torch.device) -> torch.dtype:
+    """`auto` -> bf16 on a GPU; fp32 on the CPU, where bf16 is slower. Raises ModelError for what is no float type."""
+    if dtype == "auto":
+        return torch.bfloat16 if device.type == "cuda" else torch.float32
+    kind = getattr(torch, dtype, None)
+    if not isinstance(kind, torch.dtype) or not kind.is_floating_point:
+        raise ModelError(f"model.dtype = {dtype!r} is no kind of float; use auto, float32, bfloat16 or float16")
+    return kind

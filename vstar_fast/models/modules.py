@@ -1,0 +1,90 @@
+"""The parts of a Hugging Face video-LMM, by the names that families share: body, text stack, head, projector."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import Any
+
+import torch
+from transformers.modeling_outputs import BaseModelOutputWithPast
+
+from vstar_fast.errors import ModelError
+from vstar_fast.models.text_inputs import forward_of
+
+STACKS = ("model.language_model", "language_model", "model.text_model", "text_model")
+
+
+class Modules:
+    """Names and calls the parts of a model. Looked up at each use: an adapter puts modules of its own in place."""
+
+    def __init__(self, path: str, model: Any) -> None:
+        self.path = path
+        self.model = model
+        names = {n for n, _ in model.named_modules()}
+        found = [name for name in STACKS if name in names]
+        if not found:
+            raise ModelError(f"{type(model).__name__} has no text stack; looked for {', '.join(STACKS)}")
+        self.stack_name = found[0]
+
+    @property
+    def body(self) -> Any:
+        """The model without its head: tower, projector, text stack."""
+        body = getattr(self.model, "model", None)
+        if body is None:
+            raise ModelError(f"{type(self.model).__name__} has no `.model` apart from its head")
+        return body
+
+    @property
+    def text_model(self) -> Any:
+        """The decoder stack, final norm included, without the head."""
+        return self.model.get_submodule(self.stack_name)
+
+    @cached_property
+    def position_rows(self) -> int:
+        """Rows of positions that the text stack takes: 3 for M-RoPE (time, height, width), else 1."""
+        rope = getattr(self.text_model.config, "rope_parameters", None) or {}
+        return 3 if "mrope_section" in rope else 1
+
+    def forget_positions(self) -> None:
+        """Qwen's bodies keep the last batch's `rope_deltas`; the next call must not find them."""
+        if getattr(self.body, "rope_deltas", None) is not None:
+            self.body.rope_deltas = None
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Output head, with whatever the family does behind it: `[..., H]` -> `[..., V]`."""
+        if self._plain_head:
+            logits: torch.Tensor = self.model.get_output_embeddings()(hidden)
+            return logits
+        return self._own_logits(hidden)
+
+    def _own_logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Through the model's own forward, its body replaced by one that returns `hidden`."""
+        rows = hidden.reshape(1, -1, hidden.shape[-1])
+        with forward_of([self.body], lambda *_, **__: _BodyOutput(last_hidden_state=rows)):
+            out = self.model(inputs_embeds=rows, use_cache=False, return_dict=True)
+        return out.logits.reshape(*hidden.shape[:-1], -1)
+
+    @cached_property
+    def _plain_head(self) -> bool:
+        """Whether the logits are the head's output and nothing else, seen on random hidden states."""
+        weight = self.model.get_output_embeddings().weight
+        hidden = torch.randn(1, 4, weight.shape[1], generator=torch.Generator().manual_seed(0)).to(weight)
+        with torch.no_grad():
+            return torch.allclose(self._own_logits(hidden), self.model.get_output_embeddings()(hidden), atol=1e-3)
+
+    def language_linears(self, named: tuple[str, ...] = ()) -> str:
+        """Regular expression over module names: linear layers of the text stack (LoRA targets), all or those named."""
+        inner = self.text_model
+        leaves = sorted({n.rsplit(".", 1)[-1] for n, m in inner.named_modules() if isinstance(m, torch.nn.Linear)})
+        if not leaves:
+            raise ModelError(f"text stack {self.stack_name!r} of {self.path} has no linear layers")
+        wanted = named or leaves
+        return rf".*\b{self.stack_name.replace('.', chr(92) + '.')}\..*\.({'|'.join(wanted)})"
+
+
+class _BodyOutput(BaseModelOutputWithPast):
+    """A body's output that holds hidden states; whatever else a family's body returns is None."""
+
+    def __getattr__(self, name: str) -> None:
+        if name.startswith("__"):
+            raise AttributeError(name)

@@ -1,0 +1,83 @@
+"""Where a video stands in a chat prompt, and where the prompt's token ids may be cut around it.
+
+A prompt's ids are spliced from a head, the video's ids and a tail, so that a video is preprocessed once and not once
+a prompt. A cut beside an added token changes no id. Some processors print words around a video (SmolVLM: how many
+frames, how long), which merge with their neighbours: those before it then belong to the video's ids as far back as
+the last added token, and those behind it are tokenised with what follows.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from vstar_fast.errors import ModelError
+
+
+@dataclass(frozen=True)
+class Placeholder:
+    """What stands for a video in a prompt.
+
+    `text`: the placeholder; `before`: the prompt up to it; `head`: ids of all or the first part of `before`;
+    `closing`: ids of words that the processor prints behind the video's last token, `mark`; `closing_text`: the words.
+    """
+
+    text: str
+    before: str
+    whole: bool
+    head: tuple[int, ...]
+    mark: int
+    mark_text: str
+    closing: tuple[int, ...]
+    closing_text: str
+
+    def cut(self, ids: torch.Tensor) -> slice:
+        """Which of the ids of `before` and a video belong to the video. Raises ModelError where the cuts do not fit."""
+        end = len(ids) - len(self.closing)
+        if tuple(ids[: len(self.head)].tolist()) != self.head or tuple(ids[end:].tolist()) != self.closing:
+            raise ModelError(
+                "the processor prints other words around this video than around others; it needs an adapter"
+            )
+        return slice(len(self.head), end)
+
+
+def text_of(processor: Any) -> str:
+    """What a chat template prints for a video, with the start and end markers that belong to it."""
+    token = getattr(processor, "video_token", None)
+    if not isinstance(token, str):
+        raise ModelError(f"{type(processor).__name__} has no video_token; this model does not take videos")
+    rendered = rendering(processor, "?")
+    for wrapped in (f"<|vision_start|>{token}<|vision_end|>", token):
+        if wrapped in rendered:
+            return wrapped
+    raise ModelError(f"the chat template does not print {token!r} for a video; give the model folder a chat template")
+
+
+def rendering(processor: Any, text: str) -> str:
+    """The chat prompt of one video and a question. Raises ModelError without a usable chat template."""
+    messages = [{"role": "user", "content": [{"type": "video"}, {"type": "text", "text": text}]}]
+    try:
+        return str(processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+    except (ValueError, TypeError, ImportError) as error:
+        raise ModelError(
+            f"{type(processor).__name__} has no usable chat template: {error}; put chat_template.jinja into the folder"
+        ) from None
+
+
+def find(text: str, before: str, head: torch.Tensor, ids: torch.Tensor, tokenizer: Any) -> Placeholder:
+    """The cuts, from the ids of `before` (`head`) and the ids of `before` with a video behind it (`ids`)."""
+    added = set(tokenizer.get_added_vocab().values())
+    known = int((head[: len(ids)] == ids[: len(head)]).long().cumprod(0).sum())
+    whole = known == len(head)
+    while not whole and known and int(ids[known - 1]) not in added:
+        known -= 1
+    marks = [i for i in range(known, len(ids)) if int(ids[i]) in added]
+    if not marks:
+        raise ModelError("the processor prints no token of its own for a video; its tokenizer lacks the added tokens")
+    closing = ids[marks[-1] + 1 :].tolist()
+    mark = int(ids[marks[-1]])
+    words = tokenizer.decode(closing, skip_special_tokens=False, clean_up_tokenization_spaces=False) if closing else ""
+    mark_text = tokenizer.convert_ids_to_tokens(mark)
+    return Placeholder(text, before, whole, tuple(ids[:known].tolist()), mark, mark_text, tuple(closing), words)

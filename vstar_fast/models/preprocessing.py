@@ -1,0 +1,43 @@
+"""One call of a model's own processor: for sampling, training and evaluation alike."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+
+def preprocess(
+    processor: Any, text: str, data: torch.Tensor, times_s: tuple[float, ...], *, special: bool, **settings: Any
+) -> dict[str, Any]:
+    """Prompt and frames uint8 `[F, H, W, 3]` seen at `times_s` -> the processor's output, tensors of batch size 1.
+
+    Frames are taken as they are (no sampling). Their numbers are given as fractions, so that number / fps is each
+    frame's time exactly: that is what Qwen3-VL and SmolVLM print. `special`: let the tokenizer add its first token.
+    """
+    from transformers.video_utils import VideoMetadata
+
+    span_s = times_s[-1] - times_s[0]
+    fps = (len(times_s) - 1) / span_s if span_s > 0 else 1.0
+    meta = VideoMetadata(
+        total_num_frames=len(times_s),
+        fps=fps,
+        duration=len(times_s) / fps,
+        frames_indices=[t * fps for t in times_s],
+    )
+    out = processor(
+        text=[text],
+        videos=[[data.permute(0, 3, 1, 2)]],
+        return_tensors="pt",
+        video_metadata=[meta],
+        do_sample_frames=False,
+        add_special_tokens=special,
+        **settings,
+    )
+    return dict(out)
+
+
+def probe_clip() -> tuple[torch.Tensor, tuple[float, ...]]:
+    """A small random clip, to learn from it what a processor and a model do with any clip."""
+    noise = torch.randint(0, 256, (4, 64, 64, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    return noise, (0.5, 1.5, 2.5, 3.5)

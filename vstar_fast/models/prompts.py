@@ -1,0 +1,141 @@
+"""Chat prompts with a video in them, as text and as token ids: the processor's own, spliced from three parts."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import torch
+
+from vstar_fast.errors import ModelError
+from vstar_fast.models import placeholder as placeholders
+from vstar_fast.models.features import Features
+from vstar_fast.models.preprocessing import preprocess, probe_clip
+
+
+class Prompts:
+    """A processor, its chat template, and where a video stands in its prompts."""
+
+    def __init__(self, path: str, processor: Any, eos_ids: list[int]) -> None:
+        self.path = path
+        self.processor = processor
+        self.tokenizer = processor.tokenizer
+        self.eos_ids = eos_ids
+        self.placeholder = placeholders.text_of(processor)
+        marks = (self.placeholder, processor.video_token, getattr(processor, "image_token", None))
+        self._picture_marks = [mark for mark in dict.fromkeys(marks) if isinstance(mark, str) and mark]
+        self._find_cuts()
+
+    def processor_settings(self) -> dict[str, Any]:
+        """Hook of a family: further arguments of its processor."""
+        return {}
+
+    def _find_cuts(self) -> None:
+        """Read the cuts around a video off a random clip, and see that spliced ids are the processor's own."""
+        text = self.prompt("a b")
+        before, _ = text.split(self.placeholder)
+        ids = self.processed(before + self.placeholder, *probe_clip())["input_ids"][0]
+        self._place = placeholders.find(self.placeholder, before, self._head_ids(before), ids, self.tokenizer)
+        theirs = self.processed(text, *probe_clip())["input_ids"][0]
+        ours, _ = self.row(text, self.preprocess(*probe_clip()))
+        if ours.tolist() != theirs.tolist():
+            raise ModelError(
+                f"the token ids of a prompt of {self.path} cannot be spliced from its text and its video: {len(ours)} "
+                f"ids where {type(self.processor).__name__} gives {len(theirs)}; it needs an adapter"
+            )
+
+    def processed(self, text: str, data: torch.Tensor, times_s: tuple[float, ...]) -> dict[str, Any]:
+        """The processor's output for a prompt and frames uint8 `[F, H, W, 3]`, without an end token behind it."""
+        special = self._special(text)
+        try:
+            out = preprocess(self.processor, text, data, times_s, special=special, **self.processor_settings())
+        except (ValueError, TypeError, ImportError) as error:
+            size = " x ".join(str(n) for n in data.shape[:3])
+            name = type(self.processor).__name__
+            raise ModelError(f"{name} of {self.path} cannot take a clip of {size} pixels: {error}") from error
+        return self._without_end(out) if special else out
+
+    def _without_end(self, out: dict[str, Any]) -> dict[str, Any]:
+        """Some tokenizers end every text with their end token."""
+        n = out["input_ids"].shape[1]
+        if int(out["input_ids"][0, -1]) not in self.eos_ids or len(self._ids("", special=True)) == 0:
+            return out
+        return {k: v[:, :-1] if isinstance(v, torch.Tensor) and v.shape == (1, n) else v for k, v in out.items()}
+
+    def preprocess(self, data: torch.Tensor, times_s: tuple[float, ...]) -> Features:
+        """Frames uint8 `[F, H, W, 3]` -> the processor's output for the video alone."""
+        out = self.processed(self._place.before + self.placeholder, data, times_s)
+        ids = out.pop("input_ids")[0]
+        out.pop("attention_mask", None)
+        own = self._place.cut(ids)
+        tensors = {k: v for k, v in out.items() if isinstance(v, torch.Tensor)}
+        per_token = {k for k, v in tensors.items() if v.shape == (1, len(ids))}
+        token_kwargs = {k: tensors[k][0, own] for k in per_token}
+        return Features(ids[own], {k: v for k, v in tensors.items() if k not in per_token}, token_kwargs)
+
+    def prompt(self, text: str) -> str:
+        """The chat prompt for one video and one question, with the video's placeholder in it.
+
+        The model's own video and image tokens in `text` are taken out: they would stand for pictures that are
+        not there. A question asked with them is answered and trained on without them.
+        """
+        rendered = placeholders.rendering(self.processor, self._words_only(text))
+        if rendered.count(self.placeholder) != 1:
+            found = rendered.count(self.placeholder)
+            raise ModelError(f"chat template of {self.path} gave {found} video placeholders; expected one")
+        return rendered
+
+    def _words_only(self, text: str) -> str:
+        """`text` without the tokens that stand for pictures."""
+        if not any(mark in text for mark in self._picture_marks):
+            return text
+        marks = "|".join(re.escape(mark) for mark in self._picture_marks)
+        return re.sub(rf"[ \t]*(?:{marks})[ \t]*", " ", text).strip()
+
+    def _special(self, text: str) -> bool:
+        """Whether the tokenizer is to add its own first token: not where the template has printed it."""
+        bos = self.tokenizer.bos_token
+        return not (bos and text.startswith(bos))
+
+    def _ids(self, text: str, *, special: bool) -> torch.Tensor:
+        ids = self.tokenizer(text, add_special_tokens=special, return_attention_mask=False)["input_ids"]
+        return torch.tensor(ids, dtype=torch.long)
+
+    def _head_ids(self, before: str) -> torch.Tensor:
+        head = self._ids(before, special=self._special(before))
+        ended = len(head) and head[-1].item() in self.eos_ids
+        return head[:-1] if ended and not before.endswith(self.tokenizer.eos_token or "\0") else head
+
+    def split(self, text: str) -> tuple[torch.Tensor, torch.Tensor]:
+        """Ids of the chat prompt of `text` before its video, the same for all videos, and behind it: int64, int64.
+
+        `head + features.ids + tail` are the ids of `inputs`, and those the processor gives for prompt and video.
+        """
+        return self._split(self.prompt(text))
+
+    def _split(self, prompt: str) -> tuple[torch.Tensor, torch.Tensor]:
+        before, after = prompt.split(self.placeholder)
+        place = self._place
+        if before != place.before and not place.whole:
+            raise ModelError(
+                f"the chat template of {self.path} prints the question before the video, and its processor prints "
+                "words around the video; it needs an adapter"
+            )
+        head = torch.tensor(place.head) if before == place.before else self._head_ids(before)
+        tail = self._ids(place.mark_text + place.closing_text + after, special=False)
+        return head, tail[1:]
+
+    def row(self, prompt: str, features: Features) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """Ids int64 `[T]` of a prompt with its video, and the inputs that have one value an id."""
+        head, tail = self._split(prompt)
+        ids = torch.cat([head, features.ids, tail])
+        return ids, {k: between(v, len(head), len(tail)) for k, v in features.token_kwargs.items()}
+
+    def answer_ids(self, text: str) -> torch.Tensor:
+        """An answer as it is trained on: its words' tokens and the end-of-turn token, int64 `[n]`."""
+        return torch.cat([self._ids(self._words_only(text), special=False), torch.tensor(self.eos_ids[:1])])
+
+
+def between(values: torch.Tensor, before: int, behind: int) -> torch.Tensor:
+    """`values` `[n]` with zeros around them: `[before + n + behind]`."""
+    return torch.nn.functional.pad(values, (before, behind))
