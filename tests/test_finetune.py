@@ -10,7 +10,9 @@ import tiny
 from vstar_fast import frames, models, readers
 from vstar_fast.config import DataConfig, FinetuneConfig, FramesConfig
 from vstar_fast.errors import ModelError, RunError
-from vstar_fast.finetune import _accumulate, _batches, count_steps, finetune, lora_settings
+from vstar_fast.finetune import accumulate, count_steps, finetune, lora_settings
+from vstar_fast.finetune.batches import batches, packs
+from vstar_fast.finetune.items import Reader
 from vstar_fast.records import Example
 from vstar_fast.runtime import unload
 
@@ -46,13 +48,19 @@ def setup(project):
     return lm, peft, examples, rows
 
 
+def backward(lm, examples, rows, **changes):
+    """(loss, answer tokens) of one batch."""
+    loss, counts = accumulate(lm, Reader(lm, rows)(examples), dataclasses.replace(CONFIG, **changes))
+    return loss, counts["answer_tokens"]
+
+
 def gradients(peft):
     return {n: p.grad.clone() for n, p in peft.named_parameters() if p.grad is not None}
 
 
 def test_loss_is_the_models_own_over_answer_tokens(setup):
     lm, peft, examples, rows = setup
-    loss, tokens = _accumulate(lm, peft, examples, rows, 4)
+    loss, tokens = backward(lm, examples, rows)
     texts, features = rows(examples)
     inputs = lm.inputs(texts, features, [e.answer for e in examples])
     assert tokens == (inputs["labels"] != -100).sum()
@@ -61,10 +69,10 @@ def test_loss_is_the_models_own_over_answer_tokens(setup):
 
 def test_micro_batches_change_neither_loss_nor_gradient(setup):
     lm, peft, examples, rows = setup
-    whole, _ = _accumulate(lm, peft, examples, rows, 4)
+    whole, _ = backward(lm, examples, rows)
     expected = gradients(peft)
     peft.zero_grad()
-    pieces, _ = _accumulate(lm, peft, examples, rows, 1)
+    pieces, _ = backward(lm, examples, rows, micro_batch_size=1)
     found = gradients(peft)
     assert pieces == pytest.approx(whole, abs=1e-5)
     assert found.keys() == expected.keys()
@@ -75,8 +83,8 @@ def test_micro_batches_change_neither_loss_nor_gradient(setup):
 def test_weights_count(setup):
     lm, peft, examples, rows = setup
     heavy = [dataclasses.replace(examples[0], weight=3.0), examples[1]]
-    loss, _ = _accumulate(lm, peft, heavy, rows, 4)
-    alone = [_accumulate(lm, peft, [e], rows, 4) for e in examples[:2]]
+    loss, _ = backward(lm, heavy, rows)
+    alone = [backward(lm, [e], rows) for e in examples[:2]]
     (a, n), (b, m) = alone
     assert loss == pytest.approx((3 * a * n + b * m) / (3 * n + m), abs=1e-5)
 
@@ -120,7 +128,7 @@ def test_batches_cover_every_example_once_an_epoch():
     config = FinetuneConfig(batch_size=4, micro_batch_size=4, epochs=2.0)
     steps = count_steps(config, len(examples))
     assert steps == 5
-    seen = [e.video_id for b in _batches(examples, 4, steps, seed=1) for e in b]
+    seen = [e.video_id for b in batches(examples, [e.video_id for e in examples], 4, steps, seed=1) for e in b]
     assert sorted(seen[:10]) == sorted(seen[10:]) == sorted(e.video_id for e in examples)
     assert seen[:10] != seen[10:]
 

@@ -58,6 +58,7 @@ RANGES: dict[str, dict[str, Range]] = {
         "steps": FROM_0,
         "batch_size": AT_LEAST_1,
         "micro_batch_size": AT_LEAST_1,
+        "micro_batch_tokens": AT_LEAST_1,
         "weight_decay": FROM_0,
         "warmup_ratio": SHARE,
         "max_grad_norm": ABOVE_0,

@@ -248,7 +248,9 @@ class Session:
         with self.profiler.stage("finetune"):
             log = finetune(lm, peft, examples, rows, tuning, temporary, seed=seed, on_step=bar.step)
             self.profiler.count("examples", tuning.batch_size * log["steps"])
+            self.profiler.count("tokens", log["packed_tokens"])
         bar.close()
+        self.folder.reject([_too_long(row, tuning.micro_batch_tokens) for row in log["too_long"]])
         write_json(temporary / "key.json", key)
         shutil.rmtree(out, ignore_errors=True)
         temporary.rename(out)
@@ -310,6 +312,11 @@ class Session:
             return [], {}
         mixed = dataset.instructions(path, round(ratio * kept), self.config.seed)
         return mixed, {e.question_id: e.question for e in mixed}
+
+
+def _too_long(row: dict[str, Any], most: int) -> Rejected:
+    detail = f"{row['tokens']} tokens, finetune.micro_batch_tokens = {most}"
+    return Rejected("finetune", row["question_id"], "too_long", detail)
 
 
 def _clip_key(video: LabeledVideo) -> str | None:
