@@ -283,6 +283,7 @@ def smolvlm(folder: Path) -> Path:
     """SmolVLM2: frames are images, each behind its time, with words around the video."""
     pytest.importorskip("num2words", reason="SmolVLM's processor needs num2words: pip install num2words")
     from transformers import SmolVLMConfig, SmolVLMForConditionalGeneration, SmolVLMImageProcessor, SmolVLMProcessor
+    from transformers.models.smolvlm.processing_smolvlm import DEFAULT_CHAT_TEMPLATE
     from transformers.models.smolvlm.video_processing_smolvlm import SmolVLMVideoProcessor
 
     special = ("<fake_token_around_image>", "<image>", "<video>", "<global-img>", "<end_of_utterance>")
@@ -299,7 +300,7 @@ def smolvlm(folder: Path) -> Path:
         tokens,
         SmolVLMVideoProcessor(**size, num_frames=8, fps=1),
         image_seq_len=4,
-        chat_template="unused",
+        chat_template=DEFAULT_CHAT_TEMPLATE,
     )
     return save(folder, SmolVLMForConditionalGeneration(config), processor, tokens)
 
@@ -334,6 +335,29 @@ def internvl(folder: Path) -> Path:
     return save(folder, InternVLForConditionalGeneration(config), processor, tokens)
 
 
+def video_llama_3(folder: Path) -> Path:
+    """VideoLLaMA 3, a family that no adapter of ours names."""
+    from transformers import VideoLlama3Config, VideoLlama3ForConditionalGeneration, VideoLlama3Processor
+    from transformers.models.video_llama_3.image_processing_video_llama_3 import VideoLlama3ImageProcessor
+    from transformers.models.video_llama_3.video_processing_video_llama_3 import VideoLlama3VideoProcessor
+
+    tokens = byte_bpe(image_token="<image>", video_token="<video>")
+    vision = {k: v for k, v in CLIP.items() if k not in ("model_type", "projection_dim", "image_size")}
+    config = VideoLlama3Config(
+        text_config=text_of(tokens, "qwen2"),
+        vision_config={**vision, "patch_size": 14},
+        image_token_id=tokens.convert_tokens_to_ids("<image>"),
+        video_token_id=tokens.convert_tokens_to_ids("<video>"),
+    )
+    processor = VideoLlama3Processor(
+        VideoLlama3ImageProcessor(min_pixels=28 * 28, max_pixels=56 * 56),
+        tokens,
+        VideoLlama3VideoProcessor(size={"shortest_edge": 28 * 28, "longest_edge": 56 * 56}),
+        chat_template=CHATML.replace("VIDEO", "<video>"),
+    )
+    return save(folder, VideoLlama3ForConditionalGeneration(config), processor, tokens)
+
+
 def demo(folder: Path) -> Path:
     """The demo model's classes."""
     return tiny.write_model(folder)
@@ -349,6 +373,7 @@ FAMILIES: dict[str, Callable[[Path], Path]] = {
     "video_llava": video_llava,
     "smolvlm": smolvlm,
     "internvl": internvl,
+    "video_llama_3": video_llama_3,
 }
 
 

@@ -171,6 +171,14 @@ def test_bench_lists_and_runs(monkeypatch, tmp_path):
     call("bench", "sample", code=3)
 
 
+def test_doctor_says_what_a_model_will_be_used_as(tmp_path):
+    folder = tiny.write_model(tmp_path / "model")
+    found = json.loads(call("doctor", str(folder), "--json").stdout)["model"]
+    assert found["model type"] == "vstar_demo" and found["adapter"] == "DemoLM"
+    assert "multi_modal_projector" in found["may be trained"]
+    assert "vstar_demo" in call("doctor", str(folder)).stdout
+
+
 def test_doctor_names_every_op():
     found = json.loads(call("doctor", "--json").stdout)
     assert {"label_match", "sample", "frames", "attention"} <= {r["name"] for r in found["backends"]}

@@ -65,6 +65,13 @@ def test_head_is_the_same_for_every_video_and_question(lm):
     assert len(heads) == 1 and len(next(iter(heads))) > 1
 
 
+def test_a_prompt_without_a_video_is_the_processors_own(lm):
+    content = [{"role": "user", "content": [{"type": "text", "text": TEXTS[1]}]}]
+    call = {"tokenize": True, "add_generation_prompt": True, "return_dict": True, "return_tensors": "pt"}
+    theirs = lm.processor.apply_chat_template(content, **call)["input_ids"][0].tolist()
+    assert lm.text_ids(TEXTS[1]).tolist() == lm.text_ids(lm.placeholder + TEXTS[1]).tolist() == theirs
+
+
 @torch.no_grad()
 def test_stack_and_head_give_the_models_own_forward(lm):
     batch = batch_of((56, 84), (84, 56), (56, 56), frames_each=4)
@@ -164,6 +171,25 @@ def test_the_tower_runs_once_a_video(lm, monkeypatch):
 
 
 @torch.no_grad()
+def test_what_is_kept_outlives_the_process(lm):
+    (features,) = lm.encode(batch_of((56, 84)))
+    again = models.load(lm.path)
+    theirs, ours = row(lm, TEXTS[0], features)[1], row(again, TEXTS[0], features)[1]
+    torch.testing.assert_close(ours.inputs_embeds, theirs.inputs_embeds, rtol=0, atol=0)
+
+
+@torch.no_grad()
+def test_training_mode_changes_nothing_that_is_kept(lm):
+    batch = batch_of((56, 84))
+    before = lm.encode(batch)[0].kwargs
+    lm.model.train()
+    during = lm.encode(batch)[0].kwargs
+    assert lm.model.training and lm.body.training
+    lm.model.eval()
+    torch.testing.assert_close(during, before, rtol=0, atol=0)
+
+
+@torch.no_grad()
 def test_several_videos_in_one_batch_of_the_models_own_forward(lm):
     batch = batch_of((56, 84), (56, 84))
     asked = TEXTS[:2]
@@ -177,6 +203,7 @@ def test_preprocessing_is_the_processors_for_the_frames_it_would_pick(lm):
 
     picked = [2, 6, 10, 14]
     batch = batch_of((60, 90), frames_each=4, step_s=0.5)
+    capped = {"cap_pixels_per_frame": True} if hasattr(lm.processor.video_processor, "cap_pixels_per_frame") else {}
     assert batch.times_s[0] == tuple(i / 8 for i in picked)
     theirs = lm.processor(
         text=[lm.prompt(TEXTS[1])],
@@ -184,7 +211,7 @@ def test_preprocessing_is_the_processors_for_the_frames_it_would_pick(lm):
         video_metadata=[VideoMetadata(total_num_frames=16, fps=8.0, duration=2.0, frames_indices=picked)],
         do_sample_frames=False,
         return_tensors="pt",
-        **lm.processor_settings(),
+        **capped,
     )
     ours = lm.inputs([TEXTS[1]], lm.pixels(batch))
     for name, value in theirs.items():
@@ -279,6 +306,17 @@ def test_generic_adapter_keeps_pixels_where_it_cannot_do_better_and_says_so(name
     assert why in caplog.text
 
 
+def test_a_video_whose_features_do_not_fit_is_kept_as_pixels(tmp_path, caplog):
+    """One window of Qwen2.5-VL's tower keeps the order of the patches, so that a small clip looks as if all did."""
+    load("qwen2_5_vl", tmp_path)
+    lm = models.load(str(tmp_path / "model"), family="generic")
+    small, large = lm.pixels(batch_of((56, 56), (56, 84)))
+    lm.tower.prepare(small.kwargs)
+    assert "tower_features" in lm.tower.encode(small.kwargs) and not caplog.text
+    assert lm.tower.encode(large.kwargs) is large.kwargs
+    assert "the tower runs again for every use of a video" in caplog.text
+
+
 @pytest.mark.parametrize("times", [(0.5, 1.5, 2.5, 3.5), (0.0, 0.21, 7.9, 61.0)])
 def test_times_are_printed_as_the_frames_are_seen(times, tmp_path):
     data = torch.zeros(4, 56, 56, 3, dtype=torch.uint8)
@@ -299,7 +337,7 @@ def test_pixels_are_capped_in_every_version(name, count, tokens, tmp_path, caplo
     lm.processor.video_processor.max_video_tokens = tokens
     capped = lm.pixels(batch_of((84, 84), frames_each=count))[0].kwargs["video_grid_thw"][0]
     assert "cap" not in caplog.text
-    lm.processor_settings = dict
+    lm.processor.video_processor.cap_pixels_per_frame = False
     free = lm.pixels(batch_of((84, 84), frames_each=count))[0].kwargs["video_grid_thw"][0]
     assert capped[0] == free[0] == count // 2 and capped[1:].prod() < free[1:].prod()
 
@@ -339,6 +377,31 @@ def test_what_stands_behind_a_head_is_kept(tmp_path, monkeypatch):
     monkeypatch.setattr(type(lm.model), "forward", capped)
     hidden = torch.randn(2, 3, 32)
     torch.testing.assert_close(lm.logits(hidden), 2 * torch.tanh(lm.model.lm_head(hidden) / 2))
+
+
+@pytest.mark.parametrize("strip", [False, True])
+def test_tokens_that_eat_spaces_and_spaces_put_first_change_no_cut(tmp_path, monkeypatch, strip):
+    """As in older Llama tokenizers: a normalizer writes a space before every piece of text."""
+    from tokenizers import AddedToken, normalizers
+
+    plain = families.sentence_bpe
+
+    def legacy(*special):
+        made = plain()
+        made.backend_tokenizer.normalizer = normalizers.Sequence(
+            [normalizers.Prepend("\u2581"), normalizers.Replace(" ", "\u2581")]
+        )
+        eager = [AddedToken(token, lstrip=strip, rstrip=strip, special=True) for token in special]
+        made.add_special_tokens({"additional_special_tokens": eager})
+        return made
+
+    monkeypatch.setattr(families, "sentence_bpe", legacy)
+    lm = load("video_llava", tmp_path)
+    batch = batch_of((56, 84))
+    for text in (*TEXTS, " a", "\n\na", "Is it? "):
+        head, tail = lm.split(text)
+        theirs = lm.processed(lm.prompt(text), batch.data[0], batch.times_s[0])["input_ids"][0]
+        assert torch.cat([head, lm.pixels(batch)[0].ids, tail]).tolist() == theirs.tolist()
 
 
 def test_a_row_without_its_video_is_named(tmp_path):

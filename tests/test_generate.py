@@ -27,11 +27,11 @@ def text_of(i):
     return "which colour" if i % 2 else "which colour a red . blue"
 
 
-def draw(project, sampling, picks=None, grammars=()):
+def draw(project, sampling, picks=None, grammars=(), **settings):
     lm, questions, features = project
     picks = range(len(questions)) if picks is None else picks
     asked, kept = [questions[i] for i in picks], [features[i] for i in picks]
-    return generate.generate(lm, asked, kept, sampling, lambda q: q.text, seed_of, grammars)
+    return generate.generate(lm, asked, kept, sampling, lambda q: q.text, seed_of, grammars, **settings)
 
 
 def seed_of(question, n):
@@ -87,16 +87,17 @@ def test_logprob_is_the_models_own_sum_over_the_answer_and_its_end(project):
     assert checked >= 4
 
 
-def test_ended_rows_leave_and_nothing_else_changes(project, monkeypatch):
+def test_ended_rows_leave_and_others_take_their_place(project):
     sampling = Sampling(4, 1.0, 1.0, 0, 24)
     sizes = []
-    lm = project[0]
-    hook = lm.model.register_forward_pre_hook(lambda _, __, kw: sizes.append(len(kw["input_ids"])), with_kwargs=True)
-    left = answers(draw(project, sampling))
-    assert sizes[0] == len(project[1]) and sizes[1] > sizes[0] and sizes[-1] < sizes[1]
+    text_model = project[0].text_model
+    hook = text_model.register_forward_pre_hook(
+        lambda _, __, kw: sizes.append(kw["inputs_embeds"].shape[1]), with_kwargs=True
+    )
+    few = answers(draw(project, sampling, max_rows=8))
     hook.remove()
-    monkeypatch.setattr(generate, "LEAVE", -1.0)
-    assert answers(draw(project, sampling)) == left
+    assert max(sizes[1:]) < 8 + 2 * 20 and min(sizes) < 8
+    assert answers(draw(project, sampling)) == few
 
 
 def test_a_cut_answer_says_so(project):
@@ -155,15 +156,14 @@ def test_rows_with_and_without_a_grammar_share_a_batch(project):
     assert all(w[w.index("Answer:") + 1] == "red" for w in red)
 
 
-def test_a_constrained_sample_is_the_same_alone_and_in_any_batch(project, monkeypatch):
+def test_a_constrained_sample_is_the_same_alone_and_in_any_batch(project):
     sampling = Sampling(4, 1.0, 1.0, 0, 16)
     only = [grammar(project, "red", "blue") if i % 2 else grammar(project, "green") for i in range(len(project[1]))]
     together = answers(draw(project, sampling, grammars=only))
     for picks in ([0], [5, 3]):
         for key, ids in answers(draw(project, sampling, picks, [only[i] for i in picks])).items():
             assert together[key] == ids
-    monkeypatch.setattr(generate, "LEAVE", -1.0)
-    assert answers(draw(project, sampling, grammars=only)) == together
+    assert answers(draw(project, sampling, grammars=only, max_rows=3)) == together
 
 
 def test_a_grammar_that_allows_what_was_said_changes_nothing(project):

@@ -73,6 +73,23 @@ class Slots:
             self._made[whole] = self._build(question, reason)
         return self._made[whole]
 
+    def surfaces(self, question: Question) -> tuple[str, ...]:
+        """Everything that may be written in the slot of a question's one label; () where that is not a closed set."""
+        label = question.labels[0]
+        if len(question.labels) > 1 or label.kind not in ("class", "choice") or self._key(question, label) is None:
+            return ()
+        closed = self._closed(label)
+        assert closed is not None
+        listed = [name for n in closed.names for name in (n, *closed.aliases.get(n, ()))]
+        return tuple(dict.fromkeys(_spaced(name) for name in listed))
+
+    def wanted(self, accepted: tuple[str, ...], *, reason: bool) -> Node:
+        """Template of the answers of such a question with one of the `accepted` surfaces in the slot."""
+        whole = (reason, "wanted", accepted)
+        if whole not in self._made:
+            self._made[whole] = _answer([ops.optional(" "), ops.choice(list(accepted)), ops.optional(".")], reason)
+        return self._made[whole]
+
     def _key(self, question: Question, label: Label) -> tuple[object, ...] | None:
         """What the label's slot depends on; None for a slot of free text."""
         closed = self._closed(label)
@@ -86,11 +103,11 @@ class Slots:
 
     def _build(self, question: Question, reason: bool) -> Node:
         space = ops.optional(" ")  # many vocabularies begin an answer, or a word, with one
-        parts: list[Node | str] = [ops.text(until=ANSWER)] if reason else [space, ANSWER]
+        parts: list[Node | str] = []
         last = len(question.labels) - 1
         for i, label in enumerate(question.labels):
             parts += [space, *self._slot(question, label, None if i == last else ";")]
-        return ops.sequence(parts, separator="")
+        return _answer(parts, reason)
 
     def _slot(self, question: Question, label: Label, end: str | None) -> list[Node | str]:
         """The label's slot and what stands between it and the next one, or at the end of the answer."""
@@ -105,6 +122,12 @@ class Slots:
         video = self._videos[question.video_id]
         end = video.end_s if video.end_s is not None else video.duration_s
         return None if end is None else float(math.ceil(end - (video.start_s or 0.0)))
+
+
+def _answer(slots: list[Node | str], reason: bool) -> Node:
+    """Free reasoning or none, `Answer:`, and the slots."""
+    head: list[Node | str] = [ops.text(until=ANSWER)] if reason else [ops.optional(" "), ANSWER]
+    return ops.sequence([*head, *slots], separator="")
 
 
 def _names(_label: Label, _facts: Facts, closed: ClosedSet | None, _length_s: float | None) -> Node:

@@ -69,6 +69,7 @@ _source = _options(
     click.option("--run", "run_dir", type=FOLDER, help="Run folder (default: runs/demo or runs/NAME of the config)."),
     click.option("--set", "sets", multiple=True, metavar="SECTION.KEY=VALUE", help="Override one setting; repeatable."),
     click.option("--seed", type=int, help="Random seed of everything."),
+    click.option("--keep-rejected", is_flag=True, help="Draw answers that have gone wrong to their end, too."),
     click.option("--profile", type=click.Choice(["off", "nvtx", "torch"]), default="off", help="Trace the stages."),
     click.option("--quiet", is_flag=True, help="Say nothing but errors."),
     click.option("--json", "as_json", is_flag=True, help="Progress and results as JSON lines on stdout."),
@@ -273,6 +274,7 @@ def _overrides(options: dict[str, Any]) -> dict[str, Any]:
         "free": {"generate": {"constrain": False}},
         "no_rationalize": {"rationalize": {"enabled": False}},
         "no_filter": {"loop": {"filter": False}},
+        "keep_rejected": {"generate": {"keep_rejected": True}},
         "go_on": {"loop": {"restart": "continue"}},
         "rationalize_only": {"loop": {"direct": False}},
     }

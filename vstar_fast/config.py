@@ -120,11 +120,13 @@ class GenerateConfig:
     top_k: int = 0
     max_new_tokens: int = 48
     batch_size: int = 64
-    """Rows in one generate call; does not change any sample."""
+    """Answers drawn at once; does not change any sample."""
     reason: bool = True
     """Ask for step-by-step reasoning before `Answer:`. False: for the answer alone; nothing is rationalized then."""
     constrain: bool = True
     """Only let a label of its kind stand behind `Answer:` (in evaluation too). The reasoning stays free."""
+    keep_rejected: bool = False
+    """Draw answers that can no longer hold their label to their end, too (for preference pairs)."""
 
     def __post_init__(self) -> None:
         in_range("generate", self)

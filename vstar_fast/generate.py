@@ -129,8 +129,14 @@ def joined(parts: Sequence[CandidateBatch]) -> CandidateBatch:
         return [x for part in parts for x in getattr(part, name)]
 
     return CandidateBatch(
-        **{name: tensors(name) for name in ("token_ids", "lengths", "logprobs", "finished", "stopped")},
-        **{name: lists(name) for name in ("questions", "samples", "seeds")},
+        token_ids=tensors("token_ids"),
+        lengths=tensors("lengths"),
+        logprobs=tensors("logprobs"),
+        finished=tensors("finished"),
+        questions=lists("questions"),
+        samples=lists("samples"),
+        seeds=lists("seeds"),
+        stopped=tensors("stopped"),
     )
 
 

@@ -18,7 +18,7 @@ def write(data: Path, model: str, out: Path, *, force: bool = False) -> list[str
 
     Raises DataError when no labelled video can be read, ModelError when the model folder lacks a file.
     """
-    from vstar_fast import readers
+    from vstar_fast import models, readers
 
     if out.exists() and not force:
         raise ConfigError(f"{out} exists; give another --out, or --force to overwrite it")
@@ -36,7 +36,9 @@ def write(data: Path, model: str, out: Path, *, force: bool = False) -> list[str
     ]
     if not splits["dev"] or not splits["test"]:
         lines.append("too few videos for dev and test: no plateau can be seen, no accuracy reported; add videos")
-    if not Path(source).is_dir():
+    if Path(source).is_dir():
+        lines.append(f"model: {models.model_type(source)}, {models.adapter_name(source)} adapter")
+    else:
         lines.append(f"model {source} is taken for a hub id; it is not looked up before the run")
     if rejected:
         reasons = ", ".join(f"{r} {n}" for r, n in Counter(r.reason for r in rejected).most_common(3))

@@ -132,6 +132,11 @@ class RunFolder:
         """Folder of one cycle, counted from 0."""
         return self.root / f"cycle-{number:02d}"
 
+    @staticmethod
+    def has_part(folder: Path, key: str) -> bool:
+        """Whether a part stands in the folder."""
+        return (folder / f"{key}.jsonl").is_file()
+
     def part(self, folder: Path, key: str, compute: Callable[[], Part]) -> list[dict[str, Any]]:
         """Rows of a part: read when present, else computed and stored.
 

@@ -14,15 +14,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vstar_fast import config as settings
-from vstar_fast import dataset, evaluate, match, ops, questions, readers
-from vstar_fast.answer_slots import Slots
+from vstar_fast import dataset, evaluate, match, questions, readers
+from vstar_fast.answers import Answers, How
 from vstar_fast.config import CycleConfig
 from vstar_fast.errors import DataError, NothingKept
 from vstar_fast.finetune import finetune, lora_settings
-from vstar_fast.generate import Sampling, batches, generate, to_candidates, usable
+from vstar_fast.generate import Sampling
 from vstar_fast.match.ids import with_text
-from vstar_fast.match.text import Names
-from vstar_fast.models.video_lm import Features, VideoLM
+from vstar_fast.models.video_lm import Features
 from vstar_fast.profiling import Profiler
 from vstar_fast.progress import Progress
 from vstar_fast.records import (
@@ -34,16 +33,14 @@ from vstar_fast.records import (
     Question,
     Rejected,
     Verdict,
-    candidate_from_dict,
     to_dict,
 )
-from vstar_fast.runfolder import Part, RunFolder, content_key, read_json, write_json, write_jsonl, write_text
+from vstar_fast.runfolder import RunFolder, content_key, read_json, write_json, write_jsonl, write_text
 from vstar_fast.runtime import Runtime, clip_key, stream_seed, weights_key
 from vstar_fast.token_store import TokenStore
 
 if TYPE_CHECKING:
-    from vstar_fast.kernels.constrain import Grammar
-    from vstar_fast.kernels.constrain.nodes import Node
+    pass
 
 Judged = list[tuple[Candidate, Verdict]]
 
@@ -57,8 +54,8 @@ class Session:
         self.profiler = profiler
         self.progress = progress
         self.runtime = Runtime(config, folder.root, profiler, progress)
-        self._tokens = TokenStore(folder.root / "tokens")
-        self._grammars = ops.GrammarCache(size=1024)
+        self.tokens = TokenStore(folder.root / "tokens")
+        self.answers = Answers(self)
         with profiler.stage("read"):
             videos, rejected, self.label_sets = readers.read(config.data, seed=config.seed)
         folder.reject(rejected)
@@ -88,7 +85,8 @@ class Session:
     # -- keys ----------------------------------------------------------------------------------
 
     @cached_property
-    def _clip_keys(self) -> dict[str, str | None]:
+    def clip_keys(self) -> dict[str, str | None]:
+        """Content key of each video by its id; None where the file cannot be opened."""
         return {v.id: _clip_key(v) for v in self.videos.values()}
 
     @cached_property
@@ -96,7 +94,7 @@ class Session:
         return {p: weights_key(p) for p in {self.config.model.base, self.runtime.init_path}}
 
     @cached_property
-    def _seen_through(self) -> tuple[Any, ...]:
+    def seen_through(self) -> tuple[Any, ...]:
         """Settings between a file and what the model makes of it."""
         c = self.config
         return asdict(c.frames), c.data.max_duration_s, c.model.dtype, c.model.device
@@ -121,73 +119,15 @@ class Session:
         batch_size: int | None = None,
     ) -> list[Candidate]:
         """Answers to questions by the base model (`adapter` None) or a trained one, part by part."""
-        teacher = self._teacher_key(adapter)
-        bar = self.progress.task(" ".join(where.relative_to(self.folder.root).parts), len(asked))
-        found: list[Candidate] = []
-        for group in batches(asked, batch_size or self.config.generate.batch_size, sampling.samples):
-            rows = [(questions.prompt_text(q, reason=reason), self._clip_keys.get(q.video_id), q.id) for q in group]
-            slots = [self._slot_key(q, reason) for q in group]
-            key = content_key(rows, slots, teacher, asdict(sampling), self._seen_through, self.config.seed, mode)
-            part = self.folder.part(
-                where / "parts",
-                key,
-                lambda g=group: self._answer_part(g, adapter, sampling, mode, stage, reason),  # type: ignore[misc]
-            )
-            found += [candidate_from_dict(row) for row in part]
-            bar.advance(len(group))
-        bar.close()
-        return found
-
-    def _answer_part(
-        self, group: list[Question], adapter: Path | None, sampling: Sampling, mode: str, stage: str, reason: bool
-    ) -> Part:
-        path = self.config.model.base if adapter is None else self.runtime.init_path
-        features = self.runtime.features(path, [self.videos[q.video_id] for q in group])
-        rejected = [f for f in features.values() if isinstance(f, Rejected)]
-        asked, kept = usable(group, features)
-        if not asked:
-            return [], rejected
-        lm = self.runtime.plain(path) if adapter is None else self.runtime.adapted(adapter)
-        with self.profiler.stage(stage):
-            batch = generate(
-                lm,
-                asked,
-                kept,
-                sampling,
-                lambda q: questions.prompt_text(q, reason=reason),
-                lambda q, n: stream_seed(self.config.seed, mode, q.id, n),
-                [self._grammar(lm, q, reason) for q in asked],
-            )
-            tokenizer = self._tokens.put(lm.token_bytes) if lm.token_bytes else weights_key(lm.path)
-            rows = [to_dict(c) for c in to_candidates(batch, lm, sampling, tokenizer, mode)]
-            self.profiler.count("tokens", int(batch.lengths.sum()))
-            self.profiler.count("answers", len(rows))
-        return rows, rejected
-
-    @cached_property
-    def _slots(self) -> Slots | None:
-        if not self.config.generate.constrain:
-            return None
-        asked = [q for split in self.questions.values() for q in split]
-        return Slots(asked, self.videos, Names(asked, self.label_sets).closed)
-
-    def _template(self, question: Question, reason: bool) -> Node | None:
-        return None if self._slots is None else self._slots.template(question, reason=reason)
-
-    def _slot_key(self, question: Question, reason: bool) -> str | None:
-        """Content key of the answers that a question allows; None where it allows any."""
-        template = self._template(question, reason)
-        return None if template is None else content_key(template.write().hex())
-
-    def _grammar(self, lm: VideoLM, question: Question, reason: bool) -> Grammar | None:
-        template = self._template(question, reason)
-        return None if template is None else ops.compile(template, lm.vocab, cache=self._grammars)
+        how = How(adapter, sampling, mode, stage, reason)
+        rows = batch_size or self.config.generate.batch_size
+        return self.answers.draw(asked, how, where, rows, self._teacher_key(adapter))
 
     # -- match ---------------------------------------------------------------------------------
 
     def judge(self, candidates: list[Candidate], asked: Sequence[Question], where: Path | None) -> Judged:
         """Verdicts on candidates, in their order; kept beside them for the report."""
-        tokens = self._tokens.get(candidates[0].tokenizer) if candidates else None
+        tokens = self.tokens.get(candidates[0].tokenizer) if candidates else None
         with self.profiler.stage("match"):
             verdicts = match.verify(
                 candidates,
@@ -229,9 +169,9 @@ class Session:
         rates = {"lr": rate * c.finetune.lr, "projector_lr": rate * c.finetune.projector_lr}
         tuning = settings.replace(c.finetune, steps=steps or c.finetune.steps, **rates)
         origin = self._teacher_key(start) if start else self._model_keys[self.runtime.init_path]
-        clips = [self._clip_keys.get(e.video_id) for e in examples]
+        clips = [self.clip_keys.get(e.video_id) for e in examples]
         rows_key = [to_dict(e) for e in examples]
-        key = content_key(rows_key, clips, asdict(tuning), origin, self._seen_through, c.seed, reason)
+        key = content_key(rows_key, clips, asdict(tuning), origin, self.seen_through, c.seed, reason)
         if (out / "key.json").is_file() and read_json(out / "key.json") == key:
             return out
         temporary = out.with_name(f".{out.name}.tmp")

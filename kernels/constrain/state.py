@@ -94,8 +94,8 @@ class DecodeState:
 
     def join(self, other: DecodeState) -> DecodeState:
         """A state with the rows of both, as they stand now, `other`'s behind; both under the same single grammar."""
-        mine, theirs = {g.block.data_ptr() for g in self.grammars if g}, {g.block.data_ptr() for g in other.grammars if g}
-        if len(mine) != 1 or mine != theirs or self.backend != other.backend:
+        blocks = {g and g.block.data_ptr() for g in self.grammars + other.grammars}
+        if len(blocks) != 1 or self.backend != other.backend:
             raise ConstrainError("only states of one and the same grammar on one backend can be joined")
         joined = copy.copy(self)
         joined.grammars = self.grammars + other.grammars

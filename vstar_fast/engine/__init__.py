@@ -9,6 +9,8 @@ torchvision_compat.ensure()  # transformers, which the cache is a class of, fail
 
 from vstar_fast.engine.engine import Engine, Scheduler  # noqa: E402
 from vstar_fast.engine.request import Answer, Counts, Request, Settings  # noqa: E402
+from vstar_fast.engine.score import Scorer  # noqa: E402
+from vstar_fast.engine.shared import SharedPrefixCache  # noqa: E402
 from vstar_fast.engine.text import TextLM  # noqa: E402
 
-__all__ = ["Answer", "Counts", "Engine", "Request", "Scheduler", "Settings", "TextLM"]
+__all__ = ["Answer", "Counts", "Engine", "Request", "Scheduler", "Scorer", "Settings", "SharedPrefixCache", "TextLM"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -15,6 +15,9 @@ from vstar_fast.engine.prompts import Prefix
 from vstar_fast.engine.request import Answer, Counts, Request
 from vstar_fast.engine.stack import Stack
 from vstar_fast.engine.store import PAGE, Node
+
+if TYPE_CHECKING:
+    from vstar_fast.kernels.constrain import Grammar
 
 
 @dataclass(slots=True, eq=False)
@@ -109,12 +112,13 @@ class Batch:
         return {key: Lane(named[key].settings, named[key].grammar, held, device) for key, held in by_key.items()}
 
     def _new_golds(self, rows: Sequence[Row]) -> dict[int, Tracked]:
-        by_key: dict[int, list[Row]] = {}
+        by_key: dict[int, tuple[Grammar, list[Row]]] = {}
         for row in rows:
-            if row.flight.request.gold is not None:
-                by_key.setdefault(id(row.flight.request.gold), []).append(row)
+            gold = row.flight.request.gold
+            if gold is not None:
+                by_key.setdefault(id(gold), (gold, []))[1].append(row)
         device = self.stack.lm.device
-        return {k: Tracked(held[0].flight.request.gold, held, None, device) for k, held in by_key.items()}
+        return {key: Tracked(gold, held, None, device) for key, (gold, held) in by_key.items()}
 
     # -- a step --------------------------------------------------------------------------------
 
@@ -186,13 +190,8 @@ class Batch:
                 self._draw_lane(lane, logits, new)
         for gold in golds.values():
             self._stop_early(gold, new, lanes)
-        for held in (lanes, golds):
-            for key, lane in list(held.items()):
-                left = [i for i, row in enumerate(lane.rows) if not row.answer.finish]
-                if not left:
-                    del held[key]
-                elif len(left) < len(lane.rows):
-                    lane.keep(left)
+        _keep_open(lanes)
+        _keep_open(golds)
 
     def _draw_lane(self, lane: Lane, logits: torch.Tensor, new: dict[int, list[int]]) -> None:
         ids, logprobs = lane.draw(_pick(logits, [row.index for row in lane.rows]))
@@ -260,6 +259,16 @@ def _pick(logits: torch.Tensor, index: list[int]) -> torch.Tensor:
     if index == list(range(index[0], index[0] + len(index))):
         return logits[index[0] : index[0] + len(index)]
     return logits[torch.tensor(index, device=logits.device)]
+
+
+def _keep_open(held: dict[Any, Any]) -> None:
+    """Only rows whose answer is not finished stay in lanes (or golds)."""
+    for key, lane in list(held.items()):
+        left = [i for i, row in enumerate(lane.rows) if not row.answer.finish]
+        if not left:
+            del held[key]
+        elif len(left) < len(lane.rows):
+            lane.keep(left)
 
 
 def _joined(before: Any, new: Any) -> Any:

@@ -98,7 +98,7 @@ def attention(
 ) -> tuple[torch.Tensor, None]:
     """The attention function behind `vstar_prefix`, with the signature of transformers' own."""
     if not hasattr(key, "attend"):
-        return sdpa_attention_forward(  # type: ignore[no-any-return]
+        return sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
         )
     odd = [name for name in REFUSED if kwargs.get(name) is not None]

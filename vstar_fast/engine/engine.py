@@ -2,7 +2,7 @@
 
     engine = Engine(model, processor)
     answers = engine.generate(videos, questions, n=8, settings=Settings(temperature=0.8))
-    answers[0][0].text
+    engine.text(answers[0][0])
 
 A video's tokens go through the model once, a question once behind them, and its answers fork from there: what they
 share is stored once and read once a step. Answers that end leave at once, and further questions take their place.
@@ -49,6 +49,7 @@ class Scheduler:
         self.memory_bytes = memory.free_bytes(lm.device) // 2 if memory_bytes is None else memory_bytes
         self._prompts = Prompts(self.stack)
         self._batch = Batch(self.stack, lm.eos_ids, self.counts)
+        self._inbound: list[Flight] = []
 
     def run(self, requests: Iterable[Request]) -> Iterator[tuple[Request, list[Answer]]]:
         """Requests with their answers, as they get done."""
@@ -125,6 +126,7 @@ class Scheduler:
             rows = [Row(flight, answer, prefix.next_position) for answer in answers]
             groups.append(Group(flight, prefix, rows, self._need(flight, len(answers))))
         self._batch.join(groups)
+        self._inbound = []
         self.counts.prefilled = self._prompts.tokens
         return self._let_go(waiting)
 
@@ -146,7 +148,7 @@ class Scheduler:
         return done
 
     def _halve(self, waiting: deque[Flight], error: BaseException) -> None:
-        flights = list(dict.fromkeys([*(g.flight for g in self._batch.groups), *getattr(self, "_inbound", [])]))
+        flights = list(dict.fromkeys([*(g.flight for g in self._batch.groups), *self._inbound]))
         flights = [f for f in flights if not f.done]
         rows = max(len(self._batch), min(self.max_rows, sum(len(f.answers) for f in flights)))
         if rows <= 1:
@@ -261,9 +263,13 @@ def as_lm(model: Any, processor: Any) -> Any:
 
     if not hasattr(processor, "tokenizer"):
         return TextLM(model, processor)
-    from vstar_fast import models
+    import importlib
 
-    return models.wrap(model, processor)
+    from vstar_fast.models import FAMILIES, GENERIC
+
+    module, _, name = FAMILIES.get(model.config.model_type, GENERIC).partition(":")
+    family = getattr(importlib.import_module(module), name)
+    return family(model.config.name_or_path, model, processor, model.device)
 
 
 def _encode(lm: Any, video: Any) -> Any:

@@ -130,9 +130,7 @@ def _slab(spans: list[Span], device: torch.device, kind: str) -> Slab:
     return Slab(spans[0].node.arena, slice(low, high) if dense else None, spans[0].start, stop, made)
 
 
-def _visible(
-    kind: str, there: np.ndarray, length: np.ndarray, count: np.ndarray, positions: int
-) -> np.ndarray | None:
+def _visible(kind: str, there: np.ndarray, length: np.ndarray, count: np.ndarray, positions: int) -> np.ndarray | None:
     if kind == "causal":
         return None
     if kind == "whole":

@@ -65,7 +65,9 @@ class Prompts:
     def put(self, requests: Sequence[Request], later: Iterable[Request] = ()) -> list[Prefix]:
         """Prefill requests together; `later` ones tell which videos will be asked about again."""
         asked = Counter(id(r.features) for r in (*requests, *later) if r.features is not None)
-        shared = [r.features is not None and (asked[id(r.features)] > 1 or id(r.features) in self._videos) for r in requests]
+        shared = [
+            r.features is not None and (asked[id(r.features)] > 1 or id(r.features) in self._videos) for r in requests
+        ]
         self._encode([r for r, both in zip(requests, shared, strict=True) if both])
         made = [self._question(r) if both else self._whole(r) for r, both in zip(requests, shared, strict=True)]
         hidden = self._run([prompt for prompt, _, _ in made])
@@ -126,7 +128,7 @@ class Prompts:
             self._run([prompt for prompt, _, _ in new.values()])
         for key, (prompt, text, features) in new.items():
             rows = prompt.position_ids.shape[0]
-            self._videos[key] = _Video(prompt.node, text.next_position, text.decode_position, features, rows)
+            self._videos[key] = _Video(prompt.node, text.next_position, _decode_position(text), features, rows)
 
     def _question(self, request: Request) -> tuple[Prompt, int, _Video]:
         """A question behind its video's node."""
@@ -142,7 +144,12 @@ class Prompts:
         """Video and question in one node."""
         ids = [] if request.features is None else [request.features.ids]
         prompt, text = self._behind(request.head, torch.cat([*ids, request.tail]), request.features)
-        return prompt, text.decode_position, None
+        return prompt, _decode_position(text), None
+
+
+def _decode_position(text: Any) -> int:
+    """Position that the model's own `generate` gives the first new token."""
+    return int(text.position_ids.max()) + 1
 
 
 def _cut(value: Any, start: int, count: int) -> Any:

@@ -41,6 +41,7 @@ REASONS = {
     "ok": "every label was found",
     "no_answer": "no `Answer:` in the text",
     "truncated": "the token budget ended before the answer did",
+    "stopped_early": "drawing was stopped once the answer could no longer hold the label (see --keep-rejected)",
     "no_value": "nothing after `Answer:` that could be the label",
     "wrong_value": "another label or text than the right one",
     "ambiguous": "more than one label or answer, or a number that leaves a choice: `at least 3`, `3 or 4`, `3/4`",
@@ -254,6 +255,8 @@ def _verdict(
 ) -> Verdict:
     key = (candidate.question_id, candidate.mode, candidate.sample)
     cut = candidate.finish == "length"
+    if candidate.finish == "stopped_early":
+        return Verdict(*key, False, "stopped_early")
     if rows is None:
         return Verdict(*key, False, "truncated" if cut else "no_answer")
     reason = next((row.reason for row in rows if row.reason != "ok"), "ok")

@@ -42,6 +42,12 @@ def model_type(path: str) -> str:
     return str(PretrainedConfig.get_config_dict(path)[0].get("model_type", ""))
 
 
+def adapter_name(path: str) -> str:
+    """Name of the adapter that a model folder or hub id will get; nothing heavy is imported for it."""
+    entry = FAMILIES.get(model_type(path), GENERIC)
+    return "generic" if entry == GENERIC else entry.partition(":")[2]
+
+
 def adapter(path: str, family: str = "auto") -> type[VideoLM]:
     """The adapter class of a model folder or hub id. `family`: an entry of FAMILIES, `generic`, or `auto`."""
     import importlib

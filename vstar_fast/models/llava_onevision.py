@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from vstar_fast.models.tower import Projected, Tower
+from vstar_fast.models.tower import Tower
 from vstar_fast.models.video_lm import VideoLM
 
 
@@ -19,23 +19,19 @@ class OneVisionTower(Tower):
 
     keeps = "what the projector is given"
 
-    def keep(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+    def keep(self, inputs: dict[str, torch.Tensor]) -> tuple[torch.Tensor, Any]:
         """The projector's input with a dimension for the video, so that pooled frames of several stay apart."""
-        return super().keep(inputs)[None]
+        kept, own = super().keep(inputs)
+        return kept[None], own
 
     def tails(self) -> Iterator[Any]:
         """Pooled frames of each video, without its newline (the body adds it) or with it."""
         yield self._pooled
         yield lambda tokens: self._closed(self._pooled(tokens))
 
-    def project(self, kept: torch.Tensor) -> Projected:
-        """`[B, F, patches, C]` -> `[B, tokens, H]`."""
-        self._videos = len(kept)
-        return super().project(kept.flatten(0, 1))
-
     def _pooled(self, tokens: torch.Tensor) -> torch.Tensor:
-        pooled = self.body.apply_pooling(tokens)
-        return pooled.reshape(self._videos, -1, pooled.shape[-1])
+        """`[B, F, patches, H]` -> `[B, tokens, H]`."""
+        return self.body.apply_pooling(tokens.flatten(0, 1)).reshape(len(tokens), -1, tokens.shape[-1])
 
     def _closed(self, tokens: torch.Tensor) -> torch.Tensor:
         newline = self.body.image_newline.to(tokens).expand(len(tokens), 1, -1)

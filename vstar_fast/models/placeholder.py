@@ -55,9 +55,10 @@ def text_of(processor: Any) -> str:
     raise ModelError(f"the chat template does not print {token!r} for a video; give the model folder a chat template")
 
 
-def rendering(processor: Any, text: str) -> str:
-    """The chat prompt of one video and a question. Raises ModelError without a usable chat template."""
-    messages = [{"role": "user", "content": [{"type": "video"}, {"type": "text", "text": text}]}]
+def rendering(processor: Any, text: str, *, video: bool = True) -> str:
+    """The chat prompt of a question, with or without a video. Raises ModelError without a usable chat template."""
+    content = [{"type": "video"}] * video + [{"type": "text", "text": text}]
+    messages = [{"role": "user", "content": content}]
     try:
         return str(processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
     except (ValueError, TypeError, ImportError) as error:

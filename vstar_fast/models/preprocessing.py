@@ -8,12 +8,14 @@ import torch
 
 
 def preprocess(
-    processor: Any, text: str, data: torch.Tensor, times_s: tuple[float, ...], *, special: bool, **settings: Any
+    processor: Any, text: str, data: torch.Tensor, times_s: tuple[float, ...], *, special: bool
 ) -> dict[str, Any]:
     """Prompt and frames uint8 `[F, H, W, 3]` seen at `times_s` -> the processor's output, tensors of batch size 1.
 
     Frames are taken as they are (no sampling). Their numbers are given as fractions, so that number / fps is each
     frame's time exactly: that is what Qwen3-VL and SmolVLM print. `special`: let the tokenizer add its first token.
+    Where a folder leaves Qwen's `cap_pixels_per_frame` open it is on, as in Qwen's own code: its default, and with it
+    the number of tokens, differs between transformers versions.
     """
     from transformers.video_utils import VideoMetadata
 
@@ -25,6 +27,8 @@ def preprocess(
         duration=len(times_s) / fps,
         frames_indices=[t * fps for t in times_s],
     )
+    capped = getattr(processor.video_processor, "cap_pixels_per_frame", False)
+    settings = {"cap_pixels_per_frame": True} if capped is None else {}
     out = processor(
         text=[text],
         videos=[[data.permute(0, 3, 1, 2)]],
@@ -39,5 +43,5 @@ def preprocess(
 
 def probe_clip() -> tuple[torch.Tensor, tuple[float, ...]]:
     """A small random clip, to learn from it what a processor and a model do with any clip."""
-    noise = torch.randint(0, 256, (4, 64, 64, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    noise = torch.randint(0, 256, (4, 96, 160, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     return noise, (0.5, 1.5, 2.5, 3.5)

@@ -26,10 +26,6 @@ class Prompts:
         self._picture_marks = [mark for mark in dict.fromkeys(marks) if isinstance(mark, str) and mark]
         self._find_cuts()
 
-    def processor_settings(self) -> dict[str, Any]:
-        """Hook of a family: further arguments of its processor."""
-        return {}
-
     def _find_cuts(self) -> None:
         """Read the cuts around a video off a random clip, and see that spliced ids are the processor's own."""
         text = self.prompt("a b")
@@ -48,7 +44,7 @@ class Prompts:
         """The processor's output for a prompt and frames uint8 `[F, H, W, 3]`, without an end token behind it."""
         special = self._special(text)
         try:
-            out = preprocess(self.processor, text, data, times_s, special=special, **self.processor_settings())
+            out = preprocess(self.processor, text, data, times_s, special=special)
         except (ValueError, TypeError, ImportError) as error:
             size = " x ".join(str(n) for n in data.shape[:3])
             name = type(self.processor).__name__
@@ -123,7 +119,11 @@ class Prompts:
             )
         head = torch.tensor(place.head) if before == place.before else self._head_ids(before)
         tail = self._ids(place.mark_text + place.closing_text + after, special=False)
-        return head, tail[1:]
+        return head, tail[tail.tolist().index(place.mark) + 1 :]
+
+    def text_ids(self, text: str) -> torch.Tensor:
+        """Ids int64 `[T]` of the chat prompt of a question without a video."""
+        return self._head_ids(placeholders.rendering(self.processor, self._words_only(text), video=False))
 
     def row(self, prompt: str, features: Features) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """Ids int64 `[T]` of a prompt with its video, and the inputs that have one value an id."""

@@ -1,7 +1,8 @@
 """Qwen2-VL, Qwen2.5-VL, Qwen3-VL: the projector sits inside the tower, as `visual.merger` and its deep-stack kin.
 
 Kept of a video is what the mergers are given, 2 x 2 patches side by side in one row a token: `[tokens, M * 4C]` for M
-mergers. A trained merger therefore changes nothing that is kept. That is about as many bytes as the pixels are.
+mergers. A trained merger therefore changes nothing that is kept. That is about as many bytes as the pixels are, and
+three times as many for Qwen3-VL's four mergers.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ class QwenTower(Tower):
         stack = getattr(self.body.visual, "deepstack_merger_list", ())
         return ["visual.merger", *(f"visual.deepstack_merger_list.{i}" for i in range(len(stack)))]
 
-    def keep(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+    def keep(self, inputs: dict[str, torch.Tensor]) -> tuple[torch.Tensor, Any]:
         """What each merger is given, side by side: `[tokens, M * 4C]`."""
         patches = self.body.visual.spatial_merge_size**2
         mergers = [self.projector(name) for name in self.projector_names]
@@ -36,7 +37,8 @@ class QwenTower(Tower):
             features = self.run(inputs)
         deep = getattr(features, "deepstack_features", None) or ()
         parts = (features.pooler_output, *deep)
-        return torch.cat([part if isinstance(part, torch.Tensor) else torch.cat(list(part)) for part in parts], -1)
+        kept = [part if isinstance(part, torch.Tensor) else torch.cat(list(part)) for part in parts]
+        return torch.cat(kept, -1), None
 
     def tails(self) -> Iterator[Any]:
         """Deep-stack features as one tensor a layer, or (transformers 5.24) as a list of them a layer."""
@@ -56,7 +58,3 @@ class QwenVL(VideoLM):
     """Qwen's video-LMMs."""
 
     tower_class = QwenTower
-
-    def processor_settings(self) -> dict[str, Any]:
-        """Cap the pixels of a frame as Qwen's own code does; the default differs between transformers versions."""
-        return {"cap_pixels_per_frame": True}

@@ -18,10 +18,11 @@ from typing import Any
 import torch
 from transformers.modeling_outputs import ModelOutput
 
-PROJECTORS = ("multi_modal_projector", "connector", "merger", "aligner", "mm_projector")
+PROJECTORS = ("multi_modal_projector", "connector", "merger", "aligner", "mm_projector", "projector")
 """What families call the module between tower and text stack."""
 PIXELS = {"pixel_values_videos": "get_video_features", "pixel_values": "get_image_features"}
 """Input -> method of the body that takes it."""
+OTHER = "its features are not the projector's output"
 KEPT = "tower_features"
 """Name of the tower's output among a video's inputs."""
 
@@ -52,7 +53,7 @@ class Tower:
                 setattr(body, method, self._wrapped(self._own[method]))
         self.why_pixels = ""
         """Why pixels are kept in place of the tower's output; empty where they are not."""
-        self._listed, self._ndim = False, 0
+        self._listed, self._ndim, self._joined = False, 0, False
 
     @property
     def methods(self) -> list[str]:
@@ -71,50 +72,62 @@ class Tower:
 
     def prepare(self, inputs: dict[str, torch.Tensor]) -> None:
         """Find out, on the inputs of any video, how this model's own features follow from what is kept."""
-        if self._ndim or self.why_pixels:
-            return
-        self.why_pixels = self._obstacle(inputs)
-        if self.why_pixels:
-            logging.getLogger(__name__).warning(
-                "%s: the tower runs again for every use of a video: %s", type(self.body).__name__, self.why_pixels
-            )
+        why = self._obstacle(inputs)
+        if why:
+            self._keep_pixels(why)
+
+    def _keep_pixels(self, why: str) -> None:
+        self.why_pixels = why
+        name = type(self.body).__name__
+        logging.getLogger(__name__).warning("%s: the tower runs again for every use of a video: %s", name, why)
 
     @torch.no_grad()
     def _obstacle(self, inputs: dict[str, torch.Tensor]) -> str:
-        own = self.run(inputs)
+        try:
+            kept, own = self.keep(inputs)
+        except ValueError as error:
+            return str(error)
+        own = self.run(inputs) if own is None else own
         tokens = getattr(own, "pooler_output", None)
         if tokens is None:
             return "its features have no pooler_output"
         self._listed = isinstance(tokens, (list, tuple))
         self._ndim = (tokens[0] if self._listed else tokens).ndim
-        try:
-            kept = self.keep(inputs)
-        except ValueError as error:
-            return str(error)
         for tail, joined in product(self.tails(), (False, True)):
             self._tail, self._joined = tail, joined
             if _same(own, self.project(kept)):
                 return ""
-        return "its features are not the projector's output"
+        return OTHER
 
     def run(self, inputs: dict[str, torch.Tensor]) -> Any:
-        """The model's own features of pixel inputs."""
+        """The model's own features of pixel inputs, without dropout."""
         name = next(name for name in PIXELS if name in inputs)
         own = self._own[PIXELS[name]]
         taken = inspect.signature(own).parameters
-        return own(inputs[name], **{k: v for k, v in inputs.items() if k in taken and k != name})
+        training = self.body.training
+        self.body.eval()
+        try:
+            return own(inputs[name], **{k: v for k, v in inputs.items() if k in taken and k != name})
+        finally:
+            self.body.train(training)
 
     @torch.no_grad()
     def encode(self, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Pixel inputs of one video -> its inputs with the tower's output in place of pixels."""
-        self.prepare(inputs)
+        """Pixel inputs of one video -> its inputs with the tower's output in place of pixels; see `prepare`."""
         if self.why_pixels:
             return inputs
+        kept, own = self.keep(inputs)
+        if own is not None and not _same(own, self.project(kept)):
+            self._keep_pixels(OTHER)
+            return inputs
         rest = {k: v for k, v in inputs.items() if not k.startswith("pixel_")}
-        return {KEPT: self.keep(inputs), **rest}
+        return {KEPT: kept, **rest}
 
-    def keep(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
-        """What the projector is given for one video. Raises ValueError where it is not given one tensor once."""
+    def keep(self, inputs: dict[str, torch.Tensor]) -> tuple[torch.Tensor, Any]:
+        """What the projector is given for one video, and the model's own features of it if they came along.
+
+        Raises ValueError where the projector is not given one tensor once.
+        """
         given: list[torch.Tensor] = []
         if len(self.projector_names) != 1:
             raise ValueError(f"{len(self.projector_names)} modules look like its projector; one is needed")
@@ -124,12 +137,16 @@ class Tower:
 
         handle = self.projector(self.projector_names[0]).register_forward_pre_hook(see, with_kwargs=True)
         try:
-            self.run(inputs)
+            own = self.run(inputs)
         finally:
             handle.remove()
         if len(given) != 1:
             raise ValueError(f"its projector is given {len(given)} tensors for a video; one is needed")
-        return given[0]
+        return given[0], own
+
+    def stand_in(self, kept: torch.Tensor) -> torch.Tensor:
+        """What is kept, marked so that it may go in where pixels do."""
+        return kept.as_subclass(TowerOutput)
 
     def tails(self) -> Iterator[Any]:
         """Ways in which the model's features may follow from the projector's output; the first that fits is taken."""

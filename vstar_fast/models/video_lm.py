@@ -20,7 +20,7 @@ from vstar_fast.models.modules import Modules
 from vstar_fast.models.preprocessing import probe_clip
 from vstar_fast.models.prompts import Prompts, between
 from vstar_fast.models.text_inputs import TextInputs
-from vstar_fast.models.tower import KEPT, PIXELS, Tower, TowerOutput
+from vstar_fast.models.tower import KEPT, PIXELS, Tower
 from vstar_fast.records import FrameBatch
 
 if TYPE_CHECKING:
@@ -57,11 +57,12 @@ class VideoLM(Prompts, Modules):
     def facts(self) -> dict[str, str]:
         """What `vstar-fast doctor MODEL` prints."""
         data, times_s = probe_clip()
+        frames, height, width = data.shape[:3]
         tokens = len(self.preprocess(data, times_s).ids)
         return {
             "model class": type(self.model).__name__,
             "adapter": f"{type(self).__name__}" + (", generic" if type(self) is VideoLM else ""),
-            "video goes in as": f"{self.pixel_input}, {tokens} tokens for {len(data)} frames of 64 x 64",
+            "video goes in as": f"{self.pixel_input}, {tokens} tokens for {frames} frames of {width} x {height}",
             "text stack": f"{self.stack_name}, {self.position_rows} row(s) of positions",
             "may be trained": f"LoRA on the text stack; {', '.join(self.projector_names())}",
             "kept of a video": self.tower.keeps,
@@ -98,11 +99,16 @@ class VideoLM(Prompts, Modules):
 
     def encode_pixels(self, features: list[Features]) -> list[Features]:
         """Run the frozen tower on each video; pixels stay where its output cannot be told from its projector's."""
-        encoded = [self.tower.encode({k: self._to_device(v, k) for k, v in f.kwargs.items()}) for f in features]
+        encoded = [self._ready_tower.encode(self._on_device(f.kwargs)) for f in features]
         return [
             Features(f.ids, {k: v.cpu() for k, v in kept.items()}, f.token_kwargs)
             for f, kept in zip(features, encoded, strict=True)
         ]
+
+    @cached_property
+    def _ready_tower(self) -> Tower:
+        self.tower.prepare(self._on_device(self.preprocess(*probe_clip()).kwargs))
+        return self.tower
 
     @cached_property
     def pixel_input(self) -> str:
@@ -137,20 +143,20 @@ class VideoLM(Prompts, Modules):
         if answers is not None:
             masked = [torch.cat([torch.full_like(r[0], IGNORE), t]) for r, t in zip(rows, tails, strict=True)]
             batch["labels"] = _pad(masked, IGNORE, False)
-        return {k: self._to_device(v) for k, v in batch.items()} | self._video_inputs(features)
+        return self._on_device(batch) | self._video_inputs(features)
 
     def _video_inputs(self, features: list[Features]) -> dict[str, torch.Tensor]:
         """The videos' inputs, one behind the other; what is kept of a tower goes in where pixels do."""
-        joined = {k: self._to_device(torch.cat([f.kwargs[k] for f in features]), k) for k in features[0].kwargs}
+        joined = self._on_device({k: torch.cat([f.kwargs[k] for f in features]) for k in features[0].kwargs})
         if KEPT in joined:
-            joined[self.pixel_input] = joined.pop(KEPT).as_subclass(TowerOutput)
+            joined[self.pixel_input] = self._ready_tower.stand_in(joined.pop(KEPT))
         return joined
 
-    def _to_device(self, tensor: torch.Tensor, name: str = "") -> torch.Tensor:
+    def _on_device(self, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """On the model's device; pixels and features in its kind of float, times as they are."""
-        seen = tensor.is_floating_point() and (name.startswith("pixel_") or name.endswith("_features"))
-        dtype = self.model.dtype if seen else None
-        return tensor.to(self.device, dtype=dtype, non_blocking=True)
+        seen = {k for k in inputs if k.startswith("pixel_") or k.endswith("_features")}
+        kinds = {k: self.model.dtype if k in seen and v.is_floating_point() else None for k, v in inputs.items()}
+        return {k: v.to(self.device, dtype=kinds[k], non_blocking=True) for k, v in inputs.items()}
 
     def embed(self, ids: torch.Tensor, features: Features | None = None) -> TextInputs:
         """What the text stack is called with for one row of ids int64 `[T]` that holds the video's tokens, or none.
@@ -158,12 +164,12 @@ class VideoLM(Prompts, Modules):
         Differentiable through the projector where gradients are enabled. Raises ModelError when `ids` lack the
         tokens of `features`.
         """
-        inputs: dict[str, Any] = {"input_ids": self._to_device(ids)[None]}
+        inputs = self._on_device({"input_ids": ids[None]})
         if features is not None:
-            start = _start(ids, features.ids)
+            start = _start(ids.cpu(), features.ids)
             behind = len(ids) - start - len(features.ids)
             tokens = {k: between(v, start, behind)[None] for k, v in features.token_kwargs.items()}
-            inputs |= {k: self._to_device(v) for k, v in tokens.items()} | self._video_inputs([features])
+            inputs |= self._on_device(tokens) | self._video_inputs([features])
         try:
             called = text_inputs.call_of(self.text_model, self.body, inputs)
         except ValueError as error:

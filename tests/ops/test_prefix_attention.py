@@ -1,0 +1,126 @@
+"""prefix_attention: every backend against a dense softmax over all that a token sees, in awkward shapes."""
+
+import math
+
+import pytest
+import torch
+from vstar_fast.kernels.prefix_attention import Groups, Segment, prefix_attention
+
+from vstar_fast.errors import ModelError
+
+BACKENDS = ("reference", "gemm", "flash")
+
+
+def segment(groups, positions, heads=2, width=8, slots=None, seed=0):
+    made = torch.Generator().manual_seed(seed)
+    size = (slots or groups.tokens.shape[0], heads, positions, width)
+    return Segment(torch.randn(size, generator=made), torch.randn(size, generator=made), groups)
+
+
+def dense(query, levels, scale):
+    """One softmax a token over everything it sees, straight from the definition."""
+    out, lse = torch.zeros_like(query), torch.full(query.shape[:2], -math.inf)
+    for t in range(len(query)):
+        keys, values = [], []
+        for keys_, values_, groups in (s for level in levels for s in level):
+            for g, m in (groups.tokens == t).nonzero().tolist():
+                slot = g if groups.slots is None else int(groups.slots[g])
+                positions = keys_.shape[2]
+                if groups.causal:
+                    seen = torch.arange(positions) <= m
+                elif groups.visible is None:
+                    seen = torch.ones(positions, dtype=torch.bool)
+                elif groups.visible.dtype == torch.bool:
+                    seen = groups.visible[g, m]
+                else:
+                    seen = torch.arange(positions) < groups.visible[g, m if groups.visible.shape[1] > 1 else 0]
+                keys.append(keys_[slot][:, seen])
+                values.append(values_[slot][:, seen])
+        times = query.shape[1] // keys[0].shape[0] if keys else 1
+        for h in range(query.shape[1]):
+            if keys and sum(k.shape[1] for k in keys):
+                k, v = torch.cat([k[h // times] for k in keys]), torch.cat([v[h // times] for v in values])
+                scores = k @ query[t, h] * scale
+                out[t, h], lse[t, h] = scores.softmax(-1) @ v, scores.logsumexp(-1)
+    return out, lse
+
+
+def check(query, levels, backend):
+    scale = query.shape[-1] ** -0.5
+    out, lse = prefix_attention(query, levels, backend=backend)
+    want, want_lse = dense(query, levels, scale)
+    torch.testing.assert_close(out, want, atol=2e-6, rtol=1e-5)
+    torch.testing.assert_close(lse, want_lse, atol=2e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(("heads", "key_heads"), [(6, 2), (4, 4), (3, 1)])
+@pytest.mark.parametrize("positions", [1, 7, 64, 257])
+def test_rows_behind_shared_prefixes_with_tokens_of_their_own(backend, heads, key_heads, positions):
+    torch.manual_seed(positions)
+    rows = 7
+    query = torch.randn(rows, heads, 8)
+    tokens = torch.tensor([[0, 1, 2], [3, -1, -1], [4, 5, 6]])
+    lengths = torch.tensor([[positions], [1], [max(1, positions // 2)]])
+    shared = segment(Groups(tokens, visible=lengths), positions, key_heads, seed=1)
+    own = Groups(torch.arange(rows)[:, None], visible=torch.arange(1, rows + 1)[:, None])
+    check(query, [[shared], [segment(own, rows + 3, key_heads, seed=2)]], backend)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_named_slots_and_several_segments_in_a_level(backend):
+    query = torch.randn(5, 4, 8, generator=torch.Generator().manual_seed(0))
+    first = segment(Groups(torch.tensor([[4, 0]]), torch.tensor([2])), 9, slots=3)
+    second = segment(Groups(torch.tensor([[1, 2]])), 5, seed=3)
+    check(query, [[first, second]], backend)  # token 3 sees nothing
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_prompt_sees_itself_causally_and_what_came_before(backend):
+    query = torch.randn(9, 4, 8, generator=torch.Generator().manual_seed(0))
+    tokens = torch.tensor([[0, 1, 2, 3, 4, 5], [6, 7, 8, -1, -1, -1]])
+    causal = segment(Groups(tokens, causal=True), 6)
+    head = segment(Groups(torch.arange(9)[None]), 3, seed=5)
+    check(query, [[head], [causal]], backend)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_tree_sees_its_ancestors(backend):
+    query = torch.randn(4, 4, 8, generator=torch.Generator().manual_seed(0))
+    mask = torch.tensor([[1, 0, 0, 0], [1, 1, 0, 0], [1, 0, 1, 0], [0, 0, 0, 1]], dtype=torch.bool)
+    check(query, [[segment(Groups(torch.arange(4)[None], visible=mask[None]), 4)]], backend)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_token_that_sees_nothing_in_a_page_leaves_it_out(backend):
+    query = torch.randn(2, 2, 8, generator=torch.Generator().manual_seed(0))
+    page = segment(Groups(torch.tensor([[0, 1]]), visible=torch.tensor([[0, 1]])), 4)
+    check(query, [[page]], backend)
+    check(query, [[segment(Groups(torch.tensor([[0, 1]])), 3, seed=9)], [page]], backend)
+
+
+@pytest.mark.parametrize("backend", ["gemm", "flash"])
+def test_scores_of_great_size_do_not_overflow(backend):
+    query = 300 * torch.randn(3, 2, 8, generator=torch.Generator().manual_seed(0))
+    levels = [[segment(Groups(torch.tensor([[0, 1, 2]])), 20)], [segment(Groups(torch.arange(3)[:, None]), 4, seed=1)]]
+    out, _ = prefix_attention(query, levels, backend=backend)
+    torch.testing.assert_close(out, dense(query, levels, 8**-0.5)[0], atol=1e-4, rtol=1e-4)
+
+
+def test_queries_in_blocks_give_the_same(monkeypatch):
+    from vstar_fast.kernels.prefix_attention import parts
+
+    query = torch.randn(9, 4, 8, generator=torch.Generator().manual_seed(0))
+    levels = [[segment(Groups(torch.arange(9)[None], causal=True), 9)]]
+    monkeypatch.setattr(parts, "MOST_SCORES", 40)
+    check(query, levels, "gemm")
+
+
+def test_keys_that_do_not_fit_are_named():
+    query = torch.randn(2, 3, 8)
+    with pytest.raises(ModelError, match="3 query heads are no multiple of 2 key heads"):
+        prefix_attention(query, [[segment(Groups(torch.tensor([[0, 1]])), 4)]])
+    with pytest.raises(ModelError, match="do not fit query"):
+        prefix_attention(query, [[segment(Groups(torch.tensor([[0, 1]])), 4, width=6, heads=3)]])
+    with pytest.raises(ModelError, match="1 groups need as many keys"):
+        prefix_attention(query, [[segment(Groups(torch.tensor([[0, 1]])), 4, heads=3, slots=2)]])

@@ -1,0 +1,332 @@
+"""The engine: Hugging Face's own greedy answers, the same samples in any batch, and what happens when things end."""
+
+import logging
+import math
+
+import pytest
+import torch
+from vstar_fast.kernels.sample import sample
+from vstar_fast.kernels.sample.streams import seeds_at
+
+import tiny
+from vstar_fast import ops
+from vstar_fast.engine import Engine, Request, Scheduler, Settings, SharedPrefixCache, TextLM
+from vstar_fast.engine.lanes import Lane
+from vstar_fast.errors import ConfigError, ModelError
+from vstar_fast.models.hf_cache import CACHE
+
+EOS = 5
+SIZES = {
+    "vocab_size": 97,
+    "hidden_size": 48,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 16384,
+    "initializer_range": 0.3,
+    "eos_token_id": EOS,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+}
+
+
+def text_model(kind="Llama", **more):
+    import transformers
+
+    torch.manual_seed(0)
+    config = getattr(transformers, f"{kind}Config")(**SIZES | more)
+    return getattr(transformers, f"{kind}ForCausalLM")(config).eval()
+
+
+@pytest.fixture(scope="module")
+def lm():
+    return TextLM(text_model())
+
+
+def prompts(*lengths, seed=0):
+    made = torch.Generator().manual_seed(seed)
+    return [torch.randint(6, 97, (n,), generator=made) for n in lengths]
+
+
+def request(ids, seeds=(1, 2, 3), grammar=None, gold=None, **settings):
+    return Request(ids[:0], ids, None, seeds, Settings(**settings), grammar, gold)
+
+
+def drawn(scheduler, requests):
+    found = {id(r): [a.token_ids for a in answers] for r, answers in scheduler.run(requests)}
+    return [found[id(r)] for r in requests]
+
+
+def theirs(model, ids, tokens):
+    out = model.generate(ids[None], attention_mask=torch.ones_like(ids[None]), max_new_tokens=tokens, do_sample=False)
+    new = out[0, len(ids) :].tolist()
+    return new[: new.index(EOS) + 1] if EOS in new else new
+
+
+@pytest.mark.parametrize("kind", ["Llama", "Qwen2", "Qwen3"])
+def test_greedy_answers_are_generates_for_prompts_of_any_length(kind):
+    model = text_model(kind)
+    asked = prompts(1, 3, 63, 64, 65, 130, 600, 10_000)
+    scheduler = Scheduler(TextLM(model), max_rows=7)
+    found = drawn(scheduler, [request(ids, max_new_tokens=70) for ids in asked])
+    for ids, answers in zip(asked, found, strict=True):
+        assert answers == [theirs(model, ids, 70)] * 3
+    assert scheduler.stack.store.nbytes == 0
+
+
+@pytest.mark.parametrize("rows", [1, 2, 5, 64])
+def test_a_sample_depends_on_its_own_seed_and_prompt_only(lm, rows):
+    asked = prompts(4, 90, 4, 33, 70)
+    sampled = {"temperature": 1.0, "top_p": 0.9, "max_new_tokens": 40}
+    alone = [drawn(Scheduler(lm, max_rows=1), [request(ids, **sampled)])[0] for ids in asked]
+    assert len({tuple(a) for answers in alone for a in answers}) == 15
+    together = drawn(Scheduler(lm, max_rows=rows), [request(ids, **sampled) for ids in reversed(asked)])
+    assert together[::-1] == alone
+
+
+def test_rows_of_one_batch_have_their_own_settings(lm):
+    (ids,) = prompts(20)
+    kinds = [{"temperature": 0.0}, {"temperature": 1.0}, {"temperature": 1.0, "top_k": 3}, {"max_new_tokens": 2}]
+    mixed = drawn(Scheduler(lm), [request(ids, **kind) for kind in kinds])
+    assert mixed == [drawn(Scheduler(lm), [request(ids, **kind)])[0] for kind in kinds]
+    assert [len(a) for a in mixed[3]] == [2, 2, 2]
+
+
+@pytest.mark.parametrize(("top_p", "top_k"), [(1.0, 0), (0.8, 0), (1.0, 12)])
+def test_samples_have_the_distribution_of_hugging_faces_processors(lm, top_p, top_k):
+    from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+
+    (ids,) = prompts(9)
+    n = 4000
+    settings = {"temperature": 1.5, "top_p": top_p, "top_k": top_k, "max_new_tokens": 1}
+    (answers,) = drawn(Scheduler(lm, max_rows=n), [request(ids, seeds=range(n), **settings)])
+    with torch.no_grad():
+        scores = TemperatureLogitsWarper(1.5)(ids[None], lm.model(ids[None]).logits[:, -1])
+    scores = TopKLogitsWarper(top_k)(ids[None], scores) if top_k else scores
+    scores = TopPLogitsWarper(top_p)(ids[None], scores) if top_p < 1 else scores
+    expected = n * scores.softmax(-1)[0]
+    seen = torch.bincount(torch.tensor(answers).flatten(), minlength=97).float()
+    assert not seen[expected == 0].any()
+    often = expected >= 5
+    rest = expected[~often].sum()
+    chi2 = ((seen - expected)[often] ** 2 / expected[often]).sum()
+    chi2 += (seen[~often].sum() - rest) ** 2 / rest if rest >= 5 else 0
+    freedom = int(often.sum()) - 1 + int(rest >= 5)
+    assert chi2 < freedom + 4 * math.sqrt(2 * freedom)
+
+
+def test_a_stream_can_be_entered_at_any_step():
+    seeds = torch.tensor([0, 1, -7, 2**62, 123456789])
+    logits = torch.randn(5, 300, generator=torch.Generator().manual_seed(0))
+    steps = torch.tensor([0, 1, 17, 400, 3])
+    ids, _ = sample(logits, seeds_at(seeds, steps), 0, 1.0)
+    for i, step in enumerate(steps.tolist()):
+        assert ids[i] == sample(logits[i : i + 1], seeds[i : i + 1], step, 1.0)[0]
+
+
+def test_one_answer_that_ends_at_once(lm):
+    (ids,) = prompts(12)
+    model = text_model()
+    with torch.no_grad():
+        first = int(model(ids[None]).logits[0, -1].argmax())
+    ended = TextLM(model)
+    ended.eos_ids = [first]
+    ((_, (answer,)),) = Scheduler(ended).run([request(ids, seeds=[4])])
+    assert answer.token_ids == [first] and answer.words == [] and answer.finish == "stop"
+
+
+def test_a_run_that_is_left_frees_everything_and_the_next_is_right(lm):
+    scheduler = Scheduler(lm, max_rows=4)
+    asked = [request(ids, max_new_tokens=30) for ids in prompts(5, 80, 6, 9)]
+    running = scheduler.run(asked)
+    next(running)
+    assert scheduler.stack.store.nbytes > 0
+    running.close()
+    assert scheduler.stack.store.nbytes == 0
+    assert drawn(scheduler, asked) == drawn(Scheduler(lm), asked)
+
+
+def test_a_thousand_videos_stream_with_flat_memory(lm):
+    scheduler = Scheduler(lm, max_rows=16)
+    peak, count = [], 0
+    for _ in scheduler.run(
+        request(ids, seeds=[1, 2], max_new_tokens=4) for n in range(1000) for ids in prompts(9, seed=n)
+    ):
+        count += 1
+        peak.append(scheduler.stack.store.nbytes)
+    assert count == 1000 and max(peak) == max(peak[:50])
+    assert scheduler.counts.answers == 2000
+
+
+def test_out_of_memory_halves_the_rows_loses_nothing_and_says_so(lm, monkeypatch, caplog):
+    asked = [request(ids, temperature=1.0, max_new_tokens=20) for ids in prompts(5, 80, 6, 9, 30, 12)]
+    want = drawn(Scheduler(lm), asked)
+    scheduler = Scheduler(lm, max_rows=16)
+    call = scheduler.stack.call
+
+    def small(embeds, *args):
+        if 4 < embeds.shape[1] < 20 and len(scheduler._batch) > 4:
+            raise RuntimeError("[enforce fail at alloc_cpu.cpp:117] DefaultCPUAllocator: can't allocate memory")
+        return call(embeds, *args)
+
+    monkeypatch.setattr(scheduler.stack, "call", small)
+    with caplog.at_level(logging.WARNING):
+        assert drawn(scheduler, asked) == want
+    assert scheduler.counts.halved == 2 and scheduler.max_rows <= 4
+    assert "nothing is lost" in caplog.text
+
+
+def test_one_answer_that_does_not_fit_is_an_error(lm, monkeypatch):
+    scheduler = Scheduler(lm)
+    monkeypatch.setattr(scheduler.stack, "call", lambda *_: (_ for _ in ()).throw(MemoryError("none left")))
+    with pytest.raises(ModelError, match="memory ran out with a single answer in flight"):
+        drawn(scheduler, [request(prompts(4)[0])])
+
+
+def test_a_small_budget_takes_requests_one_after_the_other(lm):
+    asked = [request(ids, max_new_tokens=20) for ids in prompts(5, 80, 6)]
+    scheduler = Scheduler(lm, memory_bytes=1)
+    sizes = []
+    found = {
+        id(r): [a.token_ids for a in x] for r, x in scheduler.run(asked) if not sizes.append(len(scheduler._batch))
+    }
+    assert [found[id(r)] for r in asked] == drawn(Scheduler(lm), asked) and set(sizes) == {0}
+
+
+# -- grammars ------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def spoken(tmp_path_factory):
+    from vstar_fast import models
+
+    return models.load(str(tiny.write_model(tmp_path_factory.mktemp("tiny") / "model")))
+
+
+def colour(lm, *names, tokenization="any"):
+    parts = [ops.text(until="Answer:"), ops.optional(" "), ops.choice(list(names)), ops.optional(".")]
+    return ops.compile(ops.sequence(parts, separator=""), lm.vocab, tokenization)
+
+
+def asked_of(lm, n=6, **more):
+    head, tail = lm.split("which colour")
+    return [
+        Request(head, tail, None, [10 * i + j for j in range(8)], Settings(1.0, 1.0, 0, 16), **more) for i in range(n)
+    ]
+
+
+def test_an_answer_that_went_wrong_stops_and_the_others_are_the_same(spoken):
+    any_colour, red = colour(spoken, *tiny.COLOURS), colour(spoken, "red")
+    whole, cut = Scheduler(spoken), Scheduler(spoken)
+    full = [a for _, x in whole.run(asked_of(spoken, grammar=any_colour)) for a in x]
+    stopped = [a for _, x in cut.run(asked_of(spoken, grammar=any_colour, gold=red)) for a in x]
+    by_seed = {a.seed: a for a in full}
+    ids = spoken.tokenizer.convert_tokens_to_ids(tiny.SPACE + "red")
+    for answer in stopped:
+        same = by_seed[answer.seed]
+        right = (
+            ids in same.words and same.words[same.words.index(tiny.token_id(spoken.tokenizer, "Answer:")) + 1] == ids
+        )
+        assert (answer.finish != "stopped_early") == right
+        if right:
+            assert answer == same
+        else:
+            assert answer.token_ids == same.token_ids[: len(answer.token_ids)]
+    early = sum(a.finish == "stopped_early" for a in stopped)
+    assert 0 < early == cut.counts.stopped_early < len(stopped) and whole.counts.stopped_early == 0
+    assert cut.counts.tokens < whole.counts.tokens
+
+
+def test_forced_tokens_take_no_step_and_change_nothing(spoken, monkeypatch):
+    node = ops.sequence(
+        [ops.text(until="Answer:"), ops.optional(" "), "I see a red . I see a", ops.choice(["blue", "red"])],
+        separator=" ",
+    )
+    grammar = ops.compile(node, spoken.vocab, "forced")
+
+    def asked():
+        head, tail = spoken.split("which colour")
+        return [Request(head, tail, None, range(6), Settings(1.0, 1.0, 0, 40), grammar)]
+
+    skipped, stepped = Scheduler(spoken), Scheduler(spoken)
+    found = [a for _, x in skipped.run(asked()) for a in x]
+    monkeypatch.setattr(Lane, "forced", lambda lane: [[]] * len(lane.rows))
+    plain = [a for _, x in stepped.run(asked()) for a in x]
+    assert [(a.seed, a.token_ids, a.finish) for a in found] == [(a.seed, a.token_ids, a.finish) for a in plain]
+    assert [a.logprob for a in found] == pytest.approx([a.logprob for a in plain], abs=1e-4)
+    assert skipped.counts.forced > 0 and skipped.counts.steps < stepped.counts.steps
+
+
+# -- for other projects --------------------------------------------------------------------------
+
+
+def test_engine_takes_a_model_and_its_processor_as_they_are(spoken):
+    engine = Engine(spoken.model, spoken.processor)
+    video = torch.randint(0, 255, (4, 40, 40, 3), dtype=torch.uint8)
+    template = ops.sequence(
+        [ops.text(until="Answer:"), ops.optional(" "), ops.choice(list(tiny.COLOURS))], separator=""
+    )
+    found = engine.generate([video, video, None], ["which colour", "", "see a"], n=2, template=template)
+    assert [len(answers) for answers in found] == [2, 2, 2]
+    assert all(a.finish == "stop" and engine.text(a).split()[-1] in tiny.COLOURS for x in found for a in x)
+    assert engine.generate([video], ["which colour"], n=2, template=template)[0] == found[0]
+    text = Engine(text_model(), None)
+    ids = prompts(7)[0]
+    assert drawn(text.scheduler, [request(ids)])[0][0] == theirs(text.lm.model, ids, 64)
+
+
+def test_nothing_to_say_is_an_error():
+    with pytest.raises(ConfigError, match="max_new_tokens is 0"):
+        Settings(max_new_tokens=0)
+
+
+def test_the_attention_by_name_in_a_plain_model_and_its_generate():
+    model = text_model()
+    ids = torch.stack(prompts(11, 11))
+    ids[0, :4] = 0
+    mask = (ids != 0).long()
+    want = model.generate(ids, attention_mask=mask, max_new_tokens=12, do_sample=False)
+    from vstar_fast.engine.cache import register
+
+    register()
+    model.set_attn_implementation("vstar_prefix")
+    assert torch.equal(model.generate(ids, attention_mask=mask, max_new_tokens=12, do_sample=False), want)
+    ids = torch.stack(prompts(11, 11))
+    want = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=12, do_sample=False)
+    cache = SharedPrefixCache()
+    with torch.no_grad():
+        model(input_ids=ids[:, :-1], **{CACHE: cache})
+    cache.fork(3)
+    rows = ids.repeat_interleave(3, 0)
+    found = model.generate(
+        rows, attention_mask=torch.ones_like(rows), max_new_tokens=12, do_sample=False, **{CACHE: cache}
+    )
+    assert torch.equal(found, want.repeat_interleave(3, 0))
+    assert cache.layers[0].prefix[0].shape[0] == 2
+
+
+def test_a_sliding_window_is_refused():
+    lm = TextLM(text_model("Mistral", sliding_window=8))
+    with pytest.raises(ModelError, match="sliding window of 8 tokens"):
+        drawn(Scheduler(lm), [request(prompts(4)[0])])
+
+
+def test_an_adapter_is_merged_for_the_while_and_the_model_is_as_before():
+    from peft import LoraConfig, get_peft_model
+
+    from vstar_fast.engine.merged import merged
+
+    model = text_model()
+    get_peft_model(
+        model, LoraConfig(r=4, target_modules=["q_proj", "v_proj", "down_proj"], init_lora_weights=False)
+    ).eval()
+    ids = prompts(30)[0]
+    want = theirs(model, ids, 30)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    modules = [name for name, _ in model.named_modules()]
+    with merged(model, model.device) as done:
+        assert done and not any("lora_A" in name for name, _ in model.named_modules())
+        assert drawn(Scheduler(TextLM(model)), [request(ids, max_new_tokens=30)])[0][0] == want
+    assert [name for name, _ in model.named_modules()] == modules
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())

@@ -1,0 +1,198 @@
+"""Answers of a run, part by part: what stands in the run folder is read, the rest is drawn in one stream."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from vstar_fast import match, ops, questions
+from vstar_fast.answer_slots import Slots
+from vstar_fast.generate import Asked, Sampling, batches, joined, stream, to_candidates, usable
+from vstar_fast.match.text import Names
+from vstar_fast.records import Candidate, Question, Rejected, candidate_from_dict, to_dict
+from vstar_fast.runfolder import Part, content_key
+from vstar_fast.runtime import stream_seed, weights_key
+
+if TYPE_CHECKING:
+    from vstar_fast.engine import Counts
+    from vstar_fast.kernels.constrain import Grammar
+    from vstar_fast.kernels.constrain.nodes import Node
+    from vstar_fast.models.video_lm import VideoLM
+    from vstar_fast.records import CandidateBatch
+    from vstar_fast.session import Session
+
+
+class How(NamedTuple):
+    """What is common to the answers of one call."""
+
+    adapter: Path | None
+    sampling: Sampling
+    mode: str
+    stage: str
+    reason: bool
+
+
+class Group:
+    """The questions of one part, and what there is of its answers."""
+
+    def __init__(self, asked: list[Question], path: Path, key: str) -> None:
+        self.asked, self.path, self.key = asked, path, key
+        self.rejected: list[Rejected] = []
+        self.kept: list[Question] = []
+        self.found: dict[str, CandidateBatch] = {}
+
+    @property
+    def whole(self) -> bool:
+        """Every question whose video can be read is answered."""
+        return len(self.found) == len(self.kept)
+
+
+class Answers:
+    """Draws the answers of a `Session`."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self._grammars = ops.GrammarCache(size=1024)
+        self._accepted: dict[Any, tuple[str, ...]] = {}
+
+    def draw(self, asked: Sequence[Question], how: How, where: Path, rows: int, teacher: str) -> list[Candidate]:
+        """Candidates of all questions, in their order; `rows` are drawn at once. `teacher`: key of the weights."""
+        s = self._session
+        groups = [
+            Group(part, where / "parts", self._key(part, how, teacher))
+            for part in batches(asked, rows, how.sampling.samples)
+        ]
+        bar = s.progress.task(" ".join(where.relative_to(s.folder.root).parts), len(asked))
+        missing = [g for g in groups if not s.folder.has_part(g.path, g.key)]
+        for done in self._stream(missing, how, rows):
+            s.folder.part(done.path, done.key, lambda: self._part(done, how))  # noqa: B023 - called at once
+            bar.advance(len(done.asked))
+        found: list[Candidate] = []
+        for group in groups:
+            part = s.folder.part(group.path, group.key, lambda: self._part(group, how))  # noqa: B023
+            found += [candidate_from_dict(row) for row in part]
+            bar.advance(0 if group in missing else len(group.asked))
+        bar.close()
+        return found
+
+    def _key(self, group: Sequence[Question], how: How, teacher: str) -> str:
+        s = self._session
+        rows = [(questions.prompt_text(q, reason=how.reason), s.clip_keys.get(q.video_id), q.id) for q in group]
+        slots = [self._slot_key(q, how) for q in group]
+        return content_key(rows, slots, teacher, asdict(how.sampling), s.seen_through, s.config.seed, how.mode)
+
+    def _slot_key(self, question: Question, how: How) -> Any:
+        """Key of the answers that a question allows (None: any), and of those that are drawn to their end."""
+        template, accepted = self._template(question, how.reason), self._wanted(question, how)
+        allowed = None if template is None else content_key(template.write().hex())
+        return allowed if accepted is None else (allowed, accepted)
+
+    def _stream(self, groups: list[Group], how: How, rows: int) -> Iterator[Group]:
+        """Groups whose answers are all there, one after the other; the model is loaded when there are any."""
+        if not groups:
+            return
+        s = self._session
+        path = s.config.model.base if how.adapter is None else s.runtime.init_path
+        lm = s.runtime.plain(path) if how.adapter is None else s.runtime.adapted(how.adapter)
+        waiting: list[Group] = []
+        source = self._asked(groups, waiting, lm, path, how)
+        with s.profiler.stage(how.stage):
+            drawn = stream(
+                lm,
+                source,
+                how.sampling,
+                lambda q: questions.prompt_text(q, reason=how.reason),
+                lambda q, n: stream_seed(s.config.seed, how.mode, q.id, n),
+                max_rows=rows,
+                counts=self._count,
+            )
+            for question, batch in drawn:
+                group = next(g for g in waiting if any(q is question for q in g.kept))
+                group.found[question.id] = batch
+                s.profiler.count("tokens", int(batch.lengths.sum()))
+                s.profiler.count("answers", len(batch.samples))
+                while waiting and waiting[0].whole:
+                    yield waiting.pop(0)
+        yield from waiting
+
+    def _asked(
+        self, groups: Sequence[Group], waiting: list[Group], lm: VideoLM, path: str, how: How
+    ) -> Iterator[Asked]:
+        """The questions of groups with their videos, read and encoded group by group."""
+        s = self._session
+        for group in groups:
+            features = s.runtime.features(path, [s.videos[q.video_id] for q in group.asked])
+            group.rejected = [f for f in features.values() if isinstance(f, Rejected)]
+            group.kept, kept = usable(group.asked, features)
+            waiting.append(group)
+            s.profiler.count("videos", len({q.video_id for q in group.kept}))
+            for question, video in zip(group.kept, kept, strict=True):
+                yield Asked(question, video, self._grammar(lm, question, how), self._gold(lm, question, how))
+
+    def _part(self, group: Group, how: How) -> Part:
+        if not group.kept:
+            return [], group.rejected
+        s = self._session
+        path = s.config.model.base if how.adapter is None else s.runtime.init_path
+        lm = s.runtime.lm(path)
+        tokenizer = s.tokens.put(lm.token_bytes) if lm.token_bytes else weights_key(lm.path)
+        batch = joined([group.found[q.id] for q in group.kept])
+        return [to_dict(c) for c in to_candidates(batch, lm, how.sampling, tokenizer, how.mode)], group.rejected
+
+    def _count(self, counts: Counts) -> None:
+        """What the engine did, into the profile; savings also where there are none."""
+        for name in ("steps", "prefilled", "forced", "stopped_early", "tokens_saved", "halved"):
+            self._session.profiler.count(name, getattr(counts, name))
+
+    # -- what an answer may be -----------------------------------------------------------------
+
+    @cached_property
+    def _slots(self) -> Slots | None:
+        s = self._session
+        if not s.config.generate.constrain:
+            return None
+        asked = [q for split in s.questions.values() for q in split]
+        return Slots(asked, s.videos, Names(asked, s.label_sets).closed)
+
+    def _template(self, question: Question, reason: bool) -> Node | None:
+        return None if self._slots is None else self._slots.template(question, reason=reason)
+
+    def _grammar(self, lm: VideoLM, question: Question, how: How) -> Grammar | None:
+        template = self._template(question, how.reason)
+        return None if template is None else ops.compile(template, lm.vocab, cache=self._grammars)
+
+    def _gold(self, lm: VideoLM, question: Question, how: How) -> Grammar | None:
+        accepted = self._wanted(question, how)
+        if accepted is None or self._slots is None:
+            return None
+        return ops.compile(self._slots.wanted(accepted, reason=how.reason), lm.vocab, cache=self._grammars)
+
+    def _wanted(self, question: Question, how: How) -> tuple[str, ...] | None:
+        """What the judge accepts in the slot, where the run only wants accepted answers; None: draw all to the end.
+
+        Only `strict` reads the slot and nothing else, so only then an answer is lost with its slot.
+        """
+        c = self._session.config
+        only_accepted = c.loop.filter and not c.generate.keep_rejected and how.stage in ("generate", "rationalize")
+        if self._slots is None or not only_accepted or c.match.profile != "strict":
+            return None
+        surfaces = self._slots.surfaces(question)
+        key = (surfaces, question.labels)
+        if key not in self._accepted:
+            self._accepted[key] = self._judged(question, surfaces)
+        return self._accepted[key] or None
+
+    def _judged(self, question: Question, surfaces: Sequence[str]) -> tuple[str, ...]:
+        """The surfaces that the judge accepts, with or without the full stop that may follow."""
+        texts = [f"I see it. Answer: {surface}{end}" for surface in surfaces for end in ("", ".")]
+        made = [
+            Candidate(question.id, question.video_id, i, "direct", text, (), 0.0, "stop", 0, "", {}, "")
+            for i, text in enumerate(texts)
+        ]
+        s = self._session
+        verdicts = match.verify(made, [question], s.config.match, label_sets=s.label_sets) if made else []
+        passed = {v.sample // 2 for v in verdicts if v.passed}
+        return tuple(surface for i, surface in enumerate(surfaces) if i in passed)
