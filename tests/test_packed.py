@@ -6,19 +6,18 @@ import dataclasses
 
 import pytest
 import torch
+from vstar_fast.kernels.prefix_attention.tree import Node, Tree
 
 import families
 from test_families import batch_of
 from vstar_fast import models
 from vstar_fast.config import FinetuneConfig
 from vstar_fast.errors import ModelError
-from vstar_fast.finetune import accumulate, lora_settings
-from vstar_fast.finetune import checkpointed
+from vstar_fast.finetune import accumulate, checkpointed, lora_settings
 from vstar_fast.finetune.items import Reader
 from vstar_fast.finetune.loss import attention, packed_rows
-from vstar_fast.finetune.packed import pack
-from vstar_fast.kernels.prefix_attention.tree import Node, Tree
 from vstar_fast.finetune.optimizer import Optimizer
+from vstar_fast.finetune.packed import pack
 from vstar_fast.records import Example
 from vstar_fast.runtime import unload
 
@@ -186,7 +185,9 @@ def test_packed_is_row_by_row_with_every_way_of_training(loaded, change):
 def test_text_without_a_video_is_packed_with_the_rest(loaded):
     lm, _, features = loaded
     peft = adapted(lm, CONFIG)
-    plain = [Example("", f"t{n}", q, a, "instruction") for n, (q, a) in enumerate([("is it red?", "a ball"), ("b", "c")])]
+    plain = [
+        Example("", f"t{n}", q, a, "instruction") for n, (q, a) in enumerate([("is it red?", "a ball"), ("b", "c")])
+    ]
     both = [*examples()[:3], *plain]
     given = [features[0]] * 3 + [None, None]
     items = Reader(lm, lambda part: ([e.question for e in part], given))(both)

@@ -57,7 +57,16 @@ ORDER: dict[str, dict[str, tuple[str, ...]]] = {
 }
 """Op or stage -> device -> backends, best first. Only what is implemented stands here."""
 
-OPS = ("constrain", "label_match", "match_number", "match_interval", "match_sequence", "sample", "prefix_attention", "tree_attention")
+OPS = (
+    "constrain",
+    "label_match",
+    "match_number",
+    "match_interval",
+    "match_sequence",
+    "sample",
+    "prefix_attention",
+    "tree_attention",
+)
 
 PACKAGES = ("dali", "flash-attn-4", "flash-attn-3", "flash-attn-2", "torchcodec")
 """Optional packages `doctor` reports beside the backends."""

@@ -62,7 +62,7 @@ class DataConfig:
     questions_per_video: int = 0
     """0: one question for every label of a video; n: n of its labels, drawn by seed."""
     instructions: str = ""
-    """Optional JSON file of original instruction data (LLaVA format) mixed into fine-tuning."""
+    """Optional JSON file of original instruction data (LLaVA, ShareGPT or messages) mixed into fine-tuning."""
     columns: dict[str, str] = field(default_factory=dict)
     """CSV/JSONL column names: `video`, `label`, `split`, `start`, `end`, `id`, ..., where they differ."""
     questions: dict[str, tuple[str, ...]] = field(default_factory=dict)

@@ -10,7 +10,7 @@ from vstar_fast.config_ranges import in_range
 
 @dataclass(frozen=True)
 class FinetuneConfig:
-    """Fine-tuning on what was kept; the paper: 1 epoch, batch 128, AdamW, cosine, 2e-5, warm-up 0.03, probably in full."""
+    """Fine-tuning on what was kept; the paper: 1 epoch, batch 128, AdamW, cosine, 2e-5, warm-up 0.03, maybe in full."""
 
     tune: str = "lora"
     """`lora`, or `full`: every layer of the language model (saved as an adapter that holds them whole).
@@ -51,6 +51,8 @@ class FinetuneConfig:
     max_grad_norm: float = 1.0
     mix_ratio: float = 0.0
     """Original instruction examples per kept example."""
+    balance: bool = False
+    """Weight the kept examples so that every class of a label set counts the same, however often it was kept."""
 
     def __post_init__(self) -> None:
         one_of("finetune.tune", self.tune, ("lora", "full"))

@@ -135,9 +135,14 @@ def train(session: Session, r: Round, examples: list[Example], *, steps: int = 0
 
 def fit(session: Session, examples: list[Example], out: Path, *, start: Path | None = None, steps: int = 0) -> Path:
     """Fine-tune on examples and the instruction data that goes with so many, asked as they were answered."""
+    examples = dataset.distinct(examples)
     mixed, prompts = session.instruction_examples(len(examples))
+    if session.config.finetune.balance:
+        examples = dataset.balance(examples, {q.id: q for q in session.questions["train"]})
     asked_for_reasons = session.config.generate.reason
-    return session.train(examples + mixed, out, start=start, steps=steps, reason=asked_for_reasons, texts=prompts)
+    return session.train(
+        examples + dataset.distinct(mixed), out, start=start, steps=steps, reason=asked_for_reasons, texts=prompts
+    )
 
 
 def measure(session: Session, adapter: Path | None, where: Path, *, reason: bool | None = None) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vstar_fast import config as settings
-from vstar_fast import dataset, evaluate, match, questions, readers
+from vstar_fast import evaluate, instructions, match, questions, readers
 from vstar_fast.answers import Answers, How
 from vstar_fast.config import CycleConfig
 from vstar_fast.errors import DataError, NothingKept
@@ -28,7 +28,6 @@ from vstar_fast.records import (
     Candidate,
     Estimate,
     Example,
-    Label,
     LabeledVideo,
     Question,
     Rejected,
@@ -181,8 +180,9 @@ class Session:
         features = self.runtime.features(self.runtime.init_path, self._videos_of(examples))
         prompts = self._prompts(reason) | (texts or {})
 
-        def rows(part: Sequence[Example]) -> tuple[list[str], list[Features]]:
-            return [prompts[e.question_id] for e in part], [self._features_of(features, e) for e in part]
+        def rows(part: Sequence[Example]) -> tuple[list[str], list[Features | None]]:
+            shown = [self._features_of(features, e) if e.video_id else None for e in part]
+            return [prompts[e.question_id] for e in part], shown
 
         bar = self.progress.task(f"{out.parent.relative_to(self.folder.root)} finetune", 0)
         with self.profiler.stage("finetune"):
@@ -201,7 +201,7 @@ class Session:
 
     def _videos_of(self, examples: Sequence[Example]) -> list[LabeledVideo]:
         own = {e.video_id for e in examples if e.source == "instruction"}
-        made = [LabeledVideo(p, p, (Label("answer", "instruction", "any"),)) for p in sorted(own)]
+        made = [instructions.video(i) for i in sorted(own) if i]
         return made + [self.videos[i] for i in sorted({e.video_id for e in examples} - own)]
 
     @staticmethod
@@ -250,7 +250,7 @@ class Session:
         path, ratio = self.config.data.instructions, self.config.finetune.mix_ratio
         if not path or ratio <= 0:
             return [], {}
-        mixed = dataset.instructions(path, round(ratio * kept), self.config.seed)
+        mixed = instructions.read(path, round(ratio * kept), self.config.seed)
         return mixed, {e.question_id: e.question for e in mixed}
 
 

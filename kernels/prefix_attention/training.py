@@ -65,9 +65,7 @@ def _flash_takes(query: torch.Tensor, values: torch.Tensor) -> bool:
     return values.shape[-1] == width and width % 8 == 0 and width <= 256 and query.dtype.itemsize == 2
 
 
-def reference(
-    query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, tree: Tree, scale: float
-) -> torch.Tensor:
+def reference(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, tree: Tree, scale: float) -> torch.Tensor:
     """The specification: all scores in fp32, those not seen left out of the softmax."""
     times = query.shape[1] // keys.shape[1]
     keys, values = keys.repeat_interleave(times, 1).float(), values.repeat_interleave(times, 1).float()

@@ -4,11 +4,11 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from vstar_fast.kernels.prefix_attention.training import _BACKENDS, _OnCpu, _places, tree_attention
+from vstar_fast.kernels.prefix_attention.tree import Node, Tree
 
 from vstar_fast import backends
 from vstar_fast.errors import BackendError, ModelError
-from vstar_fast.kernels.prefix_attention.training import _BACKENDS, _OnCpu, _places, tree_attention
-from vstar_fast.kernels.prefix_attention.tree import Node, Tree
 
 NAMES = ("reference", "sdpa", "flash")
 SHAPES = st.recursive(st.integers(1, 5), lambda inner: st.tuples(st.integers(1, 5), st.lists(inner, max_size=3)))

@@ -76,7 +76,7 @@ def finetune(
 
 
 def _fitting(items: list[Item], config: FinetuneConfig) -> tuple[list[Item], list[dict[str, Any]]]:
-    """Items that fit `micro_batch_tokens` as a row (cut, if the settings say so), and a record of each that does not."""
+    """Items that fit `micro_batch_tokens` as a row (cut, if the settings say so), and a record of every other."""
     most = config.micro_batch_tokens
     items = [cut(i, most) if config.cut_long and i.tokens > most else i for i in items]
     fitting = [i for i in items if i.tokens <= most]

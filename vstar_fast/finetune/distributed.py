@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from typing import TypeVar
 
@@ -12,13 +13,17 @@ T = TypeVar("T")
 
 
 class Ranks:
-    """The processes of this run; one that is alone is rank 0 of 1.
+    """The processes of this run (joined through accelerate where `torchrun` started them); one alone is rank 0 of 1.
 
     Every rank knows the whole batch, so losses and gradients are summed as they are: a rank with fewer packs, or none,
     holds nobody up and changes nothing.
     """
 
     def __init__(self) -> None:
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not distributed.is_initialized():
+            from accelerate import PartialState
+
+            PartialState(cpu=not torch.cuda.is_available())
         joined = distributed.is_available() and distributed.is_initialized()
         self.rank = distributed.get_rank() if joined else 0
         self.size = distributed.get_world_size() if joined else 1

@@ -39,14 +39,16 @@ def attention(
     if vstar_tree is not None and sliding_window is not None and sliding_window < vstar_tree.longest:
         odd.append(f"a sliding window of {sliding_window} tokens, shorter than a row of {vstar_tree.longest}")
     if odd:
-        raise ModelError(f"{type(module).__name__} has {', '.join(odd)}: not with packed rows; set finetune.pack = false")
+        raise ModelError(
+            f"{type(module).__name__} has {', '.join(odd)}: not with packed rows; set finetune.pack = false"
+        )
     rows = (t[0].transpose(0, 1) for t in (query, key, value))
     return tree_attention(*rows, vstar_tree, scaling)[None], None
 
 
 @contextlib.contextmanager
 def packed_rows(lm: VideoLM) -> Iterator[None]:
-    """Inside, the text stack attends along the tree it is given. Backward too belongs inside: it may run layers again."""
+    """Inside, the text stack attends along the tree it is given. Backward belongs inside: it may run layers again."""
     from transformers import AttentionInterface
 
     AttentionInterface.register(NAME, attention)
