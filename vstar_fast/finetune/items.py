@@ -12,7 +12,7 @@ import torch
 from vstar_fast.models.video_lm import Features, VideoLM
 from vstar_fast.records import Example
 
-Rows = Callable[[Sequence[Example]], tuple[list[str], list[Features | None]]]
+Rows = Callable[[Sequence[Example]], tuple[Sequence[str], Sequence[Features | None]]]
 """(question texts, features; None for an example without a video) of examples."""
 
 

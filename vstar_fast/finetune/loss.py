@@ -42,8 +42,8 @@ def attention(
         raise ModelError(
             f"{type(module).__name__} has {', '.join(odd)}: not with packed rows; set finetune.pack = false"
         )
-    rows = (t[0].transpose(0, 1) for t in (query, key, value))
-    return tree_attention(*rows, vstar_tree, scaling)[None], None
+    q, k, v = (t[0].transpose(0, 1) for t in (query, key, value))
+    return tree_attention(q, k, v, vstar_tree, scaling)[None], None
 
 
 @contextlib.contextmanager
