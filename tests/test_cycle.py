@@ -17,6 +17,7 @@ from vstar_fast.kernels.label_match import TokenBytes
 import tiny
 from vstar_fast import config as settings
 from vstar_fast import cycle, report
+from vstar_fast.engine.lanes import Lane
 from vstar_fast.errors import DataError, RunError
 from vstar_fast.profiling import Profiler
 from vstar_fast.progress import Progress
@@ -171,6 +172,25 @@ def test_ablations_do_what_they_say(project, tmp_path):
     loose = {"leak_guard": False, "samples": 8}
     hinted = go(make(project, loop=one | {"direct": False}, rationalize=loose), tmp_path / "c")
     assert hinted["cycles"][0]["kept"]["direct"] == 0 < hinted["cycles"][0]["asked"]["rationalized"]
+
+
+@pytest.mark.parametrize("keep", ["best", "all"])
+def test_answers_stopped_early_change_nothing_that_is_kept(project, tmp_path, keep, monkeypatch):
+    """The counts behind `match.min_correct`, and which answers are kept, are those of answers drawn to their end."""
+    # A colour is one token, and the end is forced behind it: without steps of its own, none would be cut short.
+    monkeypatch.setattr(Lane, "forced", lambda lane: [[]] * len(lane.rows))
+    one = {"loop": {"max_cycles": 1}, "match": {"keep": keep, "min_correct": 0.2}}
+    found = {}
+    for whole in (False, True):
+        folder = tmp_path / str(whole)
+        summary = go(make(project, **one, generate={"keep_rejected": whole}), folder)
+        verdicts = [row["verdict"] for path in sorted(folder.rglob("cycle-00/*/judged.jsonl")) for row in lines(path)]
+        passed = {(v["question_id"], v["mode"], v["sample"]): v["passed"] for v in verdicts}
+        stopped = sum(v["reason"] == "stopped_early" for v in verdicts)
+        found[whole] = lines(folder / "cycle-00" / "examples.jsonl"), passed, summary["cycles"][0]["kept"]
+        assert (stopped > 0) == (not whole)
+        assert summary["stages"]["generate"]["items"]["stopped_early"] <= stopped
+    assert found[False] == found[True]
 
 
 def test_continue_starts_from_the_last_adapter_at_its_share_of_the_rates(project, done, tmp_path):

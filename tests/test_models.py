@@ -19,18 +19,23 @@ def lm(request, tmp_path_factory):
     return models.load(str(families.write(request.param, tmp_path_factory.mktemp(request.param) / "model")))
 
 
-def clips(count):
+def clips(count, frames_each=4, step_s=0.5):
     videos, read = [], []
     for i in range(count):
         video = LabeledVideo(f"v{i}", f"v{i}.mp4", (Label("class", "colour", "red"),))
-        data = torch.randint(0, 255, (4, 56, 56, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(i))
+        data = torch.randint(
+            0, 255, (frames_each, 56, 56, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(i)
+        )
         videos.append(video)
-        read.append(Frames(video.id, data, (0.0, 0.5, 1.0, 1.5), 56, 56, 2.0, "test"))
+        times = tuple(n * step_s for n in range(frames_each))
+        read.append(Frames(video.id, data, times, 56, 56, frames_each * step_s, "test"))
     return frames.to_batch(read, videos)
 
 
-def test_greedy_answers_are_those_of_hf_generate(lm):
-    batch = clips(3)
+@pytest.mark.parametrize("step_s", [0.5, 8.0])
+def test_greedy_answers_are_those_of_hf_generate(lm, step_s):
+    """Frames 8 s apart: Qwen2.5-VL's time positions reach past the text, which `generate` goes on from all the same."""
+    batch = clips(3, 8, step_s)
     features, pixels = lm.encode(batch), lm.pixels(batch)
     texts = ["which colour", "I see a red . which colour", "a"]
     asked = [Question(v.id, v.id, t, v.labels, "t") for v, t in zip(batch.videos, texts, strict=True)]

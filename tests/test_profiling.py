@@ -129,8 +129,8 @@ def test_peak_memory_without_proc(monkeypatch):
         raise PermissionError
 
     monkeypatch.setattr("builtins.open", fail)
-    used = profiling._peak_mib()
-    profiling._reset_peaks()
+    used = profiling.peak_mib()
+    profiling.reset_peaks()
     monkeypatch.undo()
     assert used == pytest.approx(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, rel=0.05)
 

@@ -133,9 +133,9 @@ class Profiler:
             stage.cpu_seconds += now[1] - self._mark[1]
             for name in self._open:
                 outer = self._done[name]
-                outer.peak_mib = max(outer.peak_mib, _peak_mib())
+                outer.peak_mib = max(outer.peak_mib, peak_mib())
                 outer.gpu_peak_mib = max(outer.gpu_peak_mib, _gpu_peak_mib())
-        _reset_peaks()
+        reset_peaks()
         self._mark = now
 
     @contextlib.contextmanager
@@ -176,7 +176,7 @@ def _require_nvtx() -> None:
         raise BackendError("profile 'nvtx' needs a CUDA build of torch and a GPU; use `--profile torch` on a CPU")
 
 
-def _peak_mib() -> float:
+def peak_mib() -> float:
     """Largest resident size since the last reset; since the process began where Linux does not allow resets."""
     with contextlib.suppress(OSError), open("/proc/self/status", encoding="ascii") as file:
         for line in file:
@@ -186,7 +186,8 @@ def _peak_mib() -> float:
     return used / (1 << 20 if sys.platform == "darwin" else 1 << 10)
 
 
-def _reset_peaks() -> None:
+def reset_peaks() -> None:
+    """Peaks are counted from now on, where the system allows it."""
     with contextlib.suppress(OSError), open("/proc/self/clear_refs", "w", encoding="ascii") as file:
         file.write("5")
     cuda = _cuda()

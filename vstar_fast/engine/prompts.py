@@ -20,7 +20,6 @@ class _Video:
 
     node: Node
     next_position: int
-    decode_position: int
     features: Any
     rows: int
     """Rows of its position ids."""
@@ -128,7 +127,7 @@ class Prompts:
             self._run([prompt for prompt, _, _ in new.values()])
         for key, (prompt, text, features) in new.items():
             rows = prompt.position_ids.shape[0]
-            self._videos[key] = _Video(prompt.node, text.next_position, _decode_position(text), features, rows)
+            self._videos[key] = _Video(prompt.node, text.next_position, features, rows)
 
     def _question(self, request: Request) -> tuple[Prompt, int, _Video]:
         """A question behind its video's node."""
@@ -138,18 +137,13 @@ class Prompts:
         positions = torch.arange(video.next_position, video.next_position + count, device=self.lm.device)
         node = self.stack.store.take(count)
         prompt = Prompt(node, 0, [video.node], embeds, positions.expand(video.rows, count), {})
-        return prompt, max(video.next_position + count, video.decode_position), video
+        return prompt, video.next_position + count, video
 
     def _whole(self, request: Request) -> tuple[Prompt, int, None]:
         """Video and question in one node."""
         ids = [] if request.features is None else [request.features.ids]
         prompt, text = self._behind(request.head, torch.cat([*ids, request.tail]), request.features)
-        return prompt, _decode_position(text), None
-
-
-def _decode_position(text: Any) -> int:
-    """Position that the model's own `generate` gives the first new token."""
-    return int(text.position_ids.max()) + 1
+        return prompt, text.next_position, None
 
 
 def _cut(value: Any, start: int, count: int) -> Any:

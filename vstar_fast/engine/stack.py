@@ -14,8 +14,11 @@ from vstar_fast.engine.plan import Plan, Span
 from vstar_fast.engine.store import Node, Store, shape_of
 from vstar_fast.models.hf_cache import CACHE
 
-PREFILL_TOKENS = 4096
-"""Tokens of prompts in one call, several prompts at a time; a longer prompt is a call of its own."""
+PREFILL_TOKENS = {"cpu": 512, "cuda": 8192}
+"""Tokens of prompts in one call, several prompts at a time; a longer prompt is a call of its own.
+
+On a CPU what lies between two layers of a call should stay in its caches.
+"""
 
 
 @dataclass(slots=True)
@@ -62,7 +65,7 @@ class Stack:
 
     def prefill(self, prompts: Sequence[Prompt]) -> torch.Tensor:
         """Put prompts into their nodes; hidden states [len(prompts), H] of their last tokens."""
-        found = [self._prefill(part) for part in _calls(prompts)]
+        found = [self._prefill(part) for part in _calls(prompts, PREFILL_TOKENS[self.lm.device.type])]
         return torch.cat(found)
 
     def _prefill(self, prompts: Sequence[Prompt]) -> torch.Tensor:
@@ -107,15 +110,15 @@ def copy_front(nodes: Sequence[Node], target: Node, tokens: int) -> None:
         at += max(n, 0)
 
 
-def _calls(prompts: Sequence[Prompt]) -> list[list[Prompt]]:
-    """Prompts in calls of at most PREFILL_TOKENS; one with extras goes alone."""
+def _calls(prompts: Sequence[Prompt], most: int) -> list[list[Prompt]]:
+    """Prompts in calls of at most `most` tokens; one with extras goes alone."""
     calls: list[list[Prompt]] = []
     room = 0
     for p in prompts:
         size = p.inputs_embeds.shape[1]
         if p.extras or size > room or calls[-1][0].extras:
             calls.append([])
-            room = PREFILL_TOKENS
+            room = most
         calls[-1].append(p)
         room -= size
     return calls

@@ -99,6 +99,8 @@ def _verdict(
 ) -> Verdict | None:
     key = (candidate.question_id, candidate.mode, candidate.sample)
     cut = candidate.finish == "length"
+    if candidate.finish == "stopped_early":
+        return Verdict(*key, False, "stopped_early")
     if not row.answered:
         return Verdict(*key, False, "truncated" if cut else "no_answer")
     if not row.labels:
