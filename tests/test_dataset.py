@@ -163,3 +163,11 @@ def test_balance_gives_every_class_the_same_sum_and_leaves_the_rest():
     found = dataset.balance(rows, asked)
     assert [e.weight for e in found] == pytest.approx([2 / 3, 2 / 3, 2 / 3, 2.0, 2.0])
     assert sum(e.weight for e in found) == pytest.approx(6.0)
+
+
+def test_pairs_take_failed_answers_to_the_same_question_in_turn():
+    rows = [judged(0, 0, True, "a"), judged(0, 1, False, "x"), judged(0, 2, False, "y"), judged(1, 0, False, "z")]
+    kept = [Example("v0", "q0", "", t, "direct") for t in "abc"] + [Example("v2", "q2", "", "a", "direct")]
+    assert [e.rejected for e in dataset.paired(kept, rows)] == ["x", "y", "x", ""]
+    same_words = [Example("v1", "q1", "", "z", "direct")]
+    assert dataset.paired(same_words, rows)[0].rejected == ""

@@ -53,9 +53,9 @@ def setup(project):
     return lm, peft, examples, rows
 
 
-def backward(lm, examples, rows, **changes):
+def backward(lm, peft, examples, rows, **changes):
     """(loss, answer tokens) of one batch."""
-    loss, counts = accumulate(lm, Reader(lm, rows)(examples), dataclasses.replace(CONFIG, **changes))
+    loss, counts = accumulate(lm, peft, Reader(lm, rows)(examples), dataclasses.replace(CONFIG, **changes))
     return loss, counts["answer_tokens"]
 
 
@@ -65,7 +65,7 @@ def gradients(peft):
 
 def test_loss_is_the_models_own_over_answer_tokens(setup):
     lm, peft, examples, rows = setup
-    loss, tokens = backward(lm, examples, rows)
+    loss, tokens = backward(lm, peft, examples, rows)
     texts, features = rows(examples)
     inputs = lm.inputs(texts, features, [e.answer for e in examples])
     assert tokens == (inputs["labels"] != -100).sum()
@@ -74,10 +74,10 @@ def test_loss_is_the_models_own_over_answer_tokens(setup):
 
 def test_micro_batches_change_neither_loss_nor_gradient(setup):
     lm, peft, examples, rows = setup
-    whole, _ = backward(lm, examples, rows)
+    whole, _ = backward(lm, peft, examples, rows)
     expected = gradients(peft)
     peft.zero_grad()
-    pieces, _ = backward(lm, examples, rows, micro_batch_size=1)
+    pieces, _ = backward(lm, peft, examples, rows, micro_batch_size=1)
     found = gradients(peft)
     assert pieces == pytest.approx(whole, abs=1e-5)
     assert found.keys() == expected.keys()
@@ -88,8 +88,8 @@ def test_micro_batches_change_neither_loss_nor_gradient(setup):
 def test_weights_count(setup):
     lm, peft, examples, rows = setup
     heavy = [dataclasses.replace(examples[0], weight=3.0), examples[1]]
-    loss, _ = backward(lm, heavy, rows)
-    alone = [backward(lm, [e], rows) for e in examples[:2]]
+    loss, _ = backward(lm, peft, heavy, rows)
+    alone = [backward(lm, peft, [e], rows) for e in examples[:2]]
     (a, n), (b, m) = alone
     assert loss == pytest.approx((3 * a * n + b * m) / (3 * n + m), abs=1e-5)
 
@@ -181,8 +181,9 @@ def test_an_example_longer_than_the_budget_is_left_out_and_counted(setup, tmp_pa
     lengths = sorted(i.tokens for i in Reader(lm, rows)(examples))
     config = dataclasses.replace(CONFIG, steps=1, micro_batch_tokens=lengths[-2])
     log = finetune(lm, peft, examples, rows, config, tmp_path / "a", seed=0)
-    assert log["examples"] == 3 and log["too_long"] == [{"question_id": examples[2].question_id, "tokens": lengths[-1]}]
-    with pytest.raises(NothingKept, match=r"all 4 examples are longer than finetune\.micro_batch_tokens = 3"):
+    assert log["examples"] == 3 and [row["reason"] for row in log["left_out"]] == ["too_long"]
+    assert f"{lengths[-1]} tokens, but finetune.micro_batch_tokens" in log["left_out"][0]["detail"]
+    with pytest.raises(NothingKept, match=r"none of 4 examples can be trained on; .*micro_batch_tokens = 3"):
         finetune(lm, peft, examples, rows, dataclasses.replace(config, micro_batch_tokens=3), tmp_path / "b", seed=0)
 
 
@@ -192,7 +193,7 @@ def test_an_answer_that_is_too_long_can_be_cut(setup, tmp_path):
     most = min(i.tokens for i in items)
     config = dataclasses.replace(CONFIG, steps=1, micro_batch_tokens=most, cut_long=True)
     log = finetune(lm, peft, examples, rows, config, tmp_path / "a", seed=0)
-    assert log["examples"] == 4 and log["too_long"] == []
+    assert log["examples"] == 4 and log["left_out"] == []
     assert log["row_tokens"] == 4 * most
     (shorter,) = (cut(i, i.tokens - 2) for i in items[2:3])
     assert shorter.answer.tolist() == items[2].answer[:-2].tolist()
@@ -286,3 +287,12 @@ def test_layers_are_kept_again_once_checkpointing_ends(setup, tmp_path):
     assert not lm.text_model.is_gradient_checkpointing
     log = json.loads((tmp_path / "a" / "training.json").read_text())
     assert log["packed_tokens"] < log["row_tokens"] and len(log["grad_norm"]) == len(log["loss"]) == 1
+
+
+def test_dpo_prefers_kept_answers_and_leaves_out_what_has_no_pair(setup, tmp_path):
+    lm, peft, examples, rows = setup
+    pairs = [dataclasses.replace(e, rejected="which colour .") for e in examples[:3]] + [examples[3]]
+    config = dataclasses.replace(CONFIG, objective="dpo", steps=20, lr=2e-2, projector_lr=2e-2)
+    log = finetune(lm, peft, pairs, rows, config, tmp_path / "a", seed=0)
+    assert log["loss"][0] == pytest.approx(math.log(2), abs=1e-5) and log["loss"][-1] < 0.5 * log["loss"][0]
+    assert [row["reason"] for row in log["left_out"]] == ["no_failed_answer"] and log["examples"] == 3

@@ -126,7 +126,7 @@ def test_packed_is_row_by_row(loaded, loss_per):
     peft = adapted(lm, config)
     theirs = step(lm, peft, config, lambda: row_by_row(lm, peft, pixels, config))
     items = reader(lm, features)(examples())
-    ours = step(lm, peft, config, lambda: accumulate(lm, items, config)[0])
+    ours = step(lm, peft, config, lambda: accumulate(lm, peft, items, config)[0])
     assert ours[0] == pytest.approx(theirs[0], abs=1e-5)
     assert any("lora_A" in n and g.abs().max() > 1e-4 for n, g in ours[1].items())
     projector = lm.projector_names()[0].split(".")[-1]
@@ -141,7 +141,7 @@ def test_rows_of_this_stage_are_the_models_own(loaded):
     config = dataclasses.replace(CONFIG, pack=False)
     peft = adapted(lm, config)
     theirs = step(lm, peft, config, lambda: row_by_row(lm, peft, pixels, config))
-    ours = step(lm, peft, config, lambda: accumulate(lm, reader(lm, features)(examples()), config)[0])
+    ours = step(lm, peft, config, lambda: accumulate(lm, peft, reader(lm, features)(examples()), config)[0])
     assert ours[0] == pytest.approx(theirs[0], abs=1e-5)
     same(ours[1], theirs[1])
     unload(peft)
@@ -173,7 +173,7 @@ def test_packed_is_row_by_row_with_every_way_of_training(loaded, change):
     peft, theirs = reference(lm, pixels, config)
     items = reader(lm, features)(examples())
     with checkpointed(lm, config):
-        ours = step(lm, peft, config, lambda: accumulate(lm, items, config)[0])
+        ours = step(lm, peft, config, lambda: accumulate(lm, peft, items, config)[0])
     assert ours[0] == pytest.approx(theirs[0], abs=1e-5)
     same(ours[1], theirs[1])
     same(ours[2], theirs[2], theirs[1])
@@ -191,10 +191,10 @@ def test_text_without_a_video_is_packed_with_the_rest(loaded):
     both = [*examples()[:3], *plain]
     given = [features[0]] * 3 + [None, None]
     items = Reader(lm, lambda part: ([e.question for e in part], given))(both)
-    loss, _ = accumulate(lm, items, CONFIG)
+    loss, _ = accumulate(lm, peft, items, CONFIG)
     packed = gradients(peft)
     peft.zero_grad()
-    rows, _ = accumulate(lm, items, dataclasses.replace(CONFIG, pack=False))
+    rows, _ = accumulate(lm, peft, items, dataclasses.replace(CONFIG, pack=False))
     assert loss == pytest.approx(rows, abs=1e-5)
     same(packed, gradients(peft))
     unload(peft)
@@ -230,3 +230,38 @@ def test_a_window_shorter_than_a_row_is_refused():
         attention(module, *rows, None, vstar_tree=tree, sliding_window=5)
     with pytest.raises(ModelError, match="Identity has softcap, attention dropout: not with packed rows"):
         attention(module, *rows, None, dropout=0.1, vstar_tree=tree, softcap=30.0)
+
+
+def row_logprob(model, lm, pixels, example, answer):
+    inputs = lm.inputs([example.question], [pixels[int(example.video_id[1:])]], [answer])
+    labels = inputs.pop("labels")[:, 1:]
+    logits = model(**inputs).logits[:, :-1].log_softmax(-1)
+    return logits.gather(-1, labels.clamp(min=0)[..., None])[..., 0][labels != -100].sum()
+
+
+def row_dpo(lm, peft, pixels, pairs, beta):
+    """The loss as its paper and TRL's `sigmoid` write it, on plain rows: (value, with gradients in place)."""
+    total = torch.zeros(())
+    for e in pairs:
+        chosen, rejected = (row_logprob(peft, lm, pixels, e, a) for a in (e.answer, e.rejected))
+        with torch.no_grad(), peft.disable_adapter():
+            ref_chosen, ref_rejected = (row_logprob(peft, lm, pixels, e, a) for a in (e.answer, e.rejected))
+        margin = (chosen - ref_chosen) - (rejected - ref_rejected)
+        total = total - e.weight * torch.nn.functional.logsigmoid(beta * margin)
+    loss = total / sum(e.weight for e in pairs)
+    loss.backward()
+    return loss.item()
+
+
+@pytest.mark.parametrize("changes", [{}, {"pack": False}, {"micro_batch_size": 1}], ids=str)
+def test_dpo_is_the_formula_on_rows(loaded, changes):
+    lm, pixels, features = loaded
+    config = dataclasses.replace(CONFIG, objective="dpo", dpo_beta=0.3, **changes)
+    failed = ["it is red", "a", "green", "b c", "why not", "I see"]
+    pairs = [dataclasses.replace(e, rejected=r) for e, r in zip(examples(), failed, strict=True)]
+    peft = adapted(lm, config)
+    theirs = step(lm, peft, config, lambda: row_dpo(lm, peft, pixels, pairs, 0.3))
+    ours = step(lm, peft, config, lambda: accumulate(lm, peft, reader(lm, features)(pairs), config)[0])
+    assert ours[0] == pytest.approx(theirs[0], abs=1e-5) and abs(theirs[0] - 0.6931) > 1e-3
+    same(ours[1], theirs[1])
+    unload(peft)

@@ -12,6 +12,9 @@ from vstar_fast.config_ranges import in_range
 class FinetuneConfig:
     """Fine-tuning on what was kept; the paper: 1 epoch, batch 128, AdamW, cosine, 2e-5, warm-up 0.03, maybe in full."""
 
+    objective: str = "sft"
+    """`sft`: kept answers; `dpo`: kept answers against answers to the same question that did not pass."""
+    dpo_beta: float = 0.1
     tune: str = "lora"
     """`lora`, or `full`: every layer of the language model (saved as an adapter that holds them whole).
     Token embeddings that are tied to the head stay as they are."""
@@ -55,6 +58,7 @@ class FinetuneConfig:
     """Weight the kept examples so that every class of a label set counts the same, however often it was kept."""
 
     def __post_init__(self) -> None:
+        one_of("finetune.objective", self.objective, ("sft", "dpo"))
         one_of("finetune.tune", self.tune, ("lora", "full"))
         one_of("finetune.lora", self.lora, ("lora", "dora", "rslora"))
         one_of("finetune.loss_per", self.loss_per, ("token", "example"))
@@ -64,4 +68,6 @@ class FinetuneConfig:
         need(sizes[0] >= sizes[1], f"finetune needs batch_size >= micro_batch_size >= 1, got {sizes}")
         named = all(x.strip() for x in self.target_modules.split(","))
         need(named, f"finetune.target_modules = {self.target_modules!r} has an empty name; use auto or module names")
+        sft = self.objective == "sft" or self.mix_ratio == 0
+        need(sft, f"finetune.objective = 'dpo' cannot mix instruction data in; set mix_ratio = 0, got {self.mix_ratio}")
         need(self.pack or not self.cut_long, "finetune.cut_long needs finetune.pack = true")

@@ -49,6 +49,7 @@ RANGES: dict[str, dict[str, Range]] = {
     "rationalize": {"samples": AT_LEAST_1, "max_share": FROM_0_TO_ANY},
     "match": {"rel_tolerance": BELOW_1, "iou": ABOVE_0_TO_1, "min_correct": SHARE},
     "finetune": {
+        "dpo_beta": ABOVE_0,
         "lora_r": AT_LEAST_1,
         "lora_alpha": AT_LEAST_1,
         "lora_dropout": BELOW_1,

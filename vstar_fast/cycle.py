@@ -123,8 +123,14 @@ def keep(session: Session, r: Round, direct: Judged, rationalized: Judged) -> li
     hinted = dataset.select(rationalized, asked, config.match)
     seed = stream_seed(config.seed, "cap", r.number)
     examples = kept + dataset.cap(hinted, len(kept), config.rationalize, seed)
+    examples = _paired(config, examples, direct)
     write_jsonl(r.where / "examples.jsonl", [to_dict(e) for e in examples])
     return examples
+
+
+def _paired(config: CycleConfig, examples: list[Example], judged: Judged) -> list[Example]:
+    """Beside each example an answer that failed, where training is on preferences."""
+    return dataset.paired(examples, judged) if config.finetune.objective == "dpo" else examples
 
 
 def train(session: Session, r: Round, examples: list[Example], *, steps: int = 0) -> Path:
@@ -158,7 +164,9 @@ def final_model(session: Session, number: int) -> dict[str, Any] | None:
     before = session.folder.cycle(number - 1) / "adapter" if number else None
     last = Round(number, session.folder.cycle(number), session.questions["train"], before)
     where = session.folder.root / "final"
-    examples = dataset.select(answer(session, last), {q.id: q for q in last.asked}, session.config.match)
+    judged = answer(session, last)
+    kept = dataset.select(judged, {q.id: q for q in last.asked}, session.config.match)
+    examples = _paired(session.config, kept, judged)
     if not examples:
         return None
     adapter = fit(session, examples, where / "adapter")
@@ -180,7 +188,7 @@ def labels_only(session: Session, where: Path, steps: int) -> dict[str, Any]:
     unread = {r.id for r in session.folder.rejected}
     asked = [q for q in session.questions["train"] if q.video_id not in unread]
     gold = [Example(q.video_id, q.id, q.text, questions.answer_text(q), "labels") for q in asked]
-    adapter = session.train(gold, where / "adapter", steps=steps, reason=False)
+    adapter = session.train(gold, where / "adapter", steps=steps, reason=False, objective="sft")
     return {"steps": steps, "kept": len(gold), **measure(session, adapter, where / "metrics", reason=False)}
 
 

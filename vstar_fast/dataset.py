@@ -68,6 +68,24 @@ def distinct(examples: Sequence[Example]) -> list[Example]:
     return list(found.values())
 
 
+def paired(examples: Sequence[Example], judged: Iterable[Judged]) -> list[Example]:
+    """Each example beside a failed answer to its question: its n-th example gets the n-th of them, in turn.
+
+    Examples of a question without a failed answer are left as they are.
+    """
+    failed: dict[str, dict[str, None]] = defaultdict(dict)
+    for candidate, verdict in judged:
+        if not verdict.passed and candidate.text.strip():
+            failed[candidate.question_id][candidate.text.strip()] = None
+    seen: dict[str, int] = defaultdict(int)
+    found = []
+    for e in examples:
+        texts = [t for t in failed[e.question_id] if t != e.answer]
+        found.append(replace(e, rejected=texts[seen[e.question_id] % len(texts)]) if texts else e)
+        seen[e.question_id] += 1
+    return found
+
+
 BALANCED = ("class", "choice")
 """Label kinds of which each value is a class of its own."""
 

@@ -159,6 +159,7 @@ class Session:
         steps: int = 0,
         reason: bool = True,
         texts: dict[str, str] | None = None,
+        objective: str = "",
     ) -> Path:
         """Fine-tune the initial checkpoint (or adapter `start`) on examples; returns the adapter folder."""
         c = self.config
@@ -167,6 +168,7 @@ class Session:
         rate = 1.0 if start is None else c.loop.continue_rate
         rates = {"lr": rate * c.finetune.lr, "projector_lr": rate * c.finetune.projector_lr}
         tuning = settings.replace(c.finetune, steps=steps or c.finetune.steps, **rates)
+        tuning = settings.replace(tuning, objective=objective or tuning.objective)
         origin = self._teacher_key(start) if start else self._model_keys[self.runtime.init_path]
         clips = [self.clip_keys.get(e.video_id) for e in examples]
         rows_key = [to_dict(e) for e in examples]
@@ -190,7 +192,8 @@ class Session:
             self.profiler.count("examples", tuning.batch_size * log["steps"])
             self.profiler.count("tokens", log["packed_tokens"])
         bar.close()
-        self.folder.reject([_too_long(row, tuning.micro_batch_tokens) for row in log["too_long"]])
+        left_out = log["left_out"]
+        self.folder.reject([Rejected("finetune", row["question_id"], row["reason"], row["detail"]) for row in left_out])
         write_json(temporary / "key.json", key)
         shutil.rmtree(out, ignore_errors=True)
         temporary.rename(out)
@@ -252,11 +255,6 @@ class Session:
             return [], {}
         mixed = instructions.read(path, round(ratio * kept), self.config.seed)
         return mixed, {e.question_id: e.question for e in mixed}
-
-
-def _too_long(row: dict[str, Any], most: int) -> Rejected:
-    detail = f"{row['tokens']} tokens, finetune.micro_batch_tokens = {most}"
-    return Rejected("finetune", row["question_id"], "too_long", detail)
 
 
 def _clip_key(video: LabeledVideo) -> str | None:

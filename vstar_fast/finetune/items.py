@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
@@ -18,7 +18,7 @@ Rows = Callable[[Sequence[Example]], tuple[Sequence[str], Sequence[Features | No
 
 @dataclass(frozen=True)
 class Item:
-    """One example as the model takes it: ids int64 `head [h]`, video, `tail [t]`, `answer [n]`.
+    """One example as the model takes it: ids int64 `head [h]`, video, `tail [t]`, `answer [n]`, `rejected [m]`.
 
     Without a video the whole prompt is `head`. `text` is the question.
     """
@@ -29,6 +29,9 @@ class Item:
     head: torch.Tensor
     tail: torch.Tensor
     answer: torch.Tensor
+    rejected: torch.Tensor | None = None
+    said: str = ""
+    """The words of `answer`."""
 
     @property
     def video(self) -> str:
@@ -46,13 +49,21 @@ class Item:
     def parts(self) -> dict[object, int]:
         """Tokens that each branch of the path adds to a pack; nothing is predicted from an answer's last token."""
         video = [] if self.features is None else [len(self.features.ids), len(self.tail)]
-        return dict(zip(self.path, [len(self.head), *video, len(self.answer) - 1], strict=True))
+        own = dict(zip(self.path, [len(self.head), *video, len(self.answer) - 1], strict=True))
+        return own if self.rejected is None else own | self.against.parts
 
     @property
     def tokens(self) -> int:
-        """Tokens of the example as a row of its own."""
+        """Tokens of the example as a row of its own, of the longer one where there are two."""
         video = len(self.features.ids) if self.features is not None else 0
-        return len(self.head) + video + len(self.tail) + len(self.answer)
+        longest = max(len(self.answer), 0 if self.rejected is None else len(self.rejected))
+        return len(self.head) + video + len(self.tail) + longest
+
+    @cached_property
+    def against(self) -> Item:
+        """The rejected answer as an item of its own."""
+        assert self.rejected is not None
+        return replace(self, answer=self.rejected, rejected=None, said=self.example.rejected)
 
 
 class Reader:
@@ -67,9 +78,20 @@ class Reader:
         """One item for each example, in order."""
         texts, features = self._rows(examples)
         return [
-            Item(e, text, f, *self._prompt(text, f is not None), self._lm.answer_ids(e.answer))
+            Item(
+                e,
+                text,
+                f,
+                *self._prompt(text, f is not None),
+                self._lm.answer_ids(e.answer),
+                self._rejected(e),
+                e.answer,
+            )
             for e, text, f in zip(examples, texts, features, strict=True)
         ]
+
+    def _rejected(self, example: Example) -> torch.Tensor | None:
+        return self._lm.answer_ids(example.rejected) if example.rejected else None
 
     def _prompt(self, text: str, video: bool) -> tuple[torch.Tensor, torch.Tensor]:
         if (text, video) not in self._prompts:
@@ -86,6 +108,7 @@ def text_ids(lm: VideoLM, text: str) -> torch.Tensor:
 
 
 def cut(item: Item, most: int) -> Item:
-    """The item with its answer cut so that its row has at most `most` tokens; one answer token at least is left."""
-    left = max(1, most - (item.tokens - len(item.answer)))
-    return Item(item.example, item.text, item.features, item.head, item.tail, item.answer[:left])
+    """The item with its answers cut so that its row has at most `most` tokens; one answer token at least is left."""
+    prompt = item.tokens - max(len(item.answer), 0 if item.rejected is None else len(item.rejected))
+    left = max(1, most - prompt)
+    return replace(item, answer=item.answer[:left], rejected=None if item.rejected is None else item.rejected[:left])

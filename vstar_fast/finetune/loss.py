@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -79,6 +79,20 @@ def packed_nll(lm: VideoLM, items: Sequence[Item]) -> torch.Tensor:
     return each.new_zeros(len(items)).index_add(0, packed.owners, each)
 
 
+def dpo_loss(
+    lm: VideoLM, peft: Any, items: Sequence[Item], beta: float, nll: Callable[..., torch.Tensor]
+) -> torch.Tensor:
+    """DPO's loss (arXiv 2305.18290, eq. 7) of each item's two answers, `[len(items)]`; both behind one prefix.
+
+    The reference is the model with its adapter off. `nll`: `packed_nll` or `row_nll`.
+    """
+    sides = [*items, *(i.against for i in items)]
+    with torch.no_grad(), peft.disable_adapter():
+        reference = nll(lm, sides)
+    gained = (reference - nll(lm, sides)).view(2, -1)
+    return -torch.nn.functional.logsigmoid(beta * (gained[0] - gained[1]))
+
+
 def row_nll(lm: VideoLM, items: Sequence[Item]) -> torch.Tensor:
     """The same through the model's own forward, a row at a time: for models whose inputs cannot be packed."""
     return torch.stack([_one_row(lm, item) for item in items])
@@ -88,7 +102,7 @@ def _one_row(lm: VideoLM, item: Item) -> torch.Tensor:
     if item.features is None:
         inputs: dict[str, Any] = {"input_ids": torch.cat([item.head, item.answer])[None].to(lm.device)}
     else:
-        inputs = lm.inputs([item.text], [item.features], [item.example.answer])
+        inputs = lm.inputs([item.text], [item.features], [item.said])
         del inputs["labels"]
     hidden = lm.body(**inputs, use_cache=False)[0][0]
     count = len(item.answer)
