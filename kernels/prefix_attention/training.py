@@ -157,7 +157,7 @@ class _OnGpu:
         grad, q, k, v, out, lse = rows
         asked, seen = _places(calls, q.device)
         lengths = _OnGpu._lengths(calls, q.device)
-        no_dropout = torch.empty(0, dtype=torch.int64, device=q.device)
+        random_state = torch.zeros(2, dtype=torch.uint64, device=q.device)  # of dropout, which there is none of
         found = torch.ops.aten._flash_attention_backward(
             grad[asked],
             q[asked],
@@ -168,8 +168,8 @@ class _OnGpu:
             *lengths.values(),
             0.0,
             causal,
-            no_dropout,
-            no_dropout,
+            random_state,
+            torch.empty(0, dtype=torch.uint64, device=q.device),
             scale=scale,
         )
         for total, part, where in zip(grads, found, (asked, seen, seen), strict=True):
