@@ -253,10 +253,12 @@ def _train_ours(work: Work, examples: list[Example], config: FinetuneConfig) -> 
     from pathlib import Path
 
     from vstar_fast import finetune
+    from vstar_fast.finetune.batches import batches
 
     peft = _adapter(work, config)
     prompts = {q.id: questions.prompt_text(q) for q in work.asked}
-    order = finetune._batches(examples, config.batch_size, config.steps, 0)
+    videos = [e.video_id for e in examples]
+    order = batches(examples, videos, config.batch_size, config.steps, 0)
 
     def train() -> dict[str, Any]:
         features = dict(zip([v.id for v in work.videos], _features(work), strict=True))

@@ -396,3 +396,37 @@ def test_a_fresh_process_may_begin_with_any_stage(project, done, tmp_path):
     subprocess.run([sys.executable, "-c", CHILD, json.dumps({**project, "seed": 0}), str(folder)], check=True)
     expected = lines(done[0] / "cycle-00/adapter/key.json")
     assert lines(folder / "cycle-00/adapter/key.json") == expected
+
+
+def one_cycle(project, folder, **sections):
+    return go(make(project, **sections, loop={"max_cycles": 1}), folder, controls="dpo" in str(sections))
+
+
+@pytest.mark.parametrize("change", [{"tune": "full", "lr": 1e-3}, {"objective": "dpo", "balance": True}], ids=str)
+def test_a_cycle_trains_in_full_and_on_preferences(project, tmp_path, change):
+    summary = one_cycle(project, tmp_path / "run", finetune=change)
+    assert summary["state"] == "done" and sum(summary["cycles"][0]["kept"].values()) > 0
+    log = json.loads((tmp_path / "run" / "cycle-00" / "adapter" / "training.json").read_text())
+    assert log["examples"] > 0 and all(n > 0 for n in log["grad_norm"])
+    rows = lines(tmp_path / "run" / "cycle-00" / "examples.jsonl")
+    assert any(r["rejected"] for r in rows) == ("objective" in change)
+    saved = load_file(tmp_path / "run" / "cycle-00" / "adapter" / "adapter_model.safetensors")
+    assert any("lora_A" in n for n in saved) == ("tune" not in change)
+
+
+def test_instruction_data_of_every_kind_is_mixed_in(project, tmp_path):
+    from PIL import Image
+
+    Image.new("RGB", (32, 32), (220, 30, 30)).save(tmp_path / "red.png")
+    said = [{"from": "human", "value": "which colour"}, {"from": "gpt", "value": "I see red ."}]
+    clip = str(next(Path(project["data"]["path"]).parent.glob("train/*.mp4")))
+    media = [{}, {"image": "red.png"}, {"video": clip}]
+    rows = [
+        {**media[i % 3], "conversations": [said[0], {"from": "gpt", "value": f"red {'. ' * i}"}]} for i in range(60)
+    ]
+    (tmp_path / "mix.json").write_text(json.dumps(rows))
+    sections = {"data": {"instructions": str(tmp_path / "mix.json")}, "finetune": {"mix_ratio": 3.0}}
+    summary = one_cycle(project, tmp_path / "run", **sections)
+    kept = sum(summary["cycles"][0]["kept"].values())
+    log = json.loads((tmp_path / "run" / "cycle-00" / "adapter" / "training.json").read_text())
+    assert kept > 0 and log["examples"] == 4 * kept

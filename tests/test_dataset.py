@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from vstar_fast import dataset
+from vstar_fast import dataset, instructions
 from vstar_fast.config import MatchConfig, RationalizeConfig
 from vstar_fast.errors import DataError
 from vstar_fast.records import Candidate, Example, Label, Question, Verdict
@@ -68,17 +68,106 @@ def test_cap_is_a_multiple_of_direct_and_seeded():
     assert dataset.cap(rows, 1, RationalizeConfig(max_share=math.inf), seed=1) == rows
 
 
+def write(path, rows):
+    text = "\n".join(map(json.dumps, rows)) if path.suffix == ".jsonl" else json.dumps(rows)
+    path.write_text(text)
+    return str(path)
+
+
+LLAVA = {
+    "video": "a.mp4",
+    "conversations": [{"from": "human", "value": "<video>\nWhy?"}, {"from": "gpt", "value": "So."}],
+}
+
+
 def test_instruction_data_is_read_and_bad_rows_are_named(tmp_path):
-    path = tmp_path / "i.json"
-    good = {
-        "video": "a.mp4",
-        "conversations": [{"from": "human", "value": "<video>\nWhy?"}, {"from": "gpt", "value": "So."}],
-    }
-    path.write_text(json.dumps([good]))
-    (example,) = dataset.instructions(str(path), 1, seed=0)
+    path = write(tmp_path / "i.json", [LLAVA])
+    (example,) = instructions.read(path, 1, seed=0)
     assert (example.question, example.answer, example.video_id) == ("Why?", "So.", str(tmp_path / "a.mp4"))
     with pytest.raises(DataError, match="has 1 examples but"):
-        dataset.instructions(str(path), 2, seed=0)
-    path.write_text(json.dumps([good, {"video": "b.mp4"}]))
+        instructions.read(path, 2, seed=0)
+    write(tmp_path / "i.json", [LLAVA, {"video": "b.mp4"}])
     with pytest.raises(DataError, match="row 1: needs"):
-        dataset.instructions(str(path), 1, seed=0)
+        instructions.read(path, 1, seed=0)
+
+
+def says(question, answer="So.", **more):
+    return {"messages": [{"role": "user", "content": question}, {"role": "assistant", "content": answer}], **more}
+
+
+PARTS = [{"type": "video", "video": "a.mp4", "video_start": 2, "video_end": 5.5}, {"type": "text", "text": "Why?"}]
+FORMS = {
+    "llava image": ({**LLAVA, "video": None, "image": "a.mp4"}, "{}/a.mp4"),
+    "llava text": ({"conversations": LLAVA["conversations"]}, ""),
+    "sharegpt": ({"conversations": LLAVA["conversations"], "videos": ["a.mp4"]}, "{}/a.mp4"),
+    "sharegpt window": ({**LLAVA, "start_s": 2.0, "end_s": 5.5}, "{}/a.mp4#t=2.0,5.5"),
+    "messages": (says("<video>Why?", videos=["a.mp4"]), "{}/a.mp4"),
+    "messages text": (says("Why?"), ""),
+    "messages parts": (says(PARTS, [{"type": "text", "text": "So."}]), "{}/a.mp4#t=2.0,5.5"),
+    "image part": (says([{"type": "image", "image": "a.mp4"}, PARTS[1]]), "{}/a.mp4"),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("suffix", [".json", ".jsonl"])
+def test_every_form_of_instruction_data_is_read(form, suffix, tmp_path):
+    row, video_id = FORMS[form]
+    (example,) = instructions.read(write(tmp_path / f"i{suffix}", [row]), 1, seed=0)
+    assert (example.question, example.answer) == ("Why?", "So.")
+    assert example.video_id == video_id.format(tmp_path) and example.source == "instruction"
+
+
+def test_a_window_of_an_instruction_is_that_of_its_video():
+    video = instructions.video("/x/a.mp4#t=2.0,5.5")
+    assert (video.id, video.path, video.start_s, video.end_s) == ("/x/a.mp4#t=2.0,5.5", "/x/a.mp4", 2.0, 5.5)
+    assert instructions.video("/x/a.mp4#t=2.0,").end_s is None and instructions.video("/x/b.mp4").path == "/x/b.mp4"
+
+
+def test_system_words_stand_before_the_question(tmp_path):
+    row = says("Why?")
+    row["messages"].insert(0, {"role": "system", "content": "Be brief."})
+    (example,) = instructions.read(write(tmp_path / "i.json", [row]), 1, seed=0)
+    assert example.question == "Be brief.\nWhy?"
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        says("Why?", " "),
+        says("Why?", videos=["a.mp4", "b.mp4"]),
+        {"messages": []},
+        {"messages": [{"role": "user", "content": "Why?"}]},
+        {"messages": [{"role": "user", "content": "Why?"}] * 2},
+        7,
+    ],
+)
+def test_a_row_of_no_known_form_is_named(row, tmp_path):
+    with pytest.raises(DataError, match="row 0: needs `conversations`"):
+        instructions.read(write(tmp_path / "i.json", [row]), 1, seed=0)
+
+
+def test_copies_are_dropped_the_first_stays():
+    rows = [
+        Example("v", f"q{i}", q, a, "direct")
+        for i, (q, a) in enumerate([("Why?", "a b"), ("Why?", "a  b "), ("Why?", "c")])
+    ]
+    assert [e.question_id for e in dataset.distinct(rows)] == ["q0", "q2"]
+
+
+def test_balance_gives_every_class_the_same_sum_and_leaves_the_rest():
+    asked = {
+        f"q{i}": dataclasses.replace(question(i), labels=(Label("class", "action", v),)) for i, v in enumerate("aaab")
+    }
+    asked["n"] = dataclasses.replace(question(9), id="n", labels=(Label("number", "count", 3),))
+    rows = [Example(f"v{i}", f"q{i}", "", "", "direct") for i in range(4)] + [Example("v", "n", "", "", "direct", 2.0)]
+    found = dataset.balance(rows, asked)
+    assert [e.weight for e in found] == pytest.approx([2 / 3, 2 / 3, 2 / 3, 2.0, 2.0])
+    assert sum(e.weight for e in found) == pytest.approx(6.0)
+
+
+def test_pairs_take_failed_answers_to_the_same_question_in_turn():
+    rows = [judged(0, 0, True, "a"), judged(0, 1, False, "x"), judged(0, 2, False, "y"), judged(1, 0, False, "z")]
+    kept = [Example("v0", "q0", "", t, "direct") for t in "abc"] + [Example("v2", "q2", "", "a", "direct")]
+    assert [e.rejected for e in dataset.paired(kept, rows)] == ["x", "y", "x", ""]
+    same_words = [Example("v1", "q1", "", "z", "direct")]
+    assert dataset.paired(same_words, rows)[0].rejected == ""

@@ -1,16 +1,23 @@
 """Fine-tuning: loss, accumulation, what is trained, what is saved."""
 
 import dataclasses
+import json
 import math
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 import tiny
 from vstar_fast import frames, models, readers
 from vstar_fast.config import DataConfig, FinetuneConfig, FramesConfig
-from vstar_fast.errors import ModelError, RunError
-from vstar_fast.finetune import _accumulate, _batches, count_steps, finetune, lora_settings
+from vstar_fast.errors import ModelError, NothingKept, RunError
+from vstar_fast.finetune import accumulate, count_steps, finetune, lora_settings
+from vstar_fast.finetune.batches import batches, packs
+from vstar_fast.finetune.items import Item, Reader, cut
+from vstar_fast.finetune.optimizer import Optimizer
+from vstar_fast.models.video_lm import Features
 from vstar_fast.records import Example
 from vstar_fast.runtime import unload
 
@@ -46,13 +53,19 @@ def setup(project):
     return lm, peft, examples, rows
 
 
+def backward(lm, peft, examples, rows, **changes):
+    """(loss, answer tokens) of one batch."""
+    loss, counts = accumulate(lm, peft, Reader(lm, rows)(examples), dataclasses.replace(CONFIG, **changes))
+    return loss, counts["answer_tokens"]
+
+
 def gradients(peft):
     return {n: p.grad.clone() for n, p in peft.named_parameters() if p.grad is not None}
 
 
 def test_loss_is_the_models_own_over_answer_tokens(setup):
     lm, peft, examples, rows = setup
-    loss, tokens = _accumulate(lm, peft, examples, rows, 4)
+    loss, tokens = backward(lm, peft, examples, rows)
     texts, features = rows(examples)
     inputs = lm.inputs(texts, features, [e.answer for e in examples])
     assert tokens == (inputs["labels"] != -100).sum()
@@ -61,10 +74,10 @@ def test_loss_is_the_models_own_over_answer_tokens(setup):
 
 def test_micro_batches_change_neither_loss_nor_gradient(setup):
     lm, peft, examples, rows = setup
-    whole, _ = _accumulate(lm, peft, examples, rows, 4)
+    whole, _ = backward(lm, peft, examples, rows)
     expected = gradients(peft)
     peft.zero_grad()
-    pieces, _ = _accumulate(lm, peft, examples, rows, 1)
+    pieces, _ = backward(lm, peft, examples, rows, micro_batch_size=1)
     found = gradients(peft)
     assert pieces == pytest.approx(whole, abs=1e-5)
     assert found.keys() == expected.keys()
@@ -75,8 +88,8 @@ def test_micro_batches_change_neither_loss_nor_gradient(setup):
 def test_weights_count(setup):
     lm, peft, examples, rows = setup
     heavy = [dataclasses.replace(examples[0], weight=3.0), examples[1]]
-    loss, _ = _accumulate(lm, peft, heavy, rows, 4)
-    alone = [_accumulate(lm, peft, [e], rows, 4) for e in examples[:2]]
+    loss, _ = backward(lm, peft, heavy, rows)
+    alone = [backward(lm, peft, [e], rows) for e in examples[:2]]
     (a, n), (b, m) = alone
     assert loss == pytest.approx((3 * a * n + b * m) / (3 * n + m), abs=1e-5)
 
@@ -120,7 +133,7 @@ def test_batches_cover_every_example_once_an_epoch():
     config = FinetuneConfig(batch_size=4, micro_batch_size=4, epochs=2.0)
     steps = count_steps(config, len(examples))
     assert steps == 5
-    seen = [e.video_id for b in _batches(examples, 4, steps, seed=1) for e in b]
+    seen = [e.video_id for b in batches(examples, [e.video_id for e in examples], 4, steps, seed=1) for e in b]
     assert sorted(seen[:10]) == sorted(seen[10:]) == sorted(e.video_id for e in examples)
     assert seen[:10] != seen[10:]
 
@@ -161,3 +174,125 @@ def test_target_modules_that_the_model_has_are_taken(project):
     )
     got = [n for n, _ in get_peft_model(lm.model, named).named_modules() if n.endswith("lora_A.default")]
     assert sorted(n.split(".")[-3] for n in got) == ["down_proj", "q_proj", "q_proj"]
+
+
+def test_an_example_longer_than_the_budget_is_left_out_and_counted(setup, tmp_path):
+    lm, peft, examples, rows = setup
+    lengths = sorted(i.tokens for i in Reader(lm, rows)(examples))
+    config = dataclasses.replace(CONFIG, steps=1, micro_batch_tokens=lengths[-2])
+    log = finetune(lm, peft, examples, rows, config, tmp_path / "a", seed=0)
+    assert log["examples"] == 3 and [row["reason"] for row in log["left_out"]] == ["too_long"]
+    assert f"{lengths[-1]} tokens, but finetune.micro_batch_tokens" in log["left_out"][0]["detail"]
+    with pytest.raises(NothingKept, match=r"none of 4 examples can be trained on; .*micro_batch_tokens = 3"):
+        finetune(lm, peft, examples, rows, dataclasses.replace(config, micro_batch_tokens=3), tmp_path / "b", seed=0)
+
+
+def test_an_answer_that_is_too_long_can_be_cut(setup, tmp_path):
+    lm, peft, examples, rows = setup
+    items = Reader(lm, rows)(examples)
+    most = min(i.tokens for i in items)
+    config = dataclasses.replace(CONFIG, steps=1, micro_batch_tokens=most, cut_long=True)
+    log = finetune(lm, peft, examples, rows, config, tmp_path / "a", seed=0)
+    assert log["examples"] == 4 and log["left_out"] == []
+    assert log["row_tokens"] == 4 * most
+    (shorter,) = (cut(i, i.tokens - 2) for i in items[2:3])
+    assert shorter.answer.tolist() == items[2].answer[:-2].tolist()
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 4), st.integers(0, 2), st.integers(1, 9)), min_size=1, max_size=20),
+    st.integers(1, 6),
+    st.integers(30, 90),
+)
+def test_packs_hold_every_item_once_within_their_limits(rows, most_items, most_tokens):
+    video = Features(torch.zeros(8, dtype=torch.long), {})
+    items = [
+        Item(
+            Example(f"v{v}", f"q{n}", "", "", "direct"),
+            "",
+            video,
+            torch.arange(5),
+            torch.full((q + 1,), q),
+            torch.arange(a),
+        )
+        for n, (v, q, a) in enumerate(rows)
+    ]
+    found = packs(items, most_items, most_tokens)
+    assert sorted(i.example.question_id for p in found for i in p) == sorted(i.example.question_id for i in items)
+    for p in found:
+        assert len(p) <= most_items
+        assert sum({key: n for i in p for key, n in i.parts.items()}.values()) <= most_tokens
+
+
+def test_bf16_weights_take_steps_smaller_than_their_own_rounding(setup):
+    lm, peft, _, _ = setup
+    weight = torch.nn.Parameter(torch.ones(4, dtype=torch.bfloat16))
+    holder = torch.nn.Module()
+    holder.multi_modal_projector = torch.nn.Module()
+    holder.multi_modal_projector.weight = weight
+    config = dataclasses.replace(CONFIG, projector_lr=1e-3, warmup_ratio=0.0, schedule="constant")
+    optimizer = Optimizer(lm, holder, config, 20)
+    for _ in range(20):
+        weight.grad = torch.ones_like(weight)
+        optimizer.step()
+    assert weight.dtype == torch.bfloat16 and weight.tolist() == pytest.approx([0.98] * 4, abs=5e-3)
+
+
+@pytest.mark.parametrize("change", [{"tune": "full"}, {"lora": "dora"}, {"modules_to_save": "lm_head"}], ids=str)
+def test_every_kind_of_adapter_loads_with_plain_peft_and_merges(project, tmp_path, change):
+    from peft import PeftModel, get_peft_model
+    from transformers import AutoModelForImageTextToText
+
+    lm = models.load(str(project[0]))
+    _, videos = project
+    batch = frames.to_batch(list(frames.read(videos, FramesConfig(count=4))), videos)
+    features = lm.encode(batch)
+    examples = [Example(x.id, x.id, "which colour", "I see red .", "direct") for x in videos]
+    by_id = dict(zip([x.id for x in videos], features, strict=True))
+    config = dataclasses.replace(CONFIG, steps=2, lr=1e-2, **change)
+    peft = get_peft_model(lm.model, lora_settings(lm, config))
+    finetune(
+        lm,
+        peft,
+        examples,
+        lambda p: (["which colour"] * len(p), [by_id[e.video_id] for e in p]),
+        config,
+        tmp_path / "a",
+        seed=0,
+    )
+    inputs = lm.inputs(["which colour"] * 2, features[:2])
+    with torch.no_grad():
+        expected = peft(**inputs).logits
+        unload(peft)
+        assert (lm.model(**inputs).logits - expected).abs().max() > 1e-3
+        loaded = PeftModel.from_pretrained(lm.model, str(tmp_path / "a")).eval()
+        torch.testing.assert_close(loaded(**inputs).logits, expected, atol=1e-6, rtol=0)
+        loaded.merge_and_unload().save_pretrained(str(tmp_path / "merged"))
+        plain = AutoModelForImageTextToText.from_pretrained(str(tmp_path / "merged")).eval()
+        torch.testing.assert_close(plain(**inputs).logits, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_modules_to_save_that_the_model_lacks_are_named(project):
+    lm = models.load(str(project[0]))
+    with pytest.raises(ModelError, match=r"modules_to_save names 'lm_haed'.*did you mean 'lm_head'\?"):
+        lora_settings(lm, dataclasses.replace(CONFIG, modules_to_save="lm_haed"))
+    with pytest.raises(ModelError, match=r"target_modules names 'q_prj'.*did you mean 'q_proj'\?"):
+        lora_settings(lm, dataclasses.replace(CONFIG, target_modules="q_prj"))
+
+
+def test_layers_are_kept_again_once_checkpointing_ends(setup, tmp_path):
+    lm, peft, examples, rows = setup
+    config = dataclasses.replace(CONFIG, steps=1, gradient_checkpointing=True)
+    finetune(lm, peft, examples, rows, config, tmp_path / "a", seed=0)
+    assert not lm.text_model.is_gradient_checkpointing
+    log = json.loads((tmp_path / "a" / "training.json").read_text())
+    assert log["packed_tokens"] < log["row_tokens"] and len(log["grad_norm"]) == len(log["loss"]) == 1
+
+
+def test_dpo_prefers_kept_answers_and_leaves_out_what_has_no_pair(setup, tmp_path):
+    lm, peft, examples, rows = setup
+    pairs = [dataclasses.replace(e, rejected="which colour .") for e in examples[:3]] + [examples[3]]
+    config = dataclasses.replace(CONFIG, objective="dpo", steps=20, lr=2e-2, projector_lr=2e-2)
+    log = finetune(lm, peft, pairs, rows, config, tmp_path / "a", seed=0)
+    assert log["loss"][0] == pytest.approx(math.log(2), abs=1e-5) and log["loss"][-1] < 0.5 * log["loss"][0]
+    assert [row["reason"] for row in log["left_out"]] == ["no_failed_answer"] and log["examples"] == 3

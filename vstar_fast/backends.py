@@ -52,11 +52,21 @@ ORDER: dict[str, dict[str, tuple[str, ...]]] = {
     "sample": {"cuda": ("triton", "reference"), "cpu": ("cpp", "reference")},
     "prefix_attention": {"cuda": ("gemm", "reference"), "cpu": ("flash", "gemm", "reference")},
     "frames": {"cuda": ("dali", "pyav", "torchcodec"), "cpu": ("pyav", "torchcodec", "dali")},
+    "tree_attention": {"cuda": ("flash", "sdpa", "reference"), "cpu": ("flash", "sdpa", "reference")},
     "attention": {"cuda": ("sdpa",), "cpu": ("sdpa",)},
 }
 """Op or stage -> device -> backends, best first. Only what is implemented stands here."""
 
-OPS = ("constrain", "label_match", "match_number", "match_interval", "match_sequence", "sample", "prefix_attention")
+OPS = (
+    "constrain",
+    "label_match",
+    "match_number",
+    "match_interval",
+    "match_sequence",
+    "sample",
+    "prefix_attention",
+    "tree_attention",
+)
 
 PACKAGES = ("dali", "fsspec", "flash-attn-4", "flash-attn-3", "flash-attn-2", "torchcodec")
 """Optional packages `doctor` reports beside the backends."""
@@ -130,7 +140,7 @@ _AMPERE_EXTRA = "run: pip install 'vstar-fast[gpu-ampere]'"
 _PROBES: dict[str, Callable[[], Probe]] = {
     "reference": _always("plain torch, always there"),
     "sdpa": _always("torch scaled_dot_product_attention, always there"),
-    "flash": _always("torch's fused attention for CPUs, always there"),
+    "flash": _always("torch's fused attention, always there"),
     "gemm": _always("batched products of plain torch, always there"),
     "cpp": _cpp,
     "cuda": _cuda,

@@ -9,6 +9,7 @@ from typing import Any
 
 from vstar_fast import config_file
 from vstar_fast.config_file import field_docs, merge, need, one_of
+from vstar_fast.config_finetune import FinetuneConfig
 from vstar_fast.config_frames import CacheConfig, FramesConfig
 from vstar_fast.config_ranges import DEVICE, in_range
 
@@ -63,7 +64,7 @@ class DataConfig:
     questions_per_video: int = 0
     """0: one question for every label of a video; n: n of its labels, drawn by seed."""
     instructions: str = ""
-    """Optional JSON file of original instruction data (LLaVA format) mixed into fine-tuning."""
+    """Optional JSON file of original instruction data (LLaVA, ShareGPT or messages) mixed into fine-tuning."""
     columns: dict[str, str] = field(default_factory=dict)
     """CSV/JSONL column names: `video`, `label`, `split`, `start`, `end`, `id`, ..., where they differ."""
     strict: bool = False
@@ -156,41 +157,6 @@ class MatchConfig:
         one_of("match.profile", self.profile, PROFILES)
         one_of("match.keep", self.keep, ("first", "best", "all"))
         in_range("match", self)
-
-
-@dataclass(frozen=True)
-class FinetuneConfig:
-    """LoRA fine-tuning on what was kept; the paper: 1 epoch, batch 128, AdamW, cosine, 2e-5, warm-up 0.03."""
-
-    lora_r: int = 16
-    lora_alpha: int = 32
-    lora_dropout: float = 0.0
-    target_modules: str = "auto"
-    """Comma-separated module names, or `auto` (all linear layers of the language model)."""
-    projector: bool = True
-    """Train the multimodal projector too (saved with the adapter)."""
-    lr: float = 2e-4
-    projector_lr: float = 2e-5
-    epochs: float = 2.0
-    steps: int = 0
-    """Optimizer steps; 0: from `epochs`."""
-    batch_size: int = 16
-    """Examples an optimizer step."""
-    micro_batch_size: int = 16
-    weight_decay: float = 0.0
-    warmup_ratio: float = 0.03
-    schedule: str = "cosine"
-    max_grad_norm: float = 1.0
-    mix_ratio: float = 0.0
-    """Original instruction examples per kept example."""
-
-    def __post_init__(self) -> None:
-        one_of("finetune.schedule", self.schedule, ("cosine", "linear", "constant"))
-        in_range("finetune", self)
-        sizes = (self.batch_size, self.micro_batch_size)
-        need(sizes[0] >= sizes[1], f"finetune needs batch_size >= micro_batch_size >= 1, got {sizes}")
-        named = all(x.strip() for x in self.target_modules.split(","))
-        need(named, f"finetune.target_modules = {self.target_modules!r} has an empty name; use auto or module names")
 
 
 @dataclass(frozen=True)

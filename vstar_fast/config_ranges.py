@@ -57,6 +57,7 @@ RANGES: dict[str, dict[str, Range]] = {
     "rationalize": {"samples": AT_LEAST_1, "max_share": FROM_0_TO_ANY},
     "match": {"rel_tolerance": BELOW_1, "iou": ABOVE_0_TO_1, "min_correct": SHARE},
     "finetune": {
+        "dpo_beta": ABOVE_0,
         "lora_r": AT_LEAST_1,
         "lora_alpha": AT_LEAST_1,
         "lora_dropout": BELOW_1,
@@ -66,6 +67,7 @@ RANGES: dict[str, dict[str, Range]] = {
         "steps": FROM_0,
         "batch_size": AT_LEAST_1,
         "micro_batch_size": AT_LEAST_1,
+        "micro_batch_tokens": AT_LEAST_1,
         "weight_decay": FROM_0,
         "warmup_ratio": SHARE,
         "max_grad_norm": ABOVE_0,

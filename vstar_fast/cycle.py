@@ -126,8 +126,14 @@ def keep(session: Session, r: Round, direct: Judged, rationalized: Judged) -> li
     hinted = dataset.select(rationalized, asked, config.match)
     seed = stream_seed(config.seed, "cap", r.number)
     examples = kept + dataset.cap(hinted, len(kept), config.rationalize, seed)
+    examples = _paired(config, examples, direct)
     write_jsonl(r.where / "examples.jsonl", [to_dict(e) for e in examples])
     return examples
+
+
+def _paired(config: CycleConfig, examples: list[Example], judged: Judged) -> list[Example]:
+    """Beside each example an answer that failed, where training is on preferences."""
+    return dataset.paired(examples, judged) if config.finetune.objective == "dpo" else examples
 
 
 def train(session: Session, r: Round, examples: list[Example], *, steps: int = 0) -> Path:
@@ -138,9 +144,14 @@ def train(session: Session, r: Round, examples: list[Example], *, steps: int = 0
 
 def fit(session: Session, examples: list[Example], out: Path, *, start: Path | None = None, steps: int = 0) -> Path:
     """Fine-tune on examples and the instruction data that goes with so many, asked as they were answered."""
+    examples = dataset.distinct(examples)
     mixed, prompts = session.instruction_examples(len(examples))
+    if session.config.finetune.balance:
+        examples = dataset.balance(examples, {q.id: q for q in session.questions["train"]})
     asked_for_reasons = session.config.generate.reason
-    return session.train(examples + mixed, out, start=start, steps=steps, reason=asked_for_reasons, texts=prompts)
+    return session.train(
+        examples + dataset.distinct(mixed), out, start=start, steps=steps, reason=asked_for_reasons, texts=prompts
+    )
 
 
 def measure(session: Session, adapter: Path | None, where: Path, *, reason: bool | None = None) -> dict[str, Any]:
@@ -156,7 +167,9 @@ def final_model(session: Session, number: int) -> dict[str, Any] | None:
     before = session.folder.cycle(number - 1) / "adapter" if number else None
     last = Round(number, session.folder.cycle(number), session.questions["train"], before)
     where = session.folder.root / "final"
-    examples = dataset.select(answer(session, last), {q.id: q for q in last.asked}, session.config.match)
+    judged = answer(session, last)
+    kept = dataset.select(judged, {q.id: q for q in last.asked}, session.config.match)
+    examples = _paired(session.config, kept, judged)
     if not examples:
         return None
     adapter = fit(session, examples, where / "adapter")
@@ -178,7 +191,7 @@ def labels_only(session: Session, where: Path, steps: int) -> dict[str, Any]:
     unread = {r.id for r in session.folder.rejected}
     asked = [q for q in session.questions["train"] if q.video_id not in unread]
     gold = [Example(q.video_id, q.id, q.text, questions.answer_text(q), "labels") for q in asked]
-    adapter = session.train(gold, where / "adapter", steps=steps, reason=False)
+    adapter = session.train(gold, where / "adapter", steps=steps, reason=False, objective="sft")
     return {"steps": steps, "kept": len(gold), **measure(session, adapter, where / "metrics", reason=False)}
 
 

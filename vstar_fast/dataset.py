@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import math
 import random
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
-from pathlib import Path
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 
 from vstar_fast.config import MatchConfig, RationalizeConfig
-from vstar_fast.errors import DataError
 from vstar_fast.records import Candidate, Example, Question, Verdict
 
 Judged = tuple[Candidate, Verdict]
@@ -62,30 +60,59 @@ def cap(rationalized: Sequence[Example], direct: int, config: RationalizeConfig,
     return [e for i, e in enumerate(rationalized) if i in chosen]
 
 
-def instructions(path: str, count: int, seed: int) -> list[Example]:
-    """`count` examples of the user's original instruction data (LLaVA JSON: `video` + `conversations`).
+def distinct(examples: Sequence[Example]) -> list[Example]:
+    """Without copies: of examples with the same video, question and answer (but for white space) the first stays."""
+    found: dict[tuple[str, ...], Example] = {}
+    for e in examples:
+        found.setdefault((e.video_id, *(" ".join(t.split()) for t in (e.question, e.answer))), e)
+    return list(found.values())
 
-    `video_id` of such an example is the path of its video. Raises DataError for a file that is not so.
+
+def paired(examples: Sequence[Example], judged: Iterable[Judged]) -> list[Example]:
+    """Each example beside a failed answer to its question: its n-th example gets the n-th of them, in turn.
+
+    Examples of a question without a failed answer are left as they are.
     """
-    file = Path(path)
-    try:
-        rows = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DataError(f"cannot read data.instructions {path}: {error}") from None
-    examples = [_instruction(file, n, row) for n, row in enumerate(rows)]
-    if count > len(examples):
-        raise DataError(f"{path} has {len(examples)} examples but finetune.mix_ratio asks for {count}; lower it")
-    return random.Random(seed).sample(examples, count)
+    failed: dict[str, dict[str, None]] = defaultdict(dict)
+    for candidate, verdict in judged:
+        if not verdict.passed and candidate.text.strip():
+            failed[candidate.question_id][candidate.text.strip()] = None
+    seen: dict[str, int] = defaultdict(int)
+    found = []
+    for e in examples:
+        texts = [t for t in failed[e.question_id] if t != e.answer]
+        found.append(replace(e, rejected=texts[seen[e.question_id] % len(texts)]) if texts else e)
+        seen[e.question_id] += 1
+    return found
 
 
-def _instruction(file: Path, number: int, row: dict[str, object]) -> Example:
-    try:
-        turns = row["conversations"]
-        question = turns[0]["value"].replace("<video>", "").strip()  # type: ignore[index]
-        video = str((file.parent / str(row["video"])).resolve())
-        answer = turns[1]["value"]  # type: ignore[index]
-    except (KeyError, IndexError, TypeError, AttributeError):
-        raise DataError(
-            f"{file}, row {number}: needs `video` and `conversations` of two turns (LLaVA format)"
-        ) from None
-    return Example(video, f"instruction/{number}", question, answer, "instruction")
+BALANCED = ("class", "choice")
+"""Label kinds of which each value is a class of its own."""
+
+
+def balance(examples: Sequence[Example], questions: Mapping[str, Question]) -> list[Example]:
+    """Examples weighted so that every label of a set counts the same in sum; their total weight stays.
+
+    Weighted are examples whose question has one label of a closed kind; the others are left as they are.
+    """
+    keys = [_label_key(questions.get(e.question_id)) for e in examples]
+    weights: dict[tuple[str, str, str], float] = defaultdict(float)
+    for e, key in zip(examples, keys, strict=True):
+        if key is not None:
+            weights[key] += e.weight
+    sets: dict[tuple[str, str], list[float]] = defaultdict(list)
+    for key, weight in weights.items():
+        sets[key[:2]].append(weight)
+    even = {of: sum(each) / len(each) for of, each in sets.items()}
+    return [
+        e if key is None else replace(e, weight=e.weight * even[key[:2]] / weights[key])
+        for e, key in zip(examples, keys, strict=True)
+    ]
+
+
+def _label_key(question: Question | None) -> tuple[str, str, str] | None:
+    """(kind, name, value) of a question's only label, if it is of a closed kind."""
+    if question is None or len(question.labels) != 1 or question.labels[0].kind not in BALANCED:
+        return None
+    label = question.labels[0]
+    return label.kind, label.name, str(label.value)

@@ -261,6 +261,8 @@ class Example:
     source: str
     """`direct`, `rationalized`, `labels` (control) or `instruction` (the user's own data)."""
     weight: float = 1.0
+    rejected: str = ""
+    """An answer to the same question that did not pass, for training on preferences; empty where there is none."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vstar_fast import config as settings
-from vstar_fast import dataset, evaluate, match, questions, readers
+from vstar_fast import evaluate, instructions, match, questions, readers
 from vstar_fast.answers import Answers, How
 from vstar_fast.config import CycleConfig
 from vstar_fast.errors import DataError, NothingKept
@@ -30,7 +30,6 @@ from vstar_fast.records import (
     Candidate,
     Estimate,
     Example,
-    Label,
     LabeledVideo,
     Question,
     Rejected,
@@ -165,6 +164,7 @@ class Session:
         steps: int = 0,
         reason: bool = True,
         texts: dict[str, str] | None = None,
+        objective: str = "",
     ) -> Path:
         """Fine-tune the initial checkpoint (or adapter `start`) on examples; returns the adapter folder."""
         c = self.config
@@ -173,6 +173,7 @@ class Session:
         rate = 1.0 if start is None else c.loop.continue_rate
         rates = {"lr": rate * c.finetune.lr, "projector_lr": rate * c.finetune.projector_lr}
         tuning = settings.replace(c.finetune, steps=steps or c.finetune.steps, **rates)
+        tuning = settings.replace(tuning, objective=objective or tuning.objective)
         origin = self._teacher_key(start) if start else self._model_keys[self.runtime.init_path]
         clips = [self.clip_keys.get(e.video_id) for e in examples]
         rows_key = [to_dict(e) for e in examples]
@@ -186,14 +187,18 @@ class Session:
         features = self.runtime.features(self.runtime.init_path, self._videos_of(examples))
         prompts = self._prompts(reason) | (texts or {})
 
-        def rows(part: Sequence[Example]) -> tuple[list[str], list[Features]]:
-            return [prompts[e.question_id] for e in part], [self._features_of(features, e) for e in part]
+        def rows(part: Sequence[Example]) -> tuple[list[str], list[Features | None]]:
+            shown = [self._features_of(features, e) if e.video_id else None for e in part]
+            return [prompts[e.question_id] for e in part], shown
 
         bar = self.progress.task(f"{out.parent.relative_to(self.folder.root)} finetune", 0)
         with self.profiler.stage("finetune"):
             log = finetune(lm, peft, examples, rows, tuning, temporary, seed=seed, on_step=bar.step)
             self.profiler.count("examples", tuning.batch_size * log["steps"])
+            self.profiler.count("tokens", log["packed_tokens"])
         bar.close()
+        left_out = log["left_out"]
+        self.folder.reject([Rejected("finetune", row["question_id"], row["reason"], row["detail"]) for row in left_out])
         write_json(temporary / "key.json", key)
         shutil.rmtree(out, ignore_errors=True)
         temporary.rename(out)
@@ -204,7 +209,7 @@ class Session:
 
     def _videos_of(self, examples: Sequence[Example]) -> list[LabeledVideo]:
         own = {e.video_id for e in examples if e.source == "instruction"}
-        made = [LabeledVideo(p, p, (Label("answer", "instruction", "any"),)) for p in sorted(own)]
+        made = [instructions.video(i) for i in sorted(own) if i]
         return made + [self.videos[i] for i in sorted({e.video_id for e in examples} - own)]
 
     @staticmethod
@@ -255,7 +260,7 @@ class Session:
         path, ratio = self.config.data.instructions, self.config.finetune.mix_ratio
         if not path or ratio <= 0:
             return [], {}
-        mixed = dataset.instructions(path, round(ratio * kept), self.config.seed)
+        mixed = instructions.read(path, round(ratio * kept), self.config.seed)
         return mixed, {e.question_id: e.question for e in mixed}
 
 

@@ -1,0 +1,224 @@
+"""`tree_attention`: the training form of `prefix_attention`, differentiable, over one row of packed branches.
+
+Every node's tokens attend to themselves in one call and to each node before theirs in another; the results are merged
+by their log-sum-exp. Backward needs nothing new: given the merged output and log-sum-exp, the fused backward of each
+call yields its share of the gradients (Hydragen, arXiv 2402.05099, for the forward; FlashAttention-2 for the backward).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import torch
+
+from vstar_fast import backends
+from vstar_fast.errors import ModelError
+
+from .parts import merge
+from .tree import Call, Tree
+
+__all__ = ["Tree", "tree_attention"]
+
+Tensors = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+Run = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, Tree, float], torch.Tensor]
+
+
+def tree_attention(
+    query: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    tree: Tree,
+    scale: float | None = None,
+    *,
+    backend: str = "auto",
+) -> torch.Tensor:
+    """Softmax attention of each packed token over what leads to it in `tree`; gradients for all three inputs.
+
+    Args:
+        query: [N, Hq, D] with N = tree.tokens.
+        keys, values: [N, Hkv, D], Hq a multiple of Hkv.
+        scale: of the scores; default D ** -0.5.
+        backend: "auto", "flash" (segments, nothing unseen is computed), "sdpa" (one dense mask) or "reference".
+
+    Returns:
+        Output [N, Hq, D] in the query's dtype.
+    """
+    if len(query) != tree.tokens or keys.shape[:2] != values.shape[:2] or len(keys) != tree.tokens:
+        shapes = [tuple(t.shape) for t in (query, keys, values)]
+        raise ModelError(f"query, keys and values must have the tree's {tree.tokens} tokens, got {shapes}")
+    if query.shape[1] % keys.shape[1]:
+        raise ModelError(f"{query.shape[1]} query heads are no multiple of {keys.shape[1]} key heads")
+    name = backends.choose("tree_attention", query.device, backend).name
+    if name == "flash" and backend == "auto" and not _flash_takes(query, values):
+        name = "sdpa"
+    found = _BACKENDS[name](query, keys, values, tree, query.shape[-1] ** -0.5 if scale is None else scale)
+    backends.ran("tree_attention", name)
+    return found
+
+
+def _flash_takes(query: torch.Tensor, values: torch.Tensor) -> bool:
+    """torch's fused attention: one width for all; on a GPU half precision and widths of 8 to 256."""
+    width = query.shape[-1]
+    if query.device.type == "cpu":
+        return values.shape[-1] == width
+    return values.shape[-1] == width and width % 8 == 0 and width <= 256 and query.dtype.itemsize == 2
+
+
+def reference(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, tree: Tree, scale: float) -> torch.Tensor:
+    """The specification: all scores in fp32, those not seen left out of the softmax."""
+    times = query.shape[1] // keys.shape[1]
+    keys, values = keys.repeat_interleave(times, 1).float(), values.repeat_interleave(times, 1).float()
+    scores = torch.einsum("nhd,mhd->hnm", query.float(), keys) * scale
+    weights = scores.masked_fill(~tree.mask(query.device), -torch.inf).softmax(-1)
+    return torch.einsum("hnm,mhd->nhd", weights, values).to(query.dtype)
+
+
+def sdpa(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, tree: Tree, scale: float) -> torch.Tensor:
+    """One call of torch's attention with the dense mask."""
+    times = query.shape[1] // keys.shape[1]
+    rows = (query, keys.repeat_interleave(times, 1), values.repeat_interleave(times, 1))
+    q, k, v = (t.transpose(0, 1)[None] for t in rows)
+    out = torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=tree.mask(query.device), scale=scale)
+    return out[0].transpose(0, 1)
+
+
+class _Fused(Protocol):
+    """Fused attention over lists of calls, forward and backward."""
+
+    def forward(
+        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, calls: Sequence[Call], causal: bool, scale: float
+    ) -> tuple[torch.Tensor, torch.Tensor]: ...
+
+    def backward(
+        self, grads: Tensors, rows: tuple[torch.Tensor, ...], calls: Sequence[Call], causal: bool, scale: float
+    ) -> None: ...
+
+
+class _OnCpu:
+    """torch's fused attention for CPUs, call by call."""
+
+    @staticmethod
+    def forward(
+        q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, calls: Sequence[Call], causal: bool, scale: float
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Output [M, Hq, D] and log-sum-exp [M, Hq] of the calls' query tokens, one call after the other."""
+        attend = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+        outs, lses = [], []
+        for c in calls:
+            rows = (q[c.first : c.last], k[c.start : c.stop], v[c.start : c.stop])
+            out, lse = attend(*(t.transpose(0, 1)[None] for t in rows), 0.0, causal, scale=scale)
+            outs.append(out[0].transpose(0, 1))
+            lses.append(lse[0].transpose(0, 1))
+        return torch.cat(outs), torch.cat(lses)
+
+    @staticmethod
+    def backward(
+        grads: Tensors, rows: tuple[torch.Tensor, ...], calls: Sequence[Call], causal: bool, scale: float
+    ) -> None:
+        """Add each call's share to `grads` of query, keys, values; `rows`: grad of output, q, k, v, output, lse."""
+        back = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+        for c in calls:
+            asked, seen = slice(c.first, c.last), slice(c.start, c.stop)
+            grad, q, k, v, out, lse = (
+                t[s].transpose(0, 1)[None] for t, s in zip(rows, (asked, asked, seen, seen, asked, asked), strict=True)
+            )
+            found = back(grad, q, k, v, out, lse.contiguous(), 0.0, causal, scale=scale)
+            for total, part, where in zip(grads, found, (asked, seen, seen), strict=True):
+                total[where] += part[0].transpose(0, 1)
+
+
+class _OnGpu:
+    """torch's FlashAttention-2 with variable lengths: all calls of a level in one kernel."""
+
+    @staticmethod
+    def _lengths(calls: Sequence[Call], device: torch.device) -> dict[str, Any]:
+        asked, seen = [c.last - c.first for c in calls], [c.stop - c.start for c in calls]
+        sums = [torch.tensor([0, *n], device=device).cumsum(0, dtype=torch.int32) for n in (asked, seen)]
+        return {"cum_seq_q": sums[0], "cum_seq_k": sums[1], "max_q": max(asked), "max_k": max(seen)}
+
+    @staticmethod
+    def forward(
+        q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, calls: Sequence[Call], causal: bool, scale: float
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """As on a CPU."""
+        asked, seen = _places(calls, q.device)
+        lengths = _OnGpu._lengths(calls, q.device)
+        out, lse, *_ = torch.ops.aten._flash_attention_forward(
+            q[asked], k[seen], v[seen], *lengths.values(), 0.0, causal, False, scale=scale
+        )
+        return out, lse.transpose(0, 1)
+
+    @staticmethod
+    def backward(
+        grads: Tensors, rows: tuple[torch.Tensor, ...], calls: Sequence[Call], causal: bool, scale: float
+    ) -> None:
+        """As on a CPU."""
+        grad, q, k, v, out, lse = rows
+        asked, seen = _places(calls, q.device)
+        lengths = _OnGpu._lengths(calls, q.device)
+        random_state = torch.zeros(2, dtype=torch.uint64, device=q.device)  # of dropout, which there is none of
+        found = torch.ops.aten._flash_attention_backward(
+            grad[asked],
+            q[asked],
+            k[seen],
+            v[seen],
+            out[asked],
+            lse[asked].transpose(0, 1).contiguous(),
+            *lengths.values(),
+            0.0,
+            causal,
+            random_state,
+            torch.empty(0, dtype=torch.uint64, device=q.device),
+            scale=scale,
+        )
+        for total, part, where in zip(grads, found, (asked, seen, seen), strict=True):
+            total.index_add_(0, where, part.to(total.dtype))
+
+
+def _places(calls: Sequence[Call], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Token indices of the calls' queries and of their keys."""
+    asked = torch.cat([torch.arange(c.first, c.last) for c in calls])
+    seen = torch.cat([torch.arange(c.start, c.stop) for c in calls])
+    return asked.to(device), seen.to(device)
+
+
+class _TreeAttention(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        query: torch.Tensor,
+        keys: torch.Tensor,
+        values: torch.Tensor,
+        tree: Tree,
+        scale: float,
+        fused: _Fused,
+    ) -> torch.Tensor:
+        out, lse = fused.forward(query, keys, values, tree.own, True, scale)
+        for level in tree.levels:
+            asked, _ = _places(level, query.device)
+            other, other_lse = fused.forward(query, keys, values, level, False, scale)
+            out[asked], lse[asked] = merge(out[asked], lse[asked], other, other_lse)
+        ctx.save_for_backward(query, keys, values, out, lse)
+        ctx.tree, ctx.scale, ctx.fused = tree, scale, fused
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Any) -> Any:
+        query, keys, values, out, lse = ctx.saved_tensors
+        kind = torch.promote_types(query.dtype, torch.float32)  # bf16 sums over many branches lose their small parts
+        grads = tuple(torch.zeros_like(t, dtype=kind) for t in (query, keys, values))
+        rows = (grad_outputs[0].to(query.dtype), query, keys, values, out, lse)
+        ctx.fused.backward(grads, rows, ctx.tree.own, True, ctx.scale)
+        for level in ctx.tree.levels:
+            ctx.fused.backward(grads, rows, level, False, ctx.scale)
+        return *(g.to(t.dtype) for g, t in zip(grads, (query, keys, values), strict=True)), None, None, None
+
+
+def _flash(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, tree: Tree, scale: float) -> torch.Tensor:
+    fused = _OnCpu if query.device.type == "cpu" else _OnGpu
+    found: torch.Tensor = _TreeAttention.apply(query, keys, values, tree, scale, fused)
+    return found
+
+
+_BACKENDS: dict[str, Run] = {"flash": _flash, "sdpa": sdpa, "reference": reference}

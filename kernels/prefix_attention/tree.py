@@ -1,0 +1,84 @@
+"""A tree of packed tokens: what branches have in common stands once, and each token sees what leads to it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
+
+import torch
+
+from vstar_fast.errors import ModelError
+
+
+class Call(NamedTuple):
+    """Query tokens `[first, last)` over keys `[start, stop)` of the same packed row."""
+
+    first: int
+    last: int
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True)
+class Node:
+    """Tokens `[start, stop)` of a branch; those of everything behind it follow, up to `end`."""
+
+    start: int
+    stop: int
+    end: int
+    depth: int
+
+
+class Tree:
+    """Nodes in the order of their tokens, each before what is behind it (depth first).
+
+    A token sees all tokens of the nodes that lead to its own, and its own up to itself.
+    """
+
+    def __init__(self, nodes: Sequence[Node]) -> None:
+        self.nodes = tuple(nodes)
+        self.tokens = nodes[-1].stop if nodes else 0
+        at = 0
+        for node in nodes:
+            if node.start != at or not node.start < node.stop <= node.end:
+                raise ModelError(f"tree nodes must follow one another without a gap; at token {at} stands {node}")
+            at = node.stop
+
+    @cached_property
+    def own(self) -> list[Call]:
+        """Each node over itself, causally."""
+        return [Call(n.start, n.stop, n.start, n.stop) for n in self.nodes]
+
+    @cached_property
+    def levels(self) -> list[list[Call]]:
+        """Per depth, everything behind a node over all of that node; no token is twice in a level."""
+        found: dict[int, list[Call]] = {}
+        for n in self.nodes:
+            if n.stop < n.end:
+                found.setdefault(n.depth, []).append(Call(n.stop, n.end, n.start, n.stop))
+        return [found[depth] for depth in sorted(found)]
+
+    @cached_property
+    def longest(self) -> int:
+        """Tokens that the last token of the longest branch sees."""
+        path: list[Node] = []
+        most = 0
+        for n in self.nodes:
+            path = [p for p in path if n.start < p.end] + [n]
+            most = max(most, sum(p.stop - p.start for p in path))
+        return most
+
+    def mask(self, device: torch.device | str = "cpu") -> torch.Tensor:
+        """Bool [N, N]: row i sees column j."""
+        shown = torch.zeros(self.tokens, self.tokens, dtype=torch.bool, device=device)
+        for level in self.levels:
+            for call in level:
+                shown[call.first : call.last, call.start : call.stop] = True
+        for call in self.own:
+            size = call.last - call.first
+            shown[call.first : call.last, call.start : call.stop] = torch.ones(
+                size, size, dtype=torch.bool, device=device
+            ).tril()
+        return shown

@@ -1,0 +1,155 @@
+"""`tree_attention`: every backend against the specification, values and gradients; the tree against its mask."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from vstar_fast.kernels.prefix_attention.training import _BACKENDS, _OnCpu, _places, tree_attention
+from vstar_fast.kernels.prefix_attention.tree import Node, Tree
+
+from vstar_fast import backends
+from vstar_fast.errors import BackendError, ModelError
+
+NAMES = ("reference", "sdpa", "flash")
+SHAPES = st.recursive(st.integers(1, 5), lambda inner: st.tuples(st.integers(1, 5), st.lists(inner, max_size=3)))
+
+
+def grown(shapes):
+    """A tree of nested (tokens, [branches])."""
+    nodes = []
+
+    def add(shape, start, depth):
+        own, behind = (shape, []) if isinstance(shape, int) else shape
+        place = len(nodes)
+        nodes.append(None)
+        end = start + own
+        for branch in behind:
+            end = add(branch, end, depth + 1)
+        nodes[place] = Node(start, start + own, end, depth)
+        return end
+
+    at = 0
+    for shape in shapes:
+        at = add(shape, at, 0)
+    return Tree(nodes)
+
+
+TREES = {
+    "one token": [1],
+    "one row": [7],
+    "prefix and answers": [(12, [3, 1, 4, 4])],
+    "head, videos, questions, answers": [(5, [(9, [(2, [3, 3]), 4]), (8, [(1, [1])]), (3, [])])],
+    "two roots": [(4, [2, 3]), (6, [1])],
+}
+
+
+def inputs(tree, heads=(4, 2), width=16, dtype=torch.float32, seed=0):
+    made = torch.Generator().manual_seed(seed)
+    sizes = [(tree.tokens, heads[0], width), (tree.tokens, heads[1], width), (tree.tokens, heads[1], width)]
+    return [torch.randn(s, generator=made, dtype=dtype).requires_grad_() for s in sizes]
+
+
+def run(name, tree, tensors, scale=None):
+    out = tree_attention(*tensors, tree, scale, backend=name)
+    made = torch.Generator().manual_seed(9)
+    grads = torch.autograd.grad((out.float() * torch.randn(out.shape, generator=made)).sum(), tensors)
+    return [out, *grads]
+
+
+def close(ours, theirs, tolerance):
+    for a, b in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(a, b, atol=tolerance, rtol=tolerance)
+
+
+@pytest.mark.parametrize("name", NAMES[1:])
+@pytest.mark.parametrize("shape", TREES)
+@pytest.mark.parametrize("heads", [(4, 4), (6, 2), (3, 1)])
+def test_values_and_gradients_are_the_specifications(name, shape, heads, poison):
+    tree = grown(TREES[shape])
+    tensors = inputs(tree, heads)
+    close(run(name, tree, tensors), run("reference", tree, tensors), 2e-6 * 10)
+
+
+@given(st.lists(SHAPES, min_size=1, max_size=3), st.integers(0, 99))
+def test_any_tree(shapes, seed):
+    tree = grown(shapes)
+    tensors = inputs(tree, seed=seed, width=8)
+    close(run("flash", tree, tensors, 0.7), run("reference", tree, tensors, 0.7), 2e-5)
+
+
+def test_gradients_in_double_precision_are_those_of_finite_differences():
+    tree = grown([(3, [(2, [1, 2]), 2])])
+    tensors = inputs(tree, width=8, dtype=torch.float64)
+    assert torch.autograd.gradcheck(lambda q, k, v: tree_attention(q, k, v, tree, backend="flash"), tensors)
+
+
+def test_bf16_stays_within_its_rounding():
+    tree = grown([(40, [9, 9, 9, 9])])
+    tensors = inputs(tree, dtype=torch.bfloat16)
+    exact = [t.detach().float().requires_grad_() for t in tensors]
+    found = run("flash", tree, tensors)
+    assert all(t.dtype == torch.bfloat16 for t in found)
+    close([t.float() for t in found], run("reference", tree, exact), 6e-2)
+
+
+@given(st.lists(SHAPES, min_size=1, max_size=3))
+def test_mask_is_what_the_nodes_say(shapes):
+    tree = grown(shapes)
+    mask = tree.mask()
+    for node in tree.nodes:
+        path = [n for n in tree.nodes if n.start < node.start and node.start < n.end]
+        for token in range(node.start, node.stop):
+            seen = {j for n in path for j in range(n.start, n.stop)} | set(range(node.start, token + 1))
+            assert mask[token].nonzero().flatten().tolist() == sorted(seen)
+    assert tree.longest == int(mask.sum(1).max())
+
+
+def test_calls_of_the_gpu_form_cover_the_mask_once():
+    tree = grown(TREES["head, videos, questions, answers"])
+    times = torch.zeros(tree.tokens, tree.tokens, dtype=torch.int64)
+    for level in tree.levels:
+        asked, _ = _places(level, torch.device("cpu"))
+        assert len(asked.unique()) == len(asked)
+        for call in level:
+            times[call.first : call.last, call.start : call.stop] += 1
+    for call in tree.own:
+        times[call.first : call.last, call.start : call.stop] += 1
+    upper = torch.ones_like(times).triu(1).bool()
+    assert torch.equal(times.masked_fill(upper, 0), tree.mask().long())
+
+
+def test_wrong_shapes_and_backends_are_refused():
+    tree = grown([3])
+    q, k, v = inputs(tree)
+    with pytest.raises(ModelError, match="must have the tree's 3 tokens"):
+        tree_attention(q[:2], k, v, tree)
+    with pytest.raises(ModelError, match="4 query heads are no multiple of 3"):
+        tree_attention(q, k[:, :1].expand(-1, 3, -1), v[:, :1].expand(-1, 3, -1), tree)
+    with pytest.raises(BackendError, match="has no backend 'gemm'"):
+        tree_attention(q, k, v, tree, backend="gemm")
+    with pytest.raises(ModelError, match="without a gap"):
+        Tree([Node(0, 2, 2, 0), Node(3, 4, 4, 0)])
+
+
+def test_what_ran_is_reported_and_values_of_another_width_take_the_dense_form():
+    tree = grown([(3, [2])])
+    q, k, v = inputs(tree)
+    backends.reset_report()
+    tree_attention(q, k, v, tree)
+    assert tree_attention(q, k, v[..., :8], tree).shape == (5, 4, 8)
+    assert backends.report()["tree_attention"] == {"flash": 1, "sdpa": 1}
+    assert set(_BACKENDS) == set(NAMES) and _OnCpu is not None
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("shape", TREES)
+@pytest.mark.parametrize("width", [64, 128])
+def test_flash_on_a_gpu(shape, width):
+    tree = grown(TREES[shape])
+    tensors = [t.detach().to("cuda", torch.bfloat16).requires_grad_() for t in inputs(tree, (6, 2), width)]
+    exact = [t.detach().float().cpu().requires_grad_() for t in tensors]
+    out = tree_attention(*tensors, tree, backend="flash")
+    grads = torch.autograd.grad(out.float().sum(), tensors)
+    reference = tree_attention(*exact, tree, backend="reference")
+    theirs = torch.autograd.grad(reference.sum(), exact)
+    close([t.float().cpu() for t in (out, *grads)], [reference, *theirs], 6e-2)

@@ -1,0 +1,73 @@
+"""Settings of fine-tuning."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from vstar_fast.config_file import need, one_of
+from vstar_fast.config_ranges import in_range
+
+
+@dataclass(frozen=True)
+class FinetuneConfig:
+    """Fine-tuning on what was kept; the paper: 1 epoch, batch 128, AdamW, cosine, 2e-5, warm-up 0.03, maybe in full."""
+
+    objective: str = "sft"
+    """`sft`: kept answers; `dpo`: kept answers against answers to the same question that did not pass."""
+    dpo_beta: float = 0.1
+    tune: str = "lora"
+    """`lora`, or `full`: every layer of the language model (saved as an adapter that holds them whole).
+    Token embeddings that are tied to the head stay as they are."""
+    lora: str = "lora"
+    """`lora`, `dora` or `rslora`."""
+    lora_r: int = 16
+    lora_alpha: int = 32
+    lora_dropout: float = 0.0
+    target_modules: str = "auto"
+    """Comma-separated module names, or `auto` (all linear layers of the language model)."""
+    projector: bool = True
+    """Train the multimodal projector too (saved with the adapter)."""
+    modules_to_save: str = ""
+    """Comma-separated names of further modules to train and save whole, such as lm_head."""
+    lr: float = 2e-4
+    projector_lr: float = 2e-5
+    epochs: float = 2.0
+    steps: int = 0
+    """Optimizer steps; 0: from `epochs`."""
+    batch_size: int = 16
+    """Examples an optimizer step."""
+    micro_batch_size: int = 16
+    """Examples at most in one forward and backward; changes no result."""
+    micro_batch_tokens: int = 8192
+    """Packed tokens at most in one forward and backward. An example that is longer alone is left out and counted."""
+    cut_long: bool = False
+    """Cut the answer of an example that is too long instead of leaving it out."""
+    pack: bool = True
+    """Read what the examples of a video share once. False: row by row, for models that cannot be packed."""
+    loss_per: str = "token"
+    """`token`: mean over all answer tokens of a batch; `example`: mean over examples, however long their answers."""
+    gradient_checkpointing: bool = False
+    """Run each layer a second time in backward instead of keeping its activations: less memory, more time."""
+    weight_decay: float = 0.0
+    warmup_ratio: float = 0.03
+    schedule: str = "cosine"
+    max_grad_norm: float = 1.0
+    mix_ratio: float = 0.0
+    """Original instruction examples per kept example."""
+    balance: bool = False
+    """Weight the kept examples so that every class of a label set counts the same, however often it was kept."""
+
+    def __post_init__(self) -> None:
+        one_of("finetune.objective", self.objective, ("sft", "dpo"))
+        one_of("finetune.tune", self.tune, ("lora", "full"))
+        one_of("finetune.lora", self.lora, ("lora", "dora", "rslora"))
+        one_of("finetune.loss_per", self.loss_per, ("token", "example"))
+        one_of("finetune.schedule", self.schedule, ("cosine", "linear", "constant"))
+        in_range("finetune", self)
+        sizes = (self.batch_size, self.micro_batch_size)
+        need(sizes[0] >= sizes[1], f"finetune needs batch_size >= micro_batch_size >= 1, got {sizes}")
+        named = all(x.strip() for x in self.target_modules.split(","))
+        need(named, f"finetune.target_modules = {self.target_modules!r} has an empty name; use auto or module names")
+        sft = self.objective == "sft" or self.mix_ratio == 0
+        need(sft, f"finetune.objective = 'dpo' cannot mix instruction data in; set mix_ratio = 0, got {self.mix_ratio}")
+        need(self.pack or not self.cut_long, "finetune.cut_long needs finetune.pack = true")

@@ -1,0 +1,113 @@
+"""Negative log-likelihood of each example's answer, packed behind shared prefixes or row by row."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+
+from vstar_fast.errors import ModelError
+from vstar_fast.finetune.items import Item
+from vstar_fast.finetune.packed import pack
+from vstar_fast.models.video_lm import VideoLM
+
+NAME = "vstar_tree"
+REFUSED = ("softcap", "s_aux", "position_bias", "sinks")
+
+
+def attention(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    vstar_tree: Any = None,
+    sliding_window: int | None = None,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, None]:
+    """transformers' attention function over packed tokens: query [1, Hq, N, D], keys and values [1, Hkv, N, D]."""
+    from vstar_fast.kernels.prefix_attention.training import tree_attention
+
+    odd = [name for name in REFUSED if kwargs.get(name) is not None]
+    odd += ["attention dropout"] if dropout else []
+    odd += ["an attention mask"] if attention_mask is not None else []
+    odd += ["layers that do not hand on their arguments"] if vstar_tree is None else []
+    if vstar_tree is not None and sliding_window is not None and sliding_window < vstar_tree.longest:
+        odd.append(f"a sliding window of {sliding_window} tokens, shorter than a row of {vstar_tree.longest}")
+    if odd:
+        raise ModelError(
+            f"{type(module).__name__} has {', '.join(odd)}: not with packed rows; set finetune.pack = false"
+        )
+    q, k, v = (t[0].transpose(0, 1) for t in (query, key, value))
+    return tree_attention(q, k, v, vstar_tree, scaling)[None], None
+
+
+@contextlib.contextmanager
+def packed_rows(lm: VideoLM) -> Iterator[None]:
+    """Inside, the text stack attends along the tree it is given. Backward belongs inside: it may run layers again."""
+    from transformers import AttentionInterface
+
+    AttentionInterface.register(NAME, attention)
+    config = lm.text_model.config
+    before = config._attn_implementation
+    config._attn_implementation = NAME
+    try:
+        yield
+    finally:
+        config._attn_implementation = before
+
+
+def packed_nll(lm: VideoLM, items: Sequence[Item]) -> torch.Tensor:
+    """Negative log-likelihood of each item's answer, fp32 `[len(items)]`, in one call of the text stack.
+
+    The LM head sees the positions that predict an answer's token, and no other. Call it inside `packed_rows`.
+    """
+    packed = pack(lm, items)
+    hidden = lm.text_model(
+        inputs_embeds=packed.inputs_embeds,
+        position_ids=packed.position_ids,
+        attention_mask=None,
+        use_cache=False,
+        vstar_tree=packed.tree,
+        **packed.extras,
+    ).last_hidden_state[0]
+    each = _nll(lm.logits(hidden[packed.sources]), packed.targets)
+    return each.new_zeros(len(items)).index_add(0, packed.owners, each)
+
+
+def dpo_loss(
+    lm: VideoLM, peft: Any, items: Sequence[Item], beta: float, nll: Callable[..., torch.Tensor]
+) -> torch.Tensor:
+    """DPO's loss (arXiv 2305.18290, eq. 7) of each item's two answers, `[len(items)]`; both behind one prefix.
+
+    The reference is the model with its adapter off. `nll`: `packed_nll` or `row_nll`.
+    """
+    sides = [*items, *(i.against for i in items)]
+    with torch.no_grad(), peft.disable_adapter():
+        reference = nll(lm, sides)
+    gained = (reference - nll(lm, sides)).view(2, -1)
+    return -torch.nn.functional.logsigmoid(beta * (gained[0] - gained[1]))
+
+
+def row_nll(lm: VideoLM, items: Sequence[Item]) -> torch.Tensor:
+    """The same through the model's own forward, a row at a time: for models whose inputs cannot be packed."""
+    return torch.stack([_one_row(lm, item) for item in items])
+
+
+def _one_row(lm: VideoLM, item: Item) -> torch.Tensor:
+    if item.features is None:
+        inputs: dict[str, Any] = {"input_ids": torch.cat([item.head, item.answer])[None].to(lm.device)}
+    else:
+        inputs = lm.inputs([item.text], [item.features], [item.said])
+        del inputs["labels"]
+    hidden = lm.body(**inputs, use_cache=False)[0][0]
+    count = len(item.answer)
+    return _nll(lm.logits(hidden[-count - 1 : -1]), item.answer.to(lm.device)).sum()
+
+
+def _nll(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    return torch.nn.functional.cross_entropy(logits.float(), targets, reduction="none")
