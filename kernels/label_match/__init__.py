@@ -106,7 +106,7 @@ def _as_ids(own: Sequence[int | str] | torch.Tensor, labels: LabelSet) -> torch.
         raise DataError(f"own has {_odd_one(ids)!r}; give label ids or names, and -1 for a row that has none") from None
 
 
-def _odd_one(ids: list[object]) -> object:
+def _odd_one(ids: Sequence[object]) -> object:
     return next((item for item in ids if not isinstance(item, int)), ids[0])
 
 
