@@ -1,4 +1,4 @@
-"""`constrain` against xgrammar (label set in a rule of its own), llguidance (regex) and a trie of ids in Hugging Face.
+"""`constrain` against xgrammar (two rules), llguidance and outlines-core (regex), and a trie of ids in Hugging Face.
 
 SmolLM2's vocabulary; "Answer: " and one of N labels. Rivals that are not installed are left out. Every case first
 proves that the masks are equal: with xgrammar all of them over random walks; with llguidance, which allows only
@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import functools
 import random
+import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
+from vstar_fast.bench.constrain_gpu import on_gpu
 from vstar_fast.bench.constrain_rivals import PREFIX, ROWS, Xgrammar, rivals, trie_of, vocabulary
 
 from vstar_fast import ops
@@ -77,26 +79,21 @@ def legal_sets(bits: torch.Tensor) -> list[int]:
     return [32 * w + b for w, word in enumerate(bits.tolist()) for b in range(32) if word >> b & 1]
 
 
-def agrees(grammar: ops.Grammar, theirs: Any, rival: Any, *, subset: bool, walks: int = 4) -> bool:
-    """Whether masks are equal (subset: the rival's are part of ours) along random walks."""
+def agrees(grammar: ops.Grammar, theirs: Any, rival: Any, walks: int = 4) -> bool:
+    """Whether masks are equal (or part of ours, for a rival that wants canonical tokens) along random walks."""
     rng, words = random.Random(0), (grammar.vocab.logits_size + 31) // 32
     for _ in range(walks):
-        state = ops.DecodeState(grammar, 1)
-        matcher = rival.xgr.GrammarMatcher(theirs) if isinstance(rival, Xgrammar) else theirs.deep_copy()
+        state, matcher = ops.DecodeState(grammar, 1), rival.start(theirs)
         while not state.done[0]:
             bits = torch.zeros(1, words, dtype=torch.int32)
-            if isinstance(rival, Xgrammar):
-                matcher.fill_next_token_bitmask(bits)
-            else:
-                matcher.unsafe_compute_mask_ptr(bits.data_ptr(), 4 * words)
+            rival.mask(matcher, bits)
             ours, other = legal_sets(state.fill_bitmask()[0]), legal_sets(bits[0])
-            same = set(other) <= set(ours) and len(other) > 0 if subset else other == ours
+            same = set(other) <= set(ours) and len(other) > 0 if rival.canonical else other == ours
             if not same:
                 return False
             token = rng.choice(other)
             state.advance_(torch.tensor([token]))
-            accepted = matcher.accept_token(token) if isinstance(rival, Xgrammar) else matcher.consume_token(token)
-            if not accepted and not state.done[0]:
+            if not rival.take(matcher, token) and not state.done[0]:
                 return False
     return True
 
@@ -107,12 +104,16 @@ TARGETS = {
 }  # fmt: skip
 
 
+def target_of(what: str, rival: Any, place: int) -> float | None:
+    """The ratio that is wanted, if one is."""
+    return TARGETS[what, rival.name][place] if (what, rival.name) in TARGETS else None
+
+
 def _compiling(bench: Bench, names: list[str], rival: Any, place: int) -> None:
-    subset = not isinstance(rival, Xgrammar)
     bench.compare(
         f"compile {len(names)} labels, cold", lambda: compile_ours(names), lambda: rival.compile(names),
-        equal=lambda ours, theirs: agrees(ours, theirs, rival, subset=subset),
-        names=("vstar-fast", rival.name), target=TARGETS["compile", rival.name][place], backend="cpp", threads=1,
+        equal=lambda ours, theirs: agrees(ours, theirs, rival),
+        names=("vstar-fast", rival.name), target=target_of("compile", rival, place), backend="cpp", threads=1,
     )  # fmt: skip
 
 
@@ -123,14 +124,41 @@ def _stepping(bench: Bench, count: int, rival: Any, place: int, *, cold: bool) -
         said = list(dict.fromkeys(random.Random(1).choices(make_labels(count), k=ROWS)))
         sets = [list(dict.fromkeys(said + names))[:count] for names in sets]
     ours, theirs = [compile_ours(names) for names in sets], [rival.compile(names) for names in sets]
-    same = agrees(ours[0], theirs[0], rival, subset=not isinstance(rival, Xgrammar))
+    same = agrees(ours[0], theirs[0], rival)
     bench.compare(
         f"step, {count} labels, B={ROWS}, {'cold' if cold else 'warm'}",
         walk_ours(ours, tokens), rival.walk(theirs, tokens),
-        equal=lambda *_: same, names=("vstar-fast", f"{rival.name} batch"),
-        work=(ROWS * len(tokens), "row"), target=None if cold else TARGETS["step", rival.name][place],
+        equal=lambda *_: same, names=("vstar-fast", rival.name),
+        work=(ROWS * len(tokens), "row"), target=None if cold else target_of("step", rival, place),
         backend="cpp", threads=1,
     )  # fmt: skip
+
+
+def _against_goals(bench: Bench, names: list[str], grammar: ops.Grammar, place: int) -> None:
+    """Memory, and CPU times of compiling and of a step, as ratios of the goals to them."""
+    tokens = answers(len(names))
+    step = cpu_seconds(walk_ours([grammar], tokens)) / tokens.numel()
+    measured = (
+        (f"memory of {len(names)} labels", "MB", grammar.sizes.bytes / 1e6, 1.1),
+        (f"compile {len(names)} labels", "ms", 1e3 * cpu_seconds(lambda: compile_ours(names)), (2.0, 25.0)[place]),
+        (f"step, {len(names)} labels, B={ROWS}", "us/row", 1e6 * step, 0.15),
+    )
+    for case, unit, value, goal in measured:
+        bench.add(
+            case=f"{case}, against the goal", subject="vstar-fast", baseline=f"{goal:g} {unit}",
+            metric="size" if unit == "MB" else "cpu", value=value, unit=unit, ratio=goal / value, equal=True,
+            target=1.0, backend="cpp", threads=1,
+        )  # fmt: skip
+
+
+def cpu_seconds(function: Callable[[], Any], calls: int = 15) -> float:
+    """Median CPU seconds of a call."""
+    taken = []
+    for _ in range(calls):
+        began = time.process_time()
+        function()
+        taken.append(time.process_time() - began)
+    return sorted(taken)[calls // 2]
 
 
 def _trie_step(bench: Bench, names: list[str], rows: int = 32) -> None:
@@ -185,12 +213,14 @@ def run(bench: Bench, quick: bool) -> None:
         for place, count in enumerate((700,) if quick else (700, 10_000)):
             names = make_labels(count)
             grammar = compile_ours(names)
-            bench.add(
-                case=f"memory of {count} labels", subject="vstar-fast", baseline="none", metric="size",
-                value=grammar.sizes.bytes / 1e6, unit="MB", ratio=None, equal=True, backend="cpp", threads=1,
-            )  # fmt: skip
+            if bench.device == "cuda":
+                on_gpu(bench, names, PREFIX, vocabulary()[1], next((x for x in found if isinstance(x, Xgrammar)), None))
+                continue
+            _against_goals(bench, names, grammar, place)
             _trie_step(bench, names)
             for rival in found:
+                if count > rival.most or (quick and rival.name == "outlines_core"):
+                    continue
                 _compiling(bench, names, rival, place)
                 _stepping(bench, count, rival, place, cold=False)
                 if not quick and count == 700:

@@ -121,7 +121,7 @@ def _generate(bench: Bench, work: Work) -> tuple[float, float]:
 def _features(work: Work) -> list[Features]:
     from vstar_fast import frames
 
-    read = [f for f in frames.read(work.videos, work.config.frames) if isinstance(f, Frames)]
+    read = [f for f in frames.read(work.videos, replace(work.config.frames, isolate=False)) if isinstance(f, Frames)]
     return work.lm.encode(frames.to_batch(read, work.videos))
 
 

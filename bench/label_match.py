@@ -175,11 +175,45 @@ def from_ids(bench: Bench, quick: bool) -> None:
     )  # fmt: skip
 
 
+OWN_GOAL_US = 100.0
+"""Microseconds for the own labels of 100,000 rows of ids on a GPU; three times as long for all labels."""
+
+
+def ids_on_gpu(bench: Bench, quick: bool) -> None:
+    """700 labels in 100,000 rows of 182 ids that lie on the GPU, beside a sum over the same ids: what reading costs.
+
+    The result is compared with the CPU's in full.
+    """
+    names, (_, tokens) = make_labels(700), token_rows.vocabulary()
+    labels, rows = LabelSet(names), 10_000 if quick else 100_000
+    texts = [" ".join([row.decode()] * 2) for row in plain_rows(names, 2000)]
+    host = token_rows.id_rows(texts, 182).repeat(rows // 2000, 1)
+    own = torch.arange(rows, dtype=torch.int32) % 700
+    ids, theirs = host.cuda(), own.cuda()
+    expected = label_match(host, labels, own, tokens=tokens)
+    for what, which, goal in (("own", False, OWN_GOAL_US), ("all", True, 3 * OWN_GOAL_US)):
+        case = f"{what} of 700 labels from 182 ids, {rows} rows on the GPU"
+        bench.compare(
+            case, functools.partial(label_match, ids, labels, theirs, tokens=tokens, which=which),
+            functools.partial(torch.sum, ids),
+            equal=lambda m, _: torch.equal(m.table.cpu(), expected.table),
+            names=("vstar-fast", "sum of the ids"), work=(1, "call"), backend="cuda",
+        )  # fmt: skip
+        value = bench.rows[-2].value
+        bench.add(
+            case=f"{case}, against the goal", subject="vstar-fast", baseline=f"{goal:g} us for 100,000 rows",
+            metric="gpu", value=value, unit="us/call", equal=value is not None, target=1.0, backend="cuda",
+            ratio=None if value is None else goal * rows / 1e5 / value,
+        )  # fmt: skip
+
+
 def run(bench: Bench, quick: bool) -> None:
     """15 and 700 labels against `re`; the own label, and every label. On the CPU also against other engines."""
     if bench.device == "cpu":
         against_rivals(bench, quick)
         from_ids(bench, quick)
+    else:
+        ids_on_gpu(bench, quick)
     rows = 500 if quick else 5000
     backend = backends.choose("label_match", bench.device).name
     for count in (15, 700):

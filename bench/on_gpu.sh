@@ -2,7 +2,7 @@
 # Proves and measures vstar-fast on a machine with an NVIDIA GPU; needs no network. Run it from the repository:
 #
 #   bench/on_gpu.sh OUTDIR            every step that has not succeeded yet, in order
-#   bench/on_gpu.sh OUTDIR STEP       one step: env build test bench-<name> unproven
+#   bench/on_gpu.sh OUTDIR STEP       one step: env build test sanitizer bench-<name> unproven
 #
 # A step that succeeded leaves OUTDIR/<step>.done and is not run again; each fits ten minutes. PYTHON names the
 # interpreter (with torch, pytest, hypothesis), WHEELS a folder of wheels to install what is missing from. Figures to keep go from
@@ -58,6 +58,17 @@ build_in_tree() {
 }
 
 step_test() { "$PYTHON" -m pytest -m gpu -q --continue-on-collection-errors --junitxml="$OUT/gpu-tests.xml"; }
+
+# Memory errors and races in the kernels of the ops, on their GPU tests; where the tool is missing it is said.
+step_sanitizer() {
+  local tool check
+  tool=$(command -v compute-sanitizer || ls /usr/local/cuda*/bin/compute-sanitizer 2>/dev/null | head -1 || true)
+  [ -n "$tool" ] || { echo "no compute-sanitizer here: the kernels' memory accesses are not proved"; return 0; }
+  for check in memcheck racecheck; do
+    "$tool" --tool "$check" --error-exitcode 9 --target-processes all \
+      "$PYTHON" -m pytest -m gpu -q -k "(label or constrain or value) and not graphs" tests/ops
+  done
+}
 
 step_bench() { "$PYTHON" -m vstar_fast.bench.runner "$1" --json "$OUT/bench-$1.json"; }
 
@@ -117,8 +128,8 @@ run_step() {
 inside() {
   case $1 in
     bench-*) step_bench "${1#bench-}" ;;
-    env | build | test | unproven) "step_$1" ;;
-    *) echo "unknown step $1; steps: env build test $(benches | sed 's/[^ ]*/bench-&/g') unproven"; exit 2 ;;
+    env | build | test | sanitizer | unproven) "step_$1" ;;
+    *) echo "unknown step $1; steps: env build test sanitizer $(benches | sed 's/[^ ]*/bench-&/g') unproven"; exit 2 ;;
   esac
 }
 
@@ -129,6 +140,7 @@ case ${2:-all} in
     run_step env || exit 1
     run_step build || exit 1
     run_step test || failed=1
+    run_step sanitizer || failed=1
     for name in $(benches); do run_step "bench-$name" || failed=1; done
     rm -f "$OUT/unproven.done"
     run_step unproven

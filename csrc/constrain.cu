@@ -5,6 +5,7 @@
 //   memory,
 //                     then each thread stores 16 bytes of -inf at a time, and reads logits only where bits
 //                     mix
+//   advance + mask    as mask; every block works out the row's move, the last one that has read writes it
 //   fill              a block: 8,192 bits of one row, built the same way
 //   sample            a block: one row; candidates are the row's edges, the set bits of a dense row, or all
 //
@@ -100,6 +101,32 @@ __global__ void __launch_bounds__(kThreads)
   store_slice(data + r * stride + base, min(kSliceBits, a.vocabulary - base), low, bits);
 }
 
+// `tickets` [rows] are zeros before and after: blocks of a row that have read its state.
+template <class T>
+__global__ void __launch_bounds__(kThreads)
+    advance_mask_rows(Arena a, RowStates rows, const int64_t* tokens, int32_t* tickets, int32_t slices,
+                      T* data, int64_t stride, T low) {
+  __shared__ uint32_t bits[kSliceWords];
+  const int32_t r = blockIdx.x, slice = blockIdx.y;
+  const int32_t before = rows.state[r], left = rows.remaining[r];
+  const int32_t after = after_token(a, before, tokens[r], left), remaining = remaining_after(before, left);
+  __syncthreads();
+  if (threadIdx.x == 0) {
+    __threadfence();
+    if (atomicAdd(tickets + r, 1) == slices - 1) {
+      tickets[r] = 0;
+      rows.state[r] = after;
+      rows.remaining[r] = remaining;
+      rows.step[r] += 1;
+    }
+  }
+  const int32_t state = state_within(after, remaining);
+  if (state == kFree) return;
+  build_slice(a, state, remaining, slice, bits);
+  const int32_t base = slice * kSliceBits;
+  store_slice(data + r * stride + base, min(kSliceBits, a.vocabulary - base), low, bits);
+}
+
 __global__ void __launch_bounds__(kThreads)
     fill_rows(Arena a, RowStates rows, uint32_t* out, int64_t stride) {
   __shared__ uint32_t bits[kSliceWords];
@@ -143,6 +170,23 @@ void constrain_mask_cuda(const Arena& a, const RowStates& rows, const LogitsRows
     mask_rows<uint16_t><<<grid, kThreads, 0, stream_of(stream)>>>(a, rows, data, logits.stride, low);
   }
   check_cuda(cudaGetLastError(), "constrain mask");
+}
+
+void constrain_advance_mask_cuda(const Arena& a, const RowStates& rows, const int64_t* tokens,
+                                 int32_t* tickets, const LogitsRows& logits, uintptr_t stream) {
+  const dim3 grid = slices_of(a, rows.rows);
+  const auto slices = static_cast<int32_t>(grid.y);
+  if (logits.type == LogitsType::kFloat32) {
+    auto* data = static_cast<uint32_t*>(logits.data);
+    advance_mask_rows<uint32_t><<<grid, kThreads, 0, stream_of(stream)>>>(a, rows, tokens, tickets, slices,
+                                                                          data, logits.stride, 0xFF800000u);
+  } else {
+    auto* data = static_cast<uint16_t*>(logits.data);
+    const uint16_t low = logits.type == LogitsType::kFloat16 ? 0xFC00 : 0xFF80;
+    advance_mask_rows<uint16_t><<<grid, kThreads, 0, stream_of(stream)>>>(a, rows, tokens, tickets, slices,
+                                                                          data, logits.stride, low);
+  }
+  check_cuda(cudaGetLastError(), "constrain advance and mask");
 }
 
 void constrain_sample_cuda(const Arena& a, const RowStates& rows, const LogitsRows& logits,

@@ -218,6 +218,9 @@ void constrain_fill_cpu(const Arena& a, const RowStates& rows, uint32_t* out, in
 
 void constrain_advance_cuda(const Arena& a, const RowStates& rows, const int64_t* tokens, uintptr_t stream);
 void constrain_mask_cuda(const Arena& a, const RowStates& rows, const LogitsRows& logits, uintptr_t stream);
+// Both in one launch; `tickets` [rows] int32 are zeros, and are zeros again afterwards.
+void constrain_advance_mask_cuda(const Arena& a, const RowStates& rows, const int64_t* tokens,
+                                 int32_t* tickets, const LogitsRows& logits, uintptr_t stream);
 void constrain_sample_cuda(const Arena& a, const RowStates& rows, const LogitsRows& logits,
                            const DrawRows& draw, uintptr_t stream);
 void constrain_forced_cuda(const Arena& a, const RowStates& rows, int64_t* tokens, int32_t* lengths,

@@ -113,6 +113,12 @@ void bind_cuda(py::module_& m) {
         [](uintptr_t host, uintptr_t device, const Rows& rows, const Logits& logits, uintptr_t stream) {
           constrain_mask_cuda(arena(host, device), row_states(rows), logits_rows(logits), stream);
         });
+  m.def("constrain_advance_mask_cuda",
+        [](uintptr_t host, uintptr_t device, const Rows& rows, uintptr_t tokens, uintptr_t tickets,
+           const Logits& logits, uintptr_t stream) {
+          constrain_advance_mask_cuda(arena(host, device), row_states(rows), at<const int64_t>(tokens),
+                                      at<int32_t>(tickets), logits_rows(logits), stream);
+        });
   m.def("constrain_sample_cuda", [](uintptr_t host, uintptr_t device, const Rows& rows, const Logits& logits,
                                     const Draw& draw, uintptr_t stream) {
     constrain_sample_cuda(arena(host, device), row_states(rows), logits_rows(logits), draw_rows(draw),

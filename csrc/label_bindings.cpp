@@ -5,6 +5,7 @@
 #include <pybind11/stl.h>
 
 #include "label_rows.h"
+#include "token_scan.h"
 #include "word_masks.h"
 
 namespace py = pybind11;
@@ -39,6 +40,12 @@ std::string_view utf8_view(py::object& item) {
   if (!PyBytes_Check(item.ptr())) throw py::value_error("a text is neither a string nor bytes");
   if (PyBytes_AsStringAndSize(item.ptr(), &data, &size) != 0) throw py::error_already_set();
   return {data, static_cast<size_t>(size)};
+}
+
+// `hints`: [2, count], see compile_hints; 0 for none.
+TokenHints token_hints(uintptr_t hints, const TokenTable& tokens) {
+  if (hints == 0) return {nullptr, nullptr};
+  return {pointer<const uint32_t>(hints), pointer<const int32_t>(hints) + tokens.count};
 }
 
 std::string tokens_of(const py::sequence& pieces) {
@@ -109,29 +116,36 @@ void bind_label_match(py::module_& m) {
           py::gil_scoped_release release;
           label_match_cpu(label_tables(tables, tables), row_views(text, offsets, job.rows), job, threads);
         });
-  m.def("label_match_ids_cpu",
-        [](uintptr_t tables, uintptr_t tokens, const IdArguments& ids, const OutArguments& out, int threads) {
-          const LabelOut job = label_out(out);
-          py::gil_scoped_release release;
-          label_match_ids_cpu(label_tables(tables, tables), token_table(tokens, tokens), id_rows(ids), job,
-                              threads);
-          for (int32_t r = 0; r < job.rows; ++r)  // the first row with an id outside the vocabulary, or -1
-            if (job.out[static_cast<int64_t>(r) * kRowInts + kBadToken] >= 0) return r;
-          return -1;
-        });
+  m.def("label_match_ids_cpu", [](uintptr_t tables, uintptr_t tokens, uintptr_t hints, const IdArguments& ids,
+                                  const OutArguments& out, int threads) {
+    const LabelOut job = label_out(out);
+    const TokenTable table = token_table(tokens, tokens);
+    py::gil_scoped_release release;
+    label_match_ids_cpu(label_tables(tables, tables), table, token_hints(hints, table), id_rows(ids), job,
+                        threads);
+    for (int32_t r = 0; r < job.rows; ++r)  // the first row with an id outside the vocabulary, or -1
+      if (job.out[static_cast<int64_t>(r) * kRowInts + kBadToken] >= 0) return r;
+    return -1;
+  });
+  m.def("compile_hints", [](uintptr_t tables, uintptr_t tokens, uintptr_t out) {
+    const TokenTable table = token_table(tokens, tokens);
+    py::gil_scoped_release release;
+    compile_hints(label_tables(tables, tables), table, pointer<uint32_t>(out),
+                  pointer<int32_t>(out) + table.count);
+  });
 #ifdef VSTAR_WITH_CUDA
   m.def("label_match_cuda", [](uintptr_t host_tables, uintptr_t tables, uintptr_t text, uintptr_t offsets,
                                const OutArguments& out, uintptr_t stream) {
     const TextRows texts{pointer<const uint8_t>(text), pointer<const int64_t>(offsets)};
     label_match_cuda(label_tables(host_tables, tables), texts, label_out(out), stream);
   });
-  m.def("label_match_ids_cuda", [](uintptr_t host_tables, uintptr_t tables, uintptr_t host_tokens,
-                                   uintptr_t tokens, const IdArguments& ids, const OutArguments& out,
-                                   uintptr_t scratch, int64_t scratch_bytes, int32_t warps,
-                                   uintptr_t stream) {
-    label_match_ids_cuda(label_tables(host_tables, tables), token_table(host_tokens, tokens), id_rows(ids),
-                         label_out(out), pointer<uint8_t>(scratch), scratch_bytes, warps, stream);
-  });
+  m.def("label_match_ids_cuda",
+        [](uintptr_t host_tables, uintptr_t tables, uintptr_t host_tokens, uintptr_t tokens, uintptr_t hints,
+           const IdArguments& ids, const OutArguments& out, uintptr_t stream) {
+          const TokenTable table = token_table(host_tokens, tokens);
+          label_match_ids_cuda(label_tables(host_tables, tables), table, token_hints(hints, table),
+                               id_rows(ids), label_out(out), stream);
+        });
 #endif
   m.def("char_kind", &char_kind);
   m.def("char_fold", &char_fold);
@@ -141,6 +155,18 @@ void bind_label_match(py::module_& m) {
     word_masks(name)(reinterpret_cast<const uint8_t*>(text.data()), static_cast<int32_t>(text.size()),
                      word.data(), high.data());
     return std::make_pair(word, high);
+  });
+  m.def("token_scan_names", &token_scan_names);
+  // (position of the first id outside the vocabulary or -1, bytes up to each end, bits for labels, for the
+  // literal, whether all is ASCII)
+  m.def("token_scan", [](const std::string& name, uintptr_t hints, int32_t vocabulary, uintptr_t ids,
+                         int32_t count, bool wide) {
+    TokenMasks masks;
+    masks.fit(count);
+    const int32_t bad = token_scan(name)(
+        {pointer<const void>(ids), pointer<const uint32_t>(hints), count, vocabulary, wide}, masks);
+    masks.ends.resize(static_cast<size_t>(count));
+    return std::make_tuple(bad, masks.ends, masks.label, masks.literal, masks.ascii);
   });
 }
 

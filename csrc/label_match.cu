@@ -1,12 +1,14 @@
-// label_match on the GPU: one warp owns one row; its lanes test 32 neighbouring start positions at a time.
+// label_match on the GPU: one warp owns one row; its lanes test 32 neighbouring places at a time.
 //
-//   row r   |b a c k f l i p   t h e n   a   k i c k|
-//   lanes    0 1 2 3 ...                           31     then the next 32 bytes, until the row ends
+//   text     |b a c k f l i p   t h e n   a   k i c k|     a place is a byte
+//   lanes     0 1 2 3 ...                           31
+//   ids      |And| then| back|flip|,| a| spin| kick|.|     a place is a token; its hint says if it can matter
+//   lanes     0   1     2     3    4 5  6     7     8
 //
-// A lane whose byte starts a label walks the trie alone. What the row needs (first, last, whether a longer
-// label covers it) is joined by ballots and one prefix maximum per 32 bytes, in the order of the CPU's loop,
-// so that both give the same integers. Rows of ids are first spread into the warp's own scratch, 32 tokens at
-// a time, by a prefix sum of their sizes.
+// A lane whose place may begin a label walks the trie alone. What the row needs (first, last, whether a
+// longer label covers it) is joined by ballots and one prefix maximum per 32 places, in the order of the
+// CPU's loop, so that both give the same integers. The bytes of ids are read where they lie in the token
+// table.
 #include "label_rows.h"
 #include "negation.h"
 #include "warp.cuh"
@@ -26,64 +28,103 @@ __device__ int32_t search_start(const LabelTables& t, const uint8_t* text, int32
   return -1;
 }
 
-// Characters before byte `stop`: bytes at which no other character is still going on.
+// Whether no other character is still going on at byte p.
+template <class Text>
+__device__ bool begins_character(const Text& text, int32_t p, int32_t end) {
+  int32_t lead = p;
+  while (lead > 0 && p - lead < 3 && is_continuation(text[lead])) --lead;
+  return lead == p || read_code_point(text, lead, end).next <= p;
+}
+
+// Characters before byte `stop`.
 __device__ int32_t characters_before(const uint8_t* text, int32_t stop, int32_t end, int lane) {
   int32_t count = 0;
   for (int32_t base = 0; base < stop; base += kWarp) {
     const int32_t p = base + lane;
-    int32_t lead = p;
-    if (p < stop)
-      while (lead > 0 && p - lead < 3 && is_continuation(text[lead])) --lead;
-    const bool inside = p < stop && lead < p && read_code_point(text, lead, end).next > p;
-    count += __popc(__ballot_sync(kAll, p < stop && !inside));
+    count += __popc(__ballot_sync(kAll, p < stop && begins_character(text, p, end)));
   }
   return count;
 }
 
-__device__ void match_row(const LabelTables& t, const LabelOut& job, const RowText& row, int32_t r,
-                          int lane) {
-  const uint8_t* text = row.text;
-  const int32_t end = row.end, own = job.own[r];
-  uint32_t* which = job.which ? job.which + static_cast<int64_t>(r) * job.which_words : nullptr;
-  const auto seen = [which](int32_t label) {
-    if (which) atomicOr(which + (label >> 5), 1u << (label & 31));
-  };
-  int32_t spans[4] = {-1, -1, -1, -1}, chars[4] = {-1, -1, -1, -1}, longest = 0;
+// What the lanes found at 32 places, and up to them in the row; the same in every lane.
+struct RowFound {
+  int32_t spans[4] = {-1, -1, -1, -1}, longest = 0;
   bool outside = false, denied = false;
-  const int32_t start = row.bad >= 0 ? -1 : search_start(t, text, end, lane);
-  for (int32_t base = start; start >= 0 && base < end; base += kWarp) {
-    const int32_t p = base + lane;
-    Ends ends;
-    if (p < end && !word_before(t, text, p))
-      ends = match_from(t, text, read_char(t, text, p, end), end, own, seen);
-    int32_t chunk_longest;
-    const int32_t before = max(longest, max_before(ends.longest, lane, &chunk_longest));
-    const bool free = ends.own && ends.own == ends.longest && ends.own > before;
-    outside |= __any_sync(kAll, free) != 0;
-    denied |= __any_sync(kAll, job.negation && ends.own && negated(t, text, start, p)) != 0;
-    const unsigned hits = __ballot_sync(kAll, ends.own != 0);
-    if (hits) {
-      const int low = __ffs(hits) - 1, high = kWarp - 1 - __clz(hits);
-      const int32_t low_end = __shfl_sync(kAll, ends.own, low);
-      if (spans[0] < 0) spans[0] = base + low, spans[1] = low_end;
-      spans[2] = base + high;
-      spans[3] = __shfl_sync(kAll, ends.own, high);
+
+  // Each lane's own labels in its place: first and last, where the longest match of any label ends, the end
+  // of an own one that no earlier match of this place covers (0 for none), and whether one is denied.
+  struct Place {
+    int32_t spans[4] = {-1, -1, -1, -1}, longest = 0, free = 0;
+    bool denied = false;
+
+    __device__ void add(int32_t begin, const Ends& ends, bool negative) {
+      if (ends.own) {
+        if (spans[0] < 0) spans[0] = begin, spans[1] = ends.own;
+        spans[2] = begin, spans[3] = ends.own;
+        if (ends.own == ends.longest && ends.own > longest) free = ends.own;
+        denied |= negative;
+      }
+      longest = max(longest, ends.longest);
     }
-    longest = max(longest, chunk_longest);
+  };
+
+  __device__ void join(const Place& place, int lane) {
+    int32_t joined_longest;
+    const int32_t before = max(longest, max_before(place.longest, lane, &joined_longest));
+    outside |= __any_sync(kAll, place.free > before) != 0;
+    denied |= __any_sync(kAll, place.denied) != 0;
+    longest = max(longest, joined_longest);
+    const unsigned hits = __ballot_sync(kAll, place.spans[0] >= 0);
+    if (!hits) return;
+    const int low = __ffs(hits) - 1, high = kWarp - 1 - __clz(hits);
+    for (int side = 0; side < 4; ++side) {
+      const int32_t value = __shfl_sync(kAll, place.spans[side], side < 2 ? low : high);
+      if (side >= 2 || spans[side] < 0) spans[side] = value;
+    }
   }
-  const bool hit = spans[0] >= 0;
-  for (int side = 0; side < 4 && hit; ++side) chars[side] = characters_before(text, spans[side], end, lane);
-  if (lane != 0) return;
-  int32_t* out = job.out + static_cast<int64_t>(r) * kRowInts;
+};
+
+// Writes a row's columns but those of tokens; by one lane.
+__device__ void write_row(int32_t* out, const RowFound& found, const int32_t* chars, int32_t start,
+                          int32_t bad, int32_t length) {
   for (int side = 0; side < 4; ++side) {
-    out[kFirst + side] = spans[side];
+    out[kFirst + side] = found.spans[side];
     out[kFirstToken + side] = -1;
     out[kFirstChar + side] = chars[side];
   }
   out[kSearchedFrom] = start;
-  out[kFlags] = (hit && !outside ? kInsideLonger : 0) | (denied ? kNegated : 0);
-  out[kBadToken] = row.bad;
-  out[kLength] = end;
+  out[kFlags] = (found.spans[0] >= 0 && !found.outside ? kInsideLonger : 0) | (found.denied ? kNegated : 0);
+  out[kBadToken] = bad;
+  out[kLength] = length;
+}
+
+__device__ uint32_t* which_of(const LabelOut& job, int32_t r) {
+  return job.which ? job.which + static_cast<int64_t>(r) * job.which_words : nullptr;
+}
+
+__device__ void see(uint32_t* which, int32_t label) {
+  if (which) atomicOr(which + (label >> 5), 1u << (label & 31));
+}
+
+__device__ void match_row(const LabelTables& t, const LabelOut& job, const uint8_t* text, int32_t end,
+                          int32_t r, int lane) {
+  const int32_t own = job.own[r], start = search_start(t, text, end, lane);
+  uint32_t* which = which_of(job, r);
+  RowFound found;
+  for (int32_t base = start; start >= 0 && base < end; base += kWarp) {
+    const int32_t p = base + lane;
+    RowFound::Place place;
+    if (p < end && !word_before(t, text, p)) {
+      const auto seen = [which](int32_t label) { see(which, label); };
+      const Ends ends = match_from(t, text, read_char(t, text, p, end), end, own, seen);
+      place.add(p, ends, job.negation && ends.own && negated(t, text, start, p));
+    }
+    found.join(place, lane);
+  }
+  int32_t chars[4] = {-1, -1, -1, -1};
+  for (int side = 0; side < 4 && found.spans[0] >= 0; ++side)
+    chars[side] = characters_before(text, found.spans[side], end, lane);
+  if (lane == 0) write_row(job.out + static_cast<int64_t>(r) * kRowInts, found, chars, start, -1, end);
 }
 
 __global__ void match_rows(LabelTables t, TextRows texts, LabelOut job) {
@@ -91,61 +132,114 @@ __global__ void match_rows(LabelTables t, TextRows texts, LabelOut job) {
   const int32_t r = blockIdx.x * kWarpsPerBlock + threadIdx.x / kWarp;
   if (r >= job.rows) return;
   const int64_t begin = texts.offsets[r];
-  match_row(t, job, {texts.text + begin, static_cast<int32_t>(texts.offsets[r + 1] - begin), -1}, r, lane);
+  match_row(t, job, texts.text + begin, static_cast<int32_t>(texts.offsets[r + 1] - begin), r, lane);
 }
 
-// The bytes of row r, in `scratch`.
-__device__ RowText spell_row(const TokenTable& tokens, const IdRows& ids, int32_t r, uint8_t* scratch,
-                             int lane) {
-  const int32_t count = ids.length(r);
-  const int64_t begin = ids.begin(r);
-  int32_t used = 0;
-  for (int32_t base = 0; base < count; base += kWarp) {
+// What a row of ids is before its labels are looked for; the same in every lane.
+struct RowShape {
+  int32_t bytes = 0, bad = -1, start = 0;
+  bool ascii = true;
+};
+
+// The hint of a lane's token, 0 behind the row's end.
+__device__ uint32_t hint_of(const TokenHints& hints, const TokenText& text, int32_t i) {
+  return i < text.count() ? hints.hint[text.id(i)] : 0;
+}
+
+// Looks at every token once: bytes of the row, ids outside the vocabulary, where the search begins.
+__device__ RowShape shape_of(const LabelTables& t, const TokenTable& tokens, const TokenHints& hints,
+                             const TokenText& text, int lane) {
+  RowShape row;
+  uint32_t every = 0;
+  for (int32_t base = 0; base < text.count(); base += kWarp) {
     const int32_t i = base + lane;
-    const int64_t id = i < count ? ids.id(begin + i) : 0;
+    const int64_t id = i < text.count() ? text.id(i) : 0;
     const unsigned bad = __ballot_sync(kAll, id < 0 || id >= tokens.count);
-    if (bad) return {nullptr, 0, base + __ffs(bad) - 1};
-    const TokenPiece piece = token_piece(tokens, id);
-    const int32_t size = i < count ? piece.size : 0;
+    if (bad) return {0, base + __ffs(bad) - 1, -1, true};
+    const uint32_t hint = hint_of(hints, text, i);
     int32_t total;
-    const int32_t at = used + sum_before(size, lane, &total);
-    for (int32_t k = 0; k < size; ++k) scratch[at + k] = piece.bytes[k];
-    used += total;
+    sum_before(static_cast<int32_t>(hint & kHintBytes), lane, &total);
+    row.bytes += total;
+    every |= hint;
   }
-  warp_meets();
-  return {scratch, used, -1};
+  row.ascii = !__any_sync(kAll, (every & kHintHigh) != 0);
+  if (t.after_length == 0) return row;
+  row.start = -1;
+  int32_t used = row.bytes;
+  for (int32_t base = (text.count() - 1) / kWarp * kWarp; base >= 0 && row.start < 0; base -= kWarp) {
+    const uint32_t hint = hint_of(hints, text, base + lane);
+    const auto size = static_cast<int32_t>(hint & kHintBytes);
+    int32_t total, stop = -1;
+    const int32_t begin = used + sum_before(size, lane, &total);
+    used -= total;
+    if (hint & kHintLiteral) {
+      text.load(base + lane, begin - total);
+      stop = literal_in_token(t, text, begin - total, size, row.bytes);
+    }
+    const unsigned found = __ballot_sync(kAll, stop >= 0);
+    if (found) row.start = __shfl_sync(kAll, stop, kWarp - 1 - __clz(found));
+  }
+  return row;
 }
 
-// Writes the tokens that hold the first and the last byte of a span of bytes as a span of tokens.
-__device__ void token_span(const TokenTable& tokens, const IdRows& ids, int32_t r, const int32_t* bytes,
-                           int32_t* out, int lane) {
-  const int32_t count = ids.length(r), first = bytes[0], last = bytes[1] - 1;
-  const int64_t begin = ids.begin(r);
+// Characters before byte `stop` in a row of ids; each lane counts in its own tokens.
+__device__ int32_t characters_before(const TokenText& text, const TokenHints& hints, int32_t stop,
+                                     int32_t end, int lane) {
+  int32_t used = 0, count = 0;
+  for (int32_t base = 0; base < text.count() && used < stop; base += kWarp) {
+    const auto size = static_cast<int32_t>(hint_of(hints, text, base + lane) & kHintBytes);
+    int32_t total;
+    const int32_t begin = used + sum_before(size, lane, &total);
+    if (size > 0) text.load(base + lane, begin);
+    for (int32_t p = begin; p < min(begin + size, stop); ++p) count += begins_character(text, p, end);
+    used += total;
+  }
+  int32_t all;
+  sum_before(count, lane, &all);
+  return all;
+}
+
+__device__ void match_id_row(const LabelTables& t, const TokenTable& tokens, const TokenHints& hints,
+                             const IdRows& ids, const LabelOut& job, int32_t r, int lane) {
+  const TokenText text(tokens, ids, r);
+  const RowShape row = shape_of(t, tokens, hints, text, lane);
+  uint32_t* which = which_of(job, r);
+  RowFound found;
   int32_t used = 0;
-  for (int32_t base = 0; base < count && used <= last; base += kWarp) {
-    const int32_t i = base + lane;
-    const int32_t size = i < count ? token_piece(tokens, ids.id(begin + i)).size : 0;
+  bool word = false;  // the token before these 32 ends a word
+  for (int32_t base = 0; row.start >= 0 && base < text.count(); base += kWarp) {
+    const uint32_t hint = hint_of(hints, text, base + lane);
+    const unsigned words = __ballot_sync(kAll, (hint & kHintWord) != 0);
+    const bool behind_word = lane ? words >> (lane - 1) & 1 : word;
+    word = words >> (kWarp - 1) & 1;
     int32_t total;
-    const int32_t at = used + sum_before(size, lane, &total);
-    if (at <= first && first < at + size) out[0] = i;
-    if (at <= last && last < at + size) out[1] = i + 1;
+    const int32_t begin = used + sum_before(static_cast<int32_t>(hint & kHintBytes), lane, &total);
     used += total;
+    const bool may = (hint & kHintInner) != 0 || ((hint & kHintFirst) != 0 && !behind_word);
+    if (used <= row.start || !__any_sync(kAll, may)) continue;
+    RowFound::Place place;
+    if (may)
+      match_token(
+          t, hints, text, base + lane, begin, row.start, row.bytes, job.own[r],
+          [which](int32_t label) { see(which, label); },
+          [&](int32_t at, const Ends& ends) {
+            place.add(at, ends, job.negation && ends.own && negated(t, text, row.start, at));
+          });
+    found.join(place, lane);
   }
+  int32_t chars[4] = {found.spans[0], found.spans[1], found.spans[2], found.spans[3]};
+  for (int side = 0; side < 4 && found.spans[0] >= 0 && !row.ascii; ++side)
+    chars[side] = characters_before(text, hints, found.spans[side], row.bytes, lane);
+  if (lane != 0) return;
+  int32_t* out = job.out + static_cast<int64_t>(r) * kRowInts;
+  write_row(out, found, chars, row.start, row.bad, row.bytes);
+  for (int side = 0; side < 4 && found.spans[0] >= 0; ++side)
+    out[kFirstToken + side] = text.token_at(found.spans[side] - side % 2) + side % 2;
 }
 
-__global__ void match_id_rows(LabelTables t, TokenTable tokens, IdRows ids, LabelOut job, uint8_t* scratch,
-                              int64_t scratch_bytes, int32_t warps) {
-  const int lane = threadIdx.x % kWarp;
-  const int32_t warp = blockIdx.x * kWarpsPerBlock + threadIdx.x / kWarp;
-  if (warp >= warps) return;
-  for (int32_t r = warp; r < job.rows; r += warps) {
-    match_row(t, job, spell_row(tokens, ids, r, scratch + warp * scratch_bytes, lane), r, lane);
-    warp_meets();
-    int32_t* out = job.out + static_cast<int64_t>(r) * kRowInts;
-    if (out[kFirst] < 0) continue;
-    token_span(tokens, ids, r, out + kFirst, out + kFirstToken, lane);
-    token_span(tokens, ids, r, out + kLast, out + kLastToken, lane);
-  }
+__global__ void match_id_rows(LabelTables t, TokenTable tokens, TokenHints hints, IdRows ids, LabelOut job) {
+  const int32_t r = blockIdx.x * kWarpsPerBlock + threadIdx.x / kWarp;
+  if (r < job.rows) match_id_row(t, tokens, hints, ids, job, r, threadIdx.x % kWarp);
 }
 
 }  // namespace
@@ -160,13 +254,12 @@ void label_match_cuda(const LabelTables& tables, const TextRows& texts, const La
   check_cuda(cudaGetLastError(), "label_match");
 }
 
-void label_match_ids_cuda(const LabelTables& tables, const TokenTable& tokens, const IdRows& ids,
-                          const LabelOut& out, uint8_t* scratch, int64_t scratch_bytes, int32_t warps,
-                          uintptr_t stream) {
+void label_match_ids_cuda(const LabelTables& tables, const TokenTable& tokens, const TokenHints& hints,
+                          const IdRows& ids, const LabelOut& out, uintptr_t stream) {
   if (out.rows == 0) return;
-  const int blocks = (warps + kWarpsPerBlock - 1) / kWarpsPerBlock;
+  const int blocks = (out.rows + kWarpsPerBlock - 1) / kWarpsPerBlock;
   match_id_rows<<<blocks, kWarpsPerBlock * kWarp, 0, reinterpret_cast<cudaStream_t>(stream)>>>(
-      tables, tokens, ids, out, scratch, scratch_bytes, warps);
+      tables, tokens, hints, ids, out);
   check_cuda(cudaGetLastError(), "label_match on ids");
 }
 #endif

@@ -11,6 +11,8 @@
 // Most words begin no label. So the trie is entered behind a label's first word (its ASCII letters and
 // digits, at most eight): a bitmap over hashes says which words can, a hash table gives the state they lead
 // to.
+//
+// A `Text` is anything that gives the byte at a position: a pointer, or rows of token ids (token_text.h).
 #pragma once
 
 #include <cstddef>
@@ -112,7 +114,8 @@ VSTAR_HD uint16_t symbol_of(uint16_t code) { return code & static_cast<uint16_t>
 VSTAR_HD bool is_continuation(uint8_t byte) { return (byte & 0xC0) == 0x80; }
 
 // The code point at byte p. Bytes that are not valid UTF-8 are one character each.
-VSTAR_HD CodePoint read_code_point(const uint8_t* text, int32_t p, int32_t end) {
+template <class Text>
+VSTAR_HD CodePoint read_code_point(const Text& text, int32_t p, int32_t end) {
   const uint8_t lead = text[p];
   if (lead < 0x80) return {lead, p + 1};
   const int32_t size = lead < 0xC2 ? 0 : lead < 0xE0 ? 2 : lead < 0xF0 ? 3 : lead < 0xF5 ? 4 : 0;
@@ -132,14 +135,16 @@ VSTAR_HD uint16_t code_of(const LabelTables& t, int32_t cp) {
 }
 
 // The character at byte p; one that is not valid UTF-8 belongs to no label and no word.
-VSTAR_HD Char read_char(const LabelTables& t, const uint8_t* text, int32_t p, int32_t end) {
+template <class Text>
+VSTAR_HD Char read_char(const LabelTables& t, const Text& text, int32_t p, int32_t end) {
   if (text[p] < 0x80) return {t.pages[text[p]], p + 1};
   const CodePoint c = read_code_point(text, p, end);
   return {code_of(t, c.value), c.next};
 }
 
 // As read_char, with a run of separators read as one.
-VSTAR_HD Char read_unit(const LabelTables& t, const uint8_t* text, int32_t p, int32_t end) {
+template <class Text>
+VSTAR_HD Char read_unit(const LabelTables& t, const Text& text, int32_t p, int32_t end) {
   Char c = read_char(t, text, p, end);
   if (c.code != kSeparator) return c;
   while (c.next < end) {
@@ -151,13 +156,15 @@ VSTAR_HD Char read_unit(const LabelTables& t, const uint8_t* text, int32_t p, in
 }
 
 // Where the character that ends at byte p > 0 begins.
-VSTAR_HD int32_t char_before(const uint8_t* text, int32_t p) {
+template <class Text>
+VSTAR_HD int32_t char_before(const Text& text, int32_t p) {
   int32_t lead = p - 1;
   while (lead > 0 && p - lead < 4 && is_continuation(text[lead])) --lead;
   return read_code_point(text, lead, p).next == p ? lead : p - 1;
 }
 
-VSTAR_HD bool word_before(const LabelTables& t, const uint8_t* text, int32_t p) {
+template <class Text>
+VSTAR_HD bool word_before(const LabelTables& t, const Text& text, int32_t p) {
   return p > 0 && is_word(read_char(t, text, char_before(text, p), p).code);
 }
 
@@ -183,8 +190,8 @@ struct Ends {
 };
 
 // All labels on the way on from `state`, reached at byte `here`; calls seen(label) for each.
-template <class Seen>
-VSTAR_HD Ends match_on(const LabelTables& t, const uint8_t* text, int32_t state, int32_t here, int32_t end,
+template <class Text, class Seen>
+VSTAR_HD Ends match_on(const LabelTables& t, const Text& text, int32_t state, int32_t here, int32_t end,
                        int32_t own, Seen seen) {
   Ends ends;
   while (state != 0) {
@@ -204,8 +211,8 @@ VSTAR_HD Ends match_on(const LabelTables& t, const uint8_t* text, int32_t state,
 }
 
 // All labels that start with the character `c`, which no word character stands before.
-template <class Seen>
-VSTAR_HD Ends match_from(const LabelTables& t, const uint8_t* text, Char c, int32_t end, int32_t own,
+template <class Text, class Seen>
+VSTAR_HD Ends match_from(const LabelTables& t, const Text& text, Char c, int32_t end, int32_t own,
                          Seen seen) {
   return match_on(t, text, t.root_child[symbol_of(c.code)], c.next, end, own, seen);
 }
@@ -220,7 +227,8 @@ VSTAR_HD int32_t enter(const LabelTables& t, uint64_t key) {
 }
 
 // Where the text after the literal that starts at byte p begins, or -1 when it does not stand there.
-VSTAR_HD int32_t literal_end(const LabelTables& t, const uint8_t* text, int32_t p, int32_t end) {
+template <class Text>
+VSTAR_HD int32_t literal_end(const LabelTables& t, const Text& text, int32_t p, int32_t end) {
   for (int32_t i = 0; i < t.after_length; ++i) {
     if (p >= end) return -1;
     const Char c = read_unit(t, text, p, end);
@@ -231,7 +239,8 @@ VSTAR_HD int32_t literal_end(const LabelTables& t, const uint8_t* text, int32_t 
 }
 
 // Where the text after the last place of the literal begins: 0 without a literal, -1 when it is absent.
-VSTAR_HD_CALL int32_t last_literal(const LabelTables& t, const uint8_t* text, int32_t end) {
+template <class Text>
+VSTAR_HD_CALL int32_t last_literal(const LabelTables& t, const Text& text, int32_t end) {
   if (t.after_length == 0) return 0;
   const uint16_t first = symbol_of(t.after[0]);
   for (int32_t p = end - 1; p >= 0; --p) {

@@ -6,6 +6,7 @@
 
 #include "label_match.h"
 #include "token_bytes.h"
+#include "token_text.h"
 
 namespace vstar {
 
@@ -30,13 +31,12 @@ struct TextRows {
 
 void label_match_cpu(const LabelTables& tables, const std::vector<std::string_view>& texts,
                      const LabelOut& out, int threads);
-void label_match_ids_cpu(const LabelTables& tables, const TokenTable& tokens, const IdRows& ids,
-                         const LabelOut& out, int threads);
+// Without hints (null) the rows are spread into bytes first: better for few rows than making hints.
+void label_match_ids_cpu(const LabelTables& tables, const TokenTable& tokens, const TokenHints& hints,
+                         const IdRows& ids, const LabelOut& out, int threads);
 void label_match_cuda(const LabelTables& tables, const TextRows& texts, const LabelOut& out,
                       uintptr_t stream);
-// `scratch` holds `warps` texts of `scratch_bytes` each: as many bytes as the longest row can have.
-void label_match_ids_cuda(const LabelTables& tables, const TokenTable& tokens, const IdRows& ids,
-                          const LabelOut& out, uint8_t* scratch, int64_t scratch_bytes, int32_t warps,
-                          uintptr_t stream);
+void label_match_ids_cuda(const LabelTables& tables, const TokenTable& tokens, const TokenHints& hints,
+                          const IdRows& ids, const LabelOut& out, uintptr_t stream);
 
 }  // namespace vstar

@@ -82,7 +82,8 @@ struct NegationWindow {
 };
 
 // Whether what stands at byte `at` is denied in the text from byte `start` on.
-VSTAR_HD_CALL bool negated(const LabelTables& t, const uint8_t* text, int32_t start, int32_t at) {
+template <class Text>
+VSTAR_HD_CALL bool negated(const LabelTables& t, const Text& text, int32_t start, int32_t at) {
   int32_t p = at;
   NegationWindow w;
   while (w.count < kNegationWindow && p > start) p = char_before(text, p), ++w.count;

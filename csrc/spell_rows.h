@@ -26,11 +26,10 @@ class Speller {
                      : spell(static_cast<const int32_t*>(ids_.ids) + begin);
   }
 
-  // Of the row spelt last: tokens that hold the first and the last byte of a span, as a span of tokens.
-  void token_span(const int32_t* bytes, int32_t* tokens) const {
-    const auto begin = ends_.begin(), end = begin + count_;
-    tokens[0] = static_cast<int32_t>(std::upper_bound(begin, end, bytes[0]) - begin);
-    tokens[1] = static_cast<int32_t>(std::lower_bound(begin, end, bytes[1]) - begin) + 1;
+  // Of the row spelt last: the token that holds a byte.
+  int32_t token_at(int32_t byte) const {
+    const auto begin = ends_.begin();
+    return static_cast<int32_t>(std::upper_bound(begin, begin + count_, byte) - begin);
   }
 
  private:

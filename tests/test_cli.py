@@ -150,7 +150,7 @@ def test_errors_are_one_line_and_a_code(error, code, toml, monkeypatch):
         (["cycle", "--config", "{toml}", "--set", "generate.samples"], "must look like section.key=value"),
         (["cycle", "--config", "{toml}", "--set", "generate.samples=many"], "generate.samples must be int"),
         (["export", "--run", "x"], "say what to export: --format llava|sharegpt|swift|hf"),
-        (["bench", "nothing"], "unknown bench 'nothing'; known: constrain, cycle, finetune"),
+        (["bench", "nothing"], "unknown bench 'nothing'; known: constrain, cycle, decode, finetune"),
     ],
 )
 def test_wrong_use(args, message, toml):
@@ -507,3 +507,22 @@ def test_ctrl_c_says_how_to_go_on(toml, tmp_path):
     assert process.returncode == 130, err
     assert f"To go on: vstar-fast cycle --config {toml} --run 'my run' --seed 3\n" in err
     assert "Traceback" not in err
+
+
+def test_cache_info_clear_and_warm(tmp_path):
+    data, model = tiny.write_data(tmp_path / "data"), tiny.write_model(tmp_path / "model")
+    toml = tmp_path / "run.toml"
+    toml.write_text(f'[data]\npath = "{data}"\n[model]\nbase = "{model}"\n[frames]\ncount = 4\nisolate = false\n')
+    kept = tmp_path / "kept"
+    flags = ["--config", toml, "--run", tmp_path / "run", "--set", f"cache.folder={kept}"]
+    first = call("cache", "warm", *flags).output
+    contents = len({p.read_bytes() for p in data.parent.rglob("*.mp4")})
+    assert f"\ndecoded: {contents}\n" in first and f"\nencoded: {contents}\n" in first, first
+    again = call("cache", "warm", *flags).output
+    assert "encoded" not in again and "decoded" not in again and "embeddings_hit: 12" in again
+    shown = call("cache", "info", "--folder", kept).output
+    assert f"frames: {contents} entries" in shown and f"embeddings: {contents} entries" in shown
+    assert "MiB freed" in call("cache", "clear", "--folder", kept, "frames").output
+    shown = call("cache", "info", "--folder", kept).output
+    assert "frames: 0 entries" in shown and f"embeddings: {contents} entries" in shown
+    assert "say which cache" in call("cache", "info", code=2).stderr

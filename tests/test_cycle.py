@@ -43,7 +43,7 @@ def lines(path):
 
 def steady(summary):
     """What must not depend on time or interruptions."""
-    drop = ("stages", "backends", "state")
+    drop = ("stages", "backends", "frames", "state")
     return {k: v for k, v in summary.items() if k not in drop}
 
 
@@ -69,6 +69,31 @@ def test_summary_has_the_documented_fields(done):
     assert {"labels_only", "shuffled"} <= set(summary["controls"])
     assert {"generate", "finetune", "evaluate", "encode"} <= set(summary["stages"])
     assert all(summary["backends"][op] for op in ("frames", "label_match", "constrain"))
+
+
+def test_no_video_is_decoded_or_encoded_twice(project, done, tmp_path):
+    """Read once for two cycles, training and evaluation; not at all by a run that shares the caches."""
+    folder, summary = done
+    paths = [row["path"] for row in lines(folder / "videos.jsonl")]
+    contents = len({Path(p).read_bytes() for p in paths})
+    assert len(paths) == 12
+    assert summary["frames"]["decoded"] == summary["frames"]["encoded"] == contents < 12
+    assert summary["frames"]["embeddings_hit"] > 12
+    shared = make(project, cache={"folder": str(folder / "cache")}, loop={"max_cycles": 1}, seed=5)
+    again = go(shared, tmp_path / "shared")
+    assert "decoded" not in again["frames"] and "encoded" not in again["frames"]
+    only_frames = make(project, cache={"folder": str(folder / "cache"), "embeddings_gib": 0.0}, loop={"max_cycles": 1})
+    third = go(only_frames, tmp_path / "frames")
+    assert "decoded" not in third["frames"] and third["frames"]["encoded"] == third["frames"]["cached"] >= contents
+
+
+def test_strict_stops_at_a_bad_file(project, tmp_path):
+    data = tiny.write_data(tmp_path / "data")
+    (tmp_path / "data" / "train" / "1.mp4").write_bytes(b"no video at all")
+    lax = go(make(project, data={"path": str(data)}, loop={"max_cycles": 1}), tmp_path / "lax")
+    assert lax["frames"]["error:not_a_video"] == 1 and lax["input_rejected"] == {"frames:not_a_video": 1}
+    with pytest.raises(DataError, match=r"1.mp4.*take it out of the data.*data.strict"):
+        go(make(project, data={"path": str(data), "strict": True}), tmp_path / "strict")
 
 
 def test_every_example_is_a_candidate_that_passed(done):
@@ -191,6 +216,17 @@ def test_answers_stopped_early_change_nothing_that_is_kept(project, tmp_path, ke
         assert (stopped > 0) == (not whole)
         assert summary["stages"]["generate"]["items"]["stopped_early"] <= stopped
     assert found[False] == found[True]
+
+
+def test_closed_sets_are_scored_where_it_is_asked_for(project, tmp_path):
+    config = make(project, loop={"max_cycles": 1}, evaluate={"score_labels": True})
+    summary = go(config, tmp_path)
+    for found in ("base/metrics/test.json", "cycle-00/metrics/test.json"):
+        scored = json.loads((tmp_path / found).read_text())["scored"]
+        assert scored["n"] == 3 and scored["top5"] == 1.0
+        assert 0 <= scored["top1"] <= 1 and 0 <= scored["calibration_error"] <= 1
+    assert summary["stages"]["evaluate"]["items"]["scored"] == 4 * 3
+    assert go(config, tmp_path)["cycles"] == summary["cycles"]
 
 
 def test_continue_starts_from_the_last_adapter_at_its_share_of_the_rates(project, done, tmp_path):

@@ -10,10 +10,9 @@ from vstar_fast.kernels.sample.streams import seeds_at
 
 import tiny
 from vstar_fast import ops
-from vstar_fast.engine import Engine, Request, Scheduler, Settings, SharedPrefixCache, TextLM
+from vstar_fast.engine import Request, Scheduler, Settings, TextLM
 from vstar_fast.engine.lanes import Lane
-from vstar_fast.errors import ConfigError, ModelError
-from vstar_fast.models.hf_cache import CACHE
+from vstar_fast.errors import ModelError
 
 EOS = 5
 SIZES = {
@@ -64,11 +63,11 @@ def theirs(model, ids, tokens):
     return new[: new.index(EOS) + 1] if EOS in new else new
 
 
-@pytest.mark.parametrize("kind", ["Llama", "Qwen2", "Qwen3"])
-def test_greedy_answers_are_generates_for_prompts_of_any_length(kind):
+@pytest.mark.parametrize(("kind", "plain_below"), [("Llama", None), ("Llama", 130), ("Qwen2", 0), ("Qwen3", None)])
+def test_greedy_answers_are_generates_for_prompts_of_any_length(kind, plain_below):
     model = text_model(kind)
     asked = prompts(1, 3, 63, 64, 65, 130, 600, 10_000)
-    scheduler = Scheduler(TextLM(model), max_rows=7)
+    scheduler = Scheduler(TextLM(model), max_rows=7, plain_below=plain_below)
     found = drawn(scheduler, [request(ids, max_new_tokens=70) for ids in asked])
     for ids, answers in zip(asked, found, strict=True):
         assert answers == [theirs(model, ids, 70)] * 3
@@ -251,78 +250,3 @@ def test_forced_tokens_take_no_step_and_change_nothing(spoken, monkeypatch):
     assert [(a.seed, a.token_ids, a.finish) for a in found] == [(a.seed, a.token_ids, a.finish) for a in plain]
     assert [a.logprob for a in found] == pytest.approx([a.logprob for a in plain], abs=1e-4)
     assert skipped.counts.forced > 0 and skipped.counts.steps < stepped.counts.steps
-
-
-# -- for other projects --------------------------------------------------------------------------
-
-
-def test_engine_takes_a_model_and_its_processor_as_they_are(spoken):
-    engine = Engine(spoken.model, spoken.processor)
-    video = torch.randint(0, 255, (4, 40, 40, 3), dtype=torch.uint8)
-    template = ops.sequence(
-        [ops.text(until="Answer:"), ops.optional(" "), ops.choice(list(tiny.COLOURS))], separator=""
-    )
-    found = engine.generate([video, video, None], ["which colour", "", "see a"], n=2, template=template)
-    assert [len(answers) for answers in found] == [2, 2, 2]
-    assert all(a.finish == "stop" and engine.text(a).split()[-1] in tiny.COLOURS for x in found for a in x)
-    (again,) = engine.generate([video], ["which colour"], n=2, template=template)
-    assert [a.token_ids for a in again] == [a.token_ids for a in found[0]]
-    text = Engine(text_model(), None)
-    ids = prompts(7)[0]
-    assert drawn(text.scheduler, [request(ids)])[0][0] == theirs(text.lm.model, ids, 64)
-
-
-def test_nothing_to_say_is_an_error():
-    with pytest.raises(ConfigError, match="max_new_tokens is 0"):
-        Settings(max_new_tokens=0)
-
-
-def test_the_attention_by_name_in_a_plain_model_and_its_generate():
-    model = text_model()
-    ids = torch.stack(prompts(11, 11))
-    ids[0, :4] = 0
-    mask = (ids != 0).long()
-    want = model.generate(ids, attention_mask=mask, max_new_tokens=12, do_sample=False)
-    from vstar_fast.engine.cache import register
-
-    register()
-    model.set_attn_implementation("vstar_prefix")
-    assert torch.equal(model.generate(ids, attention_mask=mask, max_new_tokens=12, do_sample=False), want)
-    ids = torch.stack(prompts(11, 11))
-    want = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=12, do_sample=False)
-    cache = SharedPrefixCache()
-    with torch.no_grad():
-        model(input_ids=ids[:, :-1], **{CACHE: cache})
-    cache.fork(3)
-    rows = ids.repeat_interleave(3, 0)
-    found = model.generate(
-        rows, attention_mask=torch.ones_like(rows), max_new_tokens=12, do_sample=False, **{CACHE: cache}
-    )
-    assert torch.equal(found, want.repeat_interleave(3, 0))
-    assert cache.layers[0].prefix[0].shape[0] == 2
-
-
-def test_a_sliding_window_is_refused():
-    lm = TextLM(text_model("Mistral", sliding_window=8))
-    with pytest.raises(ModelError, match="sliding window of 8 tokens"):
-        drawn(Scheduler(lm), [request(prompts(4)[0])])
-
-
-def test_an_adapter_is_merged_for_the_while_and_the_model_is_as_before():
-    from peft import LoraConfig, get_peft_model
-
-    from vstar_fast.engine.merged import merged
-
-    model = text_model()
-    get_peft_model(
-        model, LoraConfig(r=4, target_modules=["q_proj", "v_proj", "down_proj"], init_lora_weights=False)
-    ).eval()
-    ids = prompts(30)[0]
-    want = theirs(model, ids, 30)
-    before = {name: value.clone() for name, value in model.state_dict().items()}
-    modules = [name for name, _ in model.named_modules()]
-    with merged(model, model.device) as done:
-        assert done and not any("lora_A" in name for name, _ in model.named_modules())
-        assert drawn(Scheduler(TextLM(model)), [request(ids, max_new_tokens=30)])[0][0] == want
-    assert [name for name, _ in model.named_modules()] == modules
-    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())

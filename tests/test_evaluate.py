@@ -80,3 +80,16 @@ def test_plateau_needs_patience_cycles_without_a_gain_beyond_the_interval():
     assert evaluate.plateau([base, up, same], 1)
     assert not evaluate.plateau([base, up, same], 2)
     assert evaluate.plateau([base, up, same, same], 2)
+
+
+def test_label_scores_become_top_shares_and_a_calibration_error():
+    from vstar_fast.label_scores import Scored, metrics
+
+    names = ("a", "b", "c", "d", "e", "f")
+    sure = Scored("1", names, (0.95, 0.05, 0.0, 0.0, 0.0, 0.0), "a")
+    wrong = Scored("2", names, (0.55, 0.45, 0.0, 0.0, 0.0, 0.0), "b")
+    last = Scored("3", names, (0.5, 0.3, 0.2, 0.0, 0.0, 0.0), "f")
+    found = metrics([sure, wrong, last])
+    assert found["n"] == 3 and found["top1"] == 1 / 3 and found["top5"] == 2 / 3
+    assert abs(found["calibration_error"] - (0.05 + 1.05) / 3) < 1e-9
+    assert metrics([]) == {"n": 0.0}

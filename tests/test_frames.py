@@ -14,9 +14,10 @@ import pytest
 import torch
 from av.video.reformatter import ColorRange, Colorspace
 
-from vstar_fast import backends, clip_index, frames
+from vstar_fast import backends, clip_files, frames
 from vstar_fast.config import FramesConfig
 from vstar_fast.errors import BackendError, DataError
+from vstar_fast.frames import index, picture
 from vstar_fast.records import Frames, Label, LabeledVideo, Rejected
 
 BITS, BLOCK = 10, 16
@@ -78,15 +79,19 @@ def video(path: Path | str, id: str = "v", **values: Any) -> LabeledVideo:
     return LabeledVideo(id, str(path), (Label("class", "action", "jump"),), **values)
 
 
+def here(count: int = 8, backend: str = "auto", **values: Any) -> FramesConfig:
+    """Settings that decode in this process, so that a test can look in."""
+    return FramesConfig(count, backend, isolate=False, **values)
+
+
 def read_one(path: Path | str, count: int = 8, backend: str = "auto", **values: Any) -> Frames:
-    (found,) = frames.read([video(path, **values)], FramesConfig(count, backend), workers=1)
+    (found,) = frames.read([video(path, **values)], here(count, backend), workers=1)
     assert isinstance(found, Frames), found
     return found
 
 
 def refused(path: Path | str, max_duration_s: float = 3600.0, **values: Any) -> Rejected:
-    config = FramesConfig(4)
-    (found,) = frames.read([video(path, **values)], config, workers=1, max_duration_s=max_duration_s)
+    (found,) = frames.read([video(path, **values)], here(4), workers=1, max_duration_s=max_duration_s)
     assert isinstance(found, Rejected), found
     assert (found.stage, found.id) == ("frames", "v")
     assert found.reason in frames.REASONS
@@ -174,8 +179,9 @@ def test_window_between_two_pictures_shows_the_earlier(clips: dict[str, Path]) -
 def test_window_of_a_long_clip_decodes_only_that(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write(tmp_path / "long.mp4", [numbered(i) for i in range(960)], fps=24, gop=48)
     fed: list[int] = []
-    scan = clip_index._packets
-    monkeypatch.setattr(clip_index, "_packets", lambda *a, **k: fed.append(len(found := scan(*a, **k))) or found)
+    scan = index._packets
+    monkeypatch.setattr(index, "_packets", lambda *a, **k: fed.append(len((found := scan(*a, **k))[0])) or found)
+    monkeypatch.setattr(index, "WHOLE_BYTES", 1000)
     assert [number(x) for x in read_one(path, 4, start_s=30.0, end_s=32.0).data] == [726, 738, 750, 762]
     assert sum(fed) < 32 + 120
     assert [number(x) for x in read_one(path, 4).data] == [120, 360, 600, 840]
@@ -242,10 +248,10 @@ def test_rotation(tmp_path: Path, rotation: int | None, expected: str, size: tup
 def test_mirrored(matrix: tuple[int, int, int, int], expected: str) -> None:
     a, b, c, d = (v << 16 for v in matrix)
 
-    class Mirrored:
-        side_data = {"DISPLAYMATRIX": np.array([a, b, 0, c, d, 0, 0, 0, 1 << 30], dtype="=i4").tobytes()}
-
-    assert "".join(corners(torch.from_numpy(frames._upright(CORNERS, Mirrored()).copy()))) == expected
+    matrix_bytes = np.array([a, b, 0, c, d, 0, 0, 0, 1 << 30], dtype="=i4").tobytes()
+    how = picture.turn(matrix_bytes)
+    assert "".join(corners(torch.from_numpy(picture.turned(CORNERS, how).copy()))) == expected
+    assert "".join(corners(picture.turned(torch.from_numpy(CORNERS)[None], how)[0])) == expected
 
 
 def test_odd_size(tmp_path: Path) -> None:
@@ -383,7 +389,7 @@ def test_failing_disk(clips: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -
     def fail(path: str) -> None:
         raise OSError(5, "Input/output error")
 
-    monkeypatch.setattr(frames, "check_file", fail)
+    monkeypatch.setattr(clip_files, "check", fail)
     found = refused(clips["h264.mp4"])
     assert found.reason == "unreadable" and "Input/output error" in found.detail
 
@@ -416,7 +422,7 @@ def test_results_wait_for_the_consumer(clips: dict[str, Path]) -> None:
 
 
 def test_missing_backend_says_how_to_get_it(clips: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(BackendError, match="no decoder 'magic'; it has: pyav, torchcodec"):
+    with pytest.raises(BackendError, match="no decoder 'magic'; it has: dali, pyav, torchcodec"):
         frames.read([video(clips["h264.mp4"])], FramesConfig(1, "magic"))
     missing = backends.Probe(False, "the Python module torchcodec is not installed", "run: pip install torchcodec")
     monkeypatch.setattr(backends, "available", lambda name: missing)

@@ -74,6 +74,7 @@ SUMMARY: dict[str, Any] = {
         "shuffled": {"accuracy": estimate(0.394, 0.34, 0.45)},
     },
     "stages": {"generate": stage(191.4, 2210.0), "encode": stage(48.0, 1650.5), "finetune": stage(125.5, 3105.2)},
+    "frames": {"decoded": 12, "embeddings_hit": 36, "stalls": 3, "stall_s": 0.25, "error:truncated": 1},
     "backends": {"frames": {"pyav": 12}, "label_match": {"cpp": 4}},
     "versions": {"torch": "2.13.0"},
 }
@@ -168,6 +169,8 @@ def test_numbers_on_the_page(page: Path) -> None:
         "generate 3 min 11 s 2210 MiB finetune 2 min 05 s 3105 MiB encode 48.0 s 1650 MiB",
         "class accuracy 0.413 0.567 0.634",
         "number median relative error – – –",
+        "clips decoded 12 encodings from the cache 36 times the model waited for a clip 3 seconds it waited 0.25",
+        "not read: truncated 1",
         "2 inputs left out: frames: truncated 1, read: unknown_kind 1",
         'base = "<tiny>"',
         "frames pyav (12 calls)",

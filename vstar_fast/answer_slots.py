@@ -83,6 +83,14 @@ class Slots:
         listed = [name for n in closed.names for name in (n, *closed.aliases.get(n, ()))]
         return tuple(dict.fromkeys(_spaced(name) for name in listed))
 
+    def names(self, question: Question) -> dict[str, list[str]]:
+        """Name -> its surfaces, as written in an answer, for a question about one label of a closed set; else {}."""
+        if not self.surfaces(question):
+            return {}
+        closed = self._closed(question.labels[0])
+        assert closed is not None
+        return {n: [_spaced(x) for x in (n, *closed.aliases.get(n, ()))] for n in closed.names}
+
     def wanted(self, accepted: tuple[str, ...], *, reason: bool) -> Node:
         """Template of the answers of such a question with one of the `accepted` surfaces in the slot."""
         whole = (reason, "wanted", accepted)

@@ -8,13 +8,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from vstar_fast import match, ops, questions
+from vstar_fast import label_scores, match, ops, questions
 from vstar_fast.answer_slots import Slots
+from vstar_fast.features import weights_key
 from vstar_fast.generate import Asked, Sampling, batches, joined, stream, to_candidates, usable
 from vstar_fast.match.text import Names
 from vstar_fast.records import Candidate, Question, Rejected, candidate_from_dict, to_dict
 from vstar_fast.runfolder import Part, content_key
-from vstar_fast.runtime import stream_seed, weights_key
+from vstar_fast.runtime import stream_seed
 
 if TYPE_CHECKING:
     from vstar_fast.engine import Counts
@@ -97,6 +98,7 @@ class Answers:
         s = self._session
         path = s.config.model.base if how.adapter is None else s.runtime.init_path
         lm = s.runtime.plain(path) if how.adapter is None else s.runtime.adapted(how.adapter)
+        s.runtime.expect(path, [s.videos[q.video_id] for group in groups for q in group.asked])
         waiting: list[Group] = []
         source = self._asked(groups, waiting, lm, path, how)
         with s.profiler.stage(how.stage):
@@ -131,6 +133,28 @@ class Answers:
             s.profiler.count("videos", len({q.video_id for q in group.kept}))
             for question, video in zip(group.kept, kept, strict=True):
                 yield Asked(question, video, self._grammar(lm, question, how), self._gold(lm, question, how))
+
+    def scored(self, asked: Sequence[Question], adapter: Path | None, where: Path, teacher: str) -> dict[str, float]:
+        """How questions about closed sets score (`label_scores.metrics`), asked for the answer alone."""
+        s = self._session
+        slots = self._slots or Slots(asked, s.videos, Names(asked, s.label_sets).closed)
+        closed = [q for q in asked if slots.names(q)]
+        rows = [(questions.prompt_text(q, reason=False), s.clip_keys.get(q.video_id), slots.names(q)) for q in closed]
+        key = content_key("scored", rows, teacher, s.seen_through)
+
+        def compute() -> Part:
+            path = s.config.model.base if adapter is None else s.runtime.init_path
+            lm = s.runtime.plain(path) if adapter is None else s.runtime.adapted(adapter)
+            features = s.runtime.features(path, [s.videos[q.video_id] for q in closed])
+            kept, videos = usable(closed, features)
+            prompts = [questions.prompt_text(q, reason=False) for q in kept]
+            with s.profiler.stage("evaluate"):
+                found = label_scores.score(lm, kept, videos, prompts, [slots.names(q) for q in kept])
+                s.profiler.count("scored", len(found))
+            return [asdict(x) for x in found], [f for f in features.values() if isinstance(f, Rejected)]
+
+        stored = s.folder.part(where / "parts", key, compute) if closed else []
+        return label_scores.metrics([label_scores.Scored(**row) for row in stored])
 
     def _part(self, group: Group, how: How) -> Part:
         if not group.kept:

@@ -52,7 +52,7 @@ ORDER: dict[str, dict[str, tuple[str, ...]]] = {
     "sample": {"cuda": ("triton", "reference"), "cpu": ("cpp", "reference")},
     "prefix_attention": {"cuda": ("gemm", "reference"), "cpu": ("flash", "gemm", "reference")},
     "tree_attention": {"cuda": ("flash", "sdpa", "reference"), "cpu": ("flash", "sdpa", "reference")},
-    "frames": {"cuda": ("pyav", "torchcodec"), "cpu": ("pyav", "torchcodec")},
+    "frames": {"cuda": ("dali", "pyav", "torchcodec"), "cpu": ("pyav", "torchcodec", "dali")},
     "attention": {"cuda": ("sdpa",), "cpu": ("sdpa",)},
 }
 """Op or stage -> device -> backends, best first. Only what is implemented stands here."""
@@ -68,7 +68,7 @@ OPS = (
     "tree_attention",
 )
 
-PACKAGES = ("dali", "flash-attn-4", "flash-attn-3", "flash-attn-2", "torchcodec")
+PACKAGES = ("dali", "fsspec", "flash-attn-4", "flash-attn-3", "flash-attn-2", "torchcodec")
 """Optional packages `doctor` reports beside the backends."""
 
 
@@ -149,6 +149,7 @@ _PROBES: dict[str, Callable[[], Probe]] = {
     "pyav": _module("av", "av", "run: pip install av"),
     "torchcodec": _module("torchcodec", "torchcodec", "run: pip install torchcodec"),
     "dali": _module("nvidia.dali", "nvidia-dali-cuda130", _GPU_EXTRA),
+    "fsspec": _module("fsspec", "fsspec", "run: pip install 'vstar-fast[remote]'"),
     "flash-attn-4": _module("flash_attn.cute", "flash-attn-4", _GPU_EXTRA),
     "flash-attn-3": _module("flash_attn_interface", "flash-attn-3", "build hopper/ of Dao-AILab/flash-attention"),
     "flash-attn-2": _module("flash_attn.flash_attn_interface", "flash-attn", _AMPERE_EXTRA),

@@ -70,6 +70,7 @@ _source = _options(
     click.option("--set", "sets", multiple=True, metavar="SECTION.KEY=VALUE", help="Override one setting; repeatable."),
     click.option("--seed", type=int, help="Random seed of everything."),
     click.option("--keep-rejected", is_flag=True, help="Draw answers that have gone wrong to their end, too."),
+    click.option("--strict", is_flag=True, help="Stop at the first row or file that cannot be used."),
     click.option("--profile", type=click.Choice(["off", "nvtx", "torch"]), default="off", help="Trace the stages."),
     click.option("--quiet", is_flag=True, help="Say nothing but errors."),
     click.option("--json", "as_json", is_flag=True, help="Progress and results as JSON lines on stdout."),
@@ -271,6 +272,7 @@ def _overrides(options: dict[str, Any]) -> dict[str, Any]:
     from vstar_fast.config import merge
 
     flags: dict[str, dict[str, Any]] = {
+        "strict": {"data": {"strict": True}},
         "free": {"generate": {"constrain": False}},
         "no_rationalize": {"rationalize": {"enabled": False}},
         "no_filter": {"loop": {"filter": False}},
@@ -308,3 +310,6 @@ def _benches() -> list[str]:
     folders = list(spec.submodule_search_locations or []) if spec else []
     files = (path for folder in folders for path in Path(folder).glob("*.py"))
     return sorted(path.stem for path in files if "\ndef run(bench: Bench" in path.read_text(encoding="utf-8"))
+
+
+from vstar_fast import cli_cache  # noqa: E402, F401 - its commands join `main`

@@ -10,6 +10,7 @@ from typing import Any
 from vstar_fast import config_file
 from vstar_fast.config_file import field_docs, merge, need, one_of
 from vstar_fast.config_finetune import FinetuneConfig
+from vstar_fast.config_frames import CacheConfig, FramesConfig
 from vstar_fast.config_ranges import DEVICE, in_range
 
 __all__ = [
@@ -17,6 +18,7 @@ __all__ = [
     "PROFILES",
     "RECIPES",
     "TIMERS",
+    "CacheConfig",
     "CycleConfig",
     "DataConfig",
     "EvaluateConfig",
@@ -48,7 +50,7 @@ class DataConfig:
     path: str = ""
     """A `manifest.jsonl`, a `.jsonl`/`.json`/`.csv` file, or a folder with one sub-folder per class."""
     reader: str = "auto"
-    """`auto`, `manifest`, `folder`, `csv`, `jsonl` or `json`."""
+    """`auto`, `manifest`, `folder`, `csv`, `jsonl`, `json` or `webdataset` (tar shards)."""
     extra: tuple[str, ...] = ()
     """Further data paths, read the same way; their videos join those of `path`."""
     root: str = ""
@@ -65,11 +67,13 @@ class DataConfig:
     """Optional JSON file of original instruction data (LLaVA, ShareGPT or messages) mixed into fine-tuning."""
     columns: dict[str, str] = field(default_factory=dict)
     """CSV/JSONL column names: `video`, `label`, `split`, `start`, `end`, `id`, ..., where they differ."""
+    strict: bool = False
+    """Stop at the first row or file that cannot be used, instead of recording it and going on."""
     questions: dict[str, tuple[str, ...]] = field(default_factory=dict)
     """Own question templates by label kind, e.g. `class = ["Which sport is this?"]`."""
 
     def __post_init__(self) -> None:
-        one_of("data.reader", self.reader, ("auto", "manifest", "folder", "csv", "jsonl", "json"))
+        one_of("data.reader", self.reader, ("auto", "manifest", "folder", "csv", "jsonl", "json", "webdataset"))
         in_range("data", self)
         shares = (self.dev_fraction, self.test_fraction)
         need(sum(shares) < 1, f"data.dev_fraction and data.test_fraction must sum to less than 1, got {shares}")
@@ -94,19 +98,6 @@ class ModelConfig:
         one_of("model.dtype", self.dtype, ("auto", "float32", "bfloat16", "float16"))
         known = DEVICE.fullmatch(self.device) is not None
         need(known, f"model.device = {self.device!r} is no device; use auto, cpu, cuda or cuda:N")
-
-
-@dataclass(frozen=True)
-class FramesConfig:
-    """How frames are taken from a clip."""
-
-    count: int = 8
-    """Frames a clip, at segment centres."""
-    backend: str = "auto"
-    """Decoder: `auto`, `pyav`, `torchcodec`."""
-
-    def __post_init__(self) -> None:
-        in_range("frames", self)
 
 
 @dataclass(frozen=True)
@@ -176,6 +167,8 @@ class EvaluateConfig:
     batch_size: int = 64
     bootstrap: int = 2000
     """Resamples behind every 95 % interval (clustered by clip)."""
+    score_labels: bool = False
+    """Also ask how likely the model holds each label of a closed set: top-1, top-5 and calibration, as `scored`."""
 
     def __post_init__(self) -> None:
         in_range("evaluate", self)
@@ -213,6 +206,7 @@ class CycleConfig:
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     frames: FramesConfig = field(default_factory=FramesConfig)
+    cache: CacheConfig = field(default_factory=CacheConfig)
     generate: GenerateConfig = field(default_factory=GenerateConfig)
     rationalize: RationalizeConfig = field(default_factory=RationalizeConfig)
     match: MatchConfig = field(default_factory=MatchConfig)

@@ -37,7 +37,15 @@ RANGES: dict[str, dict[str, Range]] = {
         "max_duration_s": ABOVE_0_TO_ANY,
         "questions_per_video": FROM_0,
     },
-    "frames": {"count": AT_LEAST_1},
+    "frames": {
+        "count": AT_LEAST_1,
+        "fps": ABOVE_0,
+        "workers": AT_LEAST_1,
+        "prefetch": AT_LEAST_1,
+        "limit_s": ABOVE_0,
+        "gpu_pixels": FROM_0,
+    },
+    "cache": {"frames_gib": FROM_0, "embeddings_gib": FROM_0, "host_gib": FROM_0},
     "generate": {
         "samples": AT_LEAST_1,
         "temperature": FROM_0,

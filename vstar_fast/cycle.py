@@ -35,6 +35,7 @@ def run(
     Kill it anywhere and call it again: parts that stand in `run_dir` are read, the rest is done.
     """
     folder = RunFolder(run_dir)
+    session: Session | None = None
     try:
         session = Session(config, folder, profiler, progress)
         record = summary.Record(session)
@@ -65,6 +66,8 @@ def run(
             record.controls = run_controls(session, len(record.cycles) - 1)
         return record.write("done")
     finally:
+        if session is not None:
+            session.runtime.close()
         folder.close()
 
 
@@ -214,6 +217,7 @@ def run_stage(
     Raises RunError when the cycle before has no adapter yet.
     """
     folder = RunFolder(run_dir)
+    session: Session | None = None
     try:
         session = Session(config, folder, profiler, progress)
         if number and not (folder.cycle(number - 1) / "adapter" / "key.json").is_file():
@@ -224,6 +228,8 @@ def run_stage(
             teacher = taught(session, before)[0]
         return _stage(session, name, Round(number, folder.cycle(number), session.questions["train"], teacher))
     finally:
+        if session is not None:
+            session.runtime.close()
         folder.close()
 
 
@@ -255,6 +261,8 @@ def run_seeds(
     from vstar_fast.config import replace
 
     root, found = Path(run_dir), []
+    if not config.cache.folder:  # the seeds see the same videos
+        config = replace(config, cache=replace(config.cache, folder=str(root / "cache")))
     for i in range(seeds):
         seeded = replace(config, seed=config.seed + i)
         where = root / f"seed-{seeded.seed}"

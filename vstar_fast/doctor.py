@@ -31,8 +31,22 @@ def examine(model: str | None = None) -> dict[str, Any]:
             "cache": str(cache_dir()),
         },
         "versions": {name: _version(name) for name in VERSIONS},
-        "backends": [row._asdict() for row in backends.doctor()],
+        "backends": [row._asdict() for row in [*backends.doctor(), _routing()]],
     }
+
+
+def _routing() -> backends.DoctorRow:
+    """How `frames.backend = "auto"` chooses for each clip here."""
+    from vstar_fast.config import FramesConfig
+
+    here = backends.device()
+    if here == "cuda" and backends.available("dali").ok:
+        least = FramesConfig().gpu_pixels
+        why = f"dali for clips of {least} pixels a picture or more that NVDEC takes, else pyav"
+        return backends.DoctorRow("stage", "frame routing", here, "by clip", why)
+    missing = backends.available("dali")
+    gpu = "DALI is for GPUs" if missing.ok else missing.why
+    return backends.DoctorRow("stage", "frame routing", here, "pyav", f"every clip; {gpu}")
 
 
 def show(found: dict[str, Any]) -> None:

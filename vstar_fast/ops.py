@@ -48,6 +48,7 @@ if TYPE_CHECKING:
         time,
     )
     from vstar_fast.kernels.label_match import LabelMatch, LabelSet, TokenBytes, char_span, label_match
+    from vstar_fast.kernels.prefix_attention import Groups, Segment, prefix_attention
     from vstar_fast.kernels.sample import sample
     from vstar_fast.kernels.value_match import SequenceMatch, ValueMatch, match_interval, match_number, match_sequence
 
@@ -56,9 +57,11 @@ __all__ = [
     "DecodeState",
     "Grammar",
     "GrammarCache",
+    "Groups",
     "LabelMatch",
     "LabelSet",
     "LogitsProcessor",
+    "Segment",
     "SequenceMatch",
     "TokenBytes",
     "TokenVocab",
@@ -75,6 +78,7 @@ __all__ = [
     "match_sequence",
     "number",
     "optional",
+    "prefix_attention",
     "repeat",
     "sample",
     "sequence",
@@ -86,6 +90,9 @@ __all__ = [
 _HOME = {
     **dict.fromkeys(("LabelMatch", "LabelSet", "TokenBytes", "char_span", "label_match"), "label_match"),
     **dict.fromkeys(("SequenceMatch", "ValueMatch", "match_interval", "match_number", "match_sequence"), "value_match"),
+    "Groups": "prefix_attention",
+    "Segment": "prefix_attention",
+    "prefix_attention": "prefix_attention",
     "sample": "sample",
 }
 """Folder of each name; all others are constrain's."""

@@ -173,7 +173,10 @@ class Question:
 
 @dataclass(frozen=True, slots=True)
 class Frames:
-    """Frames of one clip. `data` uint8 `[F, H, W, 3]` RGB; `times_s` presentation time of each frame."""
+    """Frames of one clip. `data` uint8 `[F, H, W, 3]` RGB; `times_s` presentation time of each frame.
+
+    `height_px` and `width_px`: the upright size in the file, which `data` may have been scaled from.
+    """
 
     video_id: str
     data: torch.Tensor

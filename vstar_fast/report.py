@@ -93,6 +93,7 @@ def render(run: Run, shown: Sequence[Sample], strips: Mapping[str, str]) -> str:
         reasons=_reasons(s["cycles"]),
         stages=_stages(s.get("stages", {})),
         kinds=_kinds(s),
+        frames=_frames(s.get("frames", {})),
         unread=Counter(f"{r['stage']}: {r['reason']}" for r in run.rejected).most_common(),
         left_out=len(run.rejected),
         rejected=run.rejected[:200],
@@ -168,6 +169,26 @@ def _stages(stages: Mapping[str, Any]) -> dict[str, Any]:
         for name, v in sorted(stages.items(), key=lambda item: -item[1]["seconds"])
     ]
     return {"rows": rows, "total": total, "peak_mib": max([v["peak_mib"] for v in stages.values()], default=0)}
+
+
+def _frames(counts: Mapping[str, float]) -> list[tuple[str, str]]:
+    """What reading frames took: counts in words, errors by reason last."""
+    named = {
+        "decoded": "clips decoded",
+        "frames": "frames decoded",
+        "cached": "clips from the frame cache",
+        "encoded": "clips encoded",
+        "embeddings_hit": "encodings from the cache",
+        "fallback": "clips DALI failed on, read by PyAV",
+        "stalls": "times the model waited for a clip",
+        "stall_s": "seconds it waited",
+        "decode_cpu_s": "CPU seconds of decoding",
+        "frames_damaged": "damaged cache entries, made again",
+        "embeddings_damaged": "damaged encodings, made again",
+    }
+    rows = [(words, f"{counts[name]:g}") for name, words in named.items() if counts.get(name)]
+    errors = {n.removeprefix("error:"): c for n, c in counts.items() if n.startswith("error:")}
+    return rows + [(f"not read: {reason}", f"{n:g}") for reason, n in sorted(errors.items())]
 
 
 def _kinds(s: Mapping[str, Any]) -> dict[str, Any]:

@@ -4,129 +4,27 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections import OrderedDict
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from vstar_fast import frames, models, torchvision_compat
+from vstar_fast import models, torchvision_compat
 from vstar_fast.config import CycleConfig
 from vstar_fast.errors import ModelError
+from vstar_fast.features import FeatureStore
 from vstar_fast.models.video_lm import Features, VideoLM
 from vstar_fast.profiling import Profiler
 from vstar_fast.progress import Progress
-from vstar_fast.records import Frames, LabeledVideo, Rejected
-from vstar_fast.runfolder import content_key, file_key, write_atomic
-
-FEATURE_BUDGET_BYTES = 2 << 30
+from vstar_fast.records import LabeledVideo, Rejected
 
 
 def stream_seed(*parts: Any) -> int:
     """A 63-bit seed of its own for (run, cycle, question, mode, sample): neither batching nor a restart changes it."""
     text = "\x1f".join(str(p) for p in parts)
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
-
-
-def weights_key(path: str) -> str:
-    """Key of a model folder's or adapter's content; a hub id stands for itself."""
-    folder = Path(path)
-    if not folder.is_dir():
-        return path
-    files = sorted(p for p in folder.iterdir() if p.suffix in (".safetensors", ".bin", ".json", ".jinja", ".model"))
-    return content_key([(p.name, file_key(p)) for p in files])
-
-
-def clip_key(video: LabeledVideo) -> str:
-    """Key of the pixels a video stands for: file content and window."""
-    return content_key(file_key(video.path), video.start_s, video.end_s)
-
-
-class FeatureStore:
-    """Video -> Features, encoded once: kept in memory under a byte budget, on disk where they are small."""
-
-    def __init__(self, lm: VideoLM, config: CycleConfig, folder: Path, profiler: Profiler) -> None:
-        self._lm = lm
-        self._config = config
-        self._folder = folder
-        self._profiler = profiler
-        self._kept: OrderedDict[str, Features] = OrderedDict()
-        self._bytes = 0
-        self._failed: dict[str, Rejected] = {}
-        self._weights = content_key(weights_key(lm.path), type(lm).__name__, str(lm.model.dtype))
-
-    def get(self, videos: Sequence[LabeledVideo]) -> dict[str, Features | Rejected]:
-        """Features of each video by its id, or why there are none."""
-        unique = {v.id: v for v in videos}
-        missing = [v for v in unique.values() if not self._load(v)]
-        for start in range(0, len(missing), 8):
-            self._encode(missing[start : start + 8])
-        self._evict(keep=set(unique))
-        return {i: self._failed[i] if i in self._failed else self._touch(i) for i in unique}
-
-    def _touch(self, video_id: str) -> Features:
-        self._kept.move_to_end(video_id)
-        return self._kept[video_id]
-
-    def _load(self, video: LabeledVideo) -> bool:
-        if video.id in self._kept or video.id in self._failed:
-            return True
-        path = self._path(video) if self._lm.small_features else None
-        if path is None or not path.is_file():
-            return False
-        self._keep(video.id, _read_features(path))
-        return True
-
-    def _path(self, video: LabeledVideo) -> Path | None:
-        try:
-            clip = clip_key(video)
-        except OSError:
-            return None
-        return self._folder / f"{content_key(clip, self._config.frames.count, self._weights)}.safetensors"
-
-    def _encode(self, videos: list[LabeledVideo]) -> None:
-        read = list(frames.read(videos, self._config.frames, max_duration_s=self._config.data.max_duration_s))
-        for video, item in zip(videos, read, strict=True):
-            if isinstance(item, Rejected):
-                self._failed[video.id] = item
-        good = [(v, f) for v, f in zip(videos, read, strict=True) if isinstance(f, Frames)]
-        if not good:
-            return
-        batch = frames.to_batch([f for _, f in good], [v for v, _ in good])
-        for (video, _), features in zip(good, self._lm.encode(batch), strict=True):
-            self._keep(video.id, features)
-            self._profiler.count("videos", 1)
-            path = self._path(video) if self._lm.small_features else None
-            if path is not None:
-                _write_features(path, features)
-
-    def _keep(self, video_id: str, features: Features) -> None:
-        self._kept[video_id] = features
-        self._bytes += features.nbytes
-
-    def _evict(self, keep: set[str]) -> None:
-        for video_id in list(self._kept):
-            if self._bytes <= FEATURE_BUDGET_BYTES:
-                return
-            if video_id not in keep:
-                self._bytes -= self._kept.pop(video_id).nbytes
-
-
-def _write_features(path: Path, features: Features) -> None:
-    from safetensors.torch import save_file
-
-    groups = {"k": features.kwargs, "t": features.token_kwargs}
-    tensors = {f"{g}.{n}": t.contiguous() for g, named in groups.items() for n, t in named.items()}
-    write_atomic(path, lambda temporary: save_file({"ids": features.ids, **tensors}, str(temporary)))
-
-
-def _read_features(path: Path) -> Features:
-    from safetensors.torch import load_file
-
-    tensors = load_file(str(path))
-    pick = {g: {n[2:]: t for n, t in tensors.items() if n.startswith(f"{g}.")} for g in ("k", "t")}
-    return Features(tensors["ids"], pick["k"], pick["t"])
 
 
 class Runtime:
@@ -155,7 +53,7 @@ class Runtime:
             with self.profiler.stage("load"):
                 lm = models.load(path, dtype=m.dtype, device=m.device, family=m.family)
             self._models[path] = lm
-            self._stores[path] = FeatureStore(lm, self.config, self._folder / "features", self.profiler)
+            self._stores[path] = FeatureStore(lm, self.config, self._folder, self.profiler)
         return self._models[path]
 
     def features(self, path: str, videos: Sequence[LabeledVideo]) -> dict[str, Features | Rejected]:
@@ -163,6 +61,23 @@ class Runtime:
         self.lm(path)
         with self.profiler.stage("encode"):
             return self._stores[path].get(videos)
+
+    def expect(self, path: str, videos: Sequence[LabeledVideo]) -> None:
+        """Say which videos will be asked for, in order: their files are decoded while the model works."""
+        self.lm(path)
+        self._stores[path].expect(videos)
+
+    def frame_counts(self) -> dict[str, float]:
+        """What reading frames took in this process: see `FeatureStore.counts`, summed over models."""
+        total: Counter[str] = Counter()
+        for store in self._stores.values():
+            total.update(store.counts())
+        return dict(total)
+
+    def close(self) -> None:
+        """End the threads that decode ahead."""
+        for store in self._stores.values():
+            store.close()
 
     def plain(self, path: str) -> VideoLM:
         """The model without any adapter."""

@@ -18,7 +18,9 @@ from vstar_fast import evaluate, instructions, match, questions, readers
 from vstar_fast.answers import Answers, How
 from vstar_fast.config import CycleConfig
 from vstar_fast.errors import DataError, NothingKept
+from vstar_fast.features import clip_key, weights_key
 from vstar_fast.finetune import finetune, lora_settings
+from vstar_fast.frames import Unusable
 from vstar_fast.generate import Sampling
 from vstar_fast.match.ids import with_text
 from vstar_fast.models.video_lm import Features
@@ -35,7 +37,7 @@ from vstar_fast.records import (
     to_dict,
 )
 from vstar_fast.runfolder import RunFolder, content_key, read_json, write_json, write_jsonl, write_text
-from vstar_fast.runtime import Runtime, clip_key, stream_seed, weights_key
+from vstar_fast.runtime import Runtime, stream_seed
 from vstar_fast.token_store import TokenStore
 
 if TYPE_CHECKING:
@@ -58,6 +60,9 @@ class Session:
         with profiler.stage("read"):
             videos, rejected, self.label_sets = readers.read(config.data, seed=config.seed)
         folder.reject(rejected)
+        if rejected and config.data.strict:
+            first = rejected[0]
+            raise DataError(f"{first.reason}: {first.detail} (data.strict: no bad row is passed over)")
         self.videos = {v.id: v for v in videos}
         write_text(folder.root / "config.toml", settings.to_toml(config))
         write_jsonl(folder.root / "videos.jsonl", [to_dict(v) for v in videos])
@@ -96,7 +101,7 @@ class Session:
     def seen_through(self) -> tuple[Any, ...]:
         """Settings between a file and what the model makes of it."""
         c = self.config
-        return asdict(c.frames), c.data.max_duration_s, c.model.dtype, c.model.device
+        return c.frames.pixels(), c.data.max_duration_s, c.model.dtype, c.model.device
 
     def _teacher_key(self, adapter: Path | None) -> str:
         if adapter is None:
@@ -238,6 +243,8 @@ class Session:
             "kinds": evaluate.metrics([v for _, v in judged], by_id),
             "reasoned": evaluate.reasoned([c for c, _ in judged]),
         }
+        if e.score_labels:
+            found["scored"] = self.answers.scored(asked, adapter, where / split, self._teacher_key(adapter))
         write_json(where / f"{split}.json", found)
         write_json(where / f"{split}-clips.json", clips)
         return found, clips
@@ -261,7 +268,7 @@ def _clip_key(video: LabeledVideo) -> str | None:
     """None for a file that cannot be opened; reading its frames says why."""
     try:
         return clip_key(video)
-    except OSError:
+    except (OSError, Unusable):
         return None
 
 

@@ -28,6 +28,7 @@ SCHEMA = {
     "gain": "{value, low, high, n}: last cycle minus base on test, paired by clip",
     "controls": "{labels_only, shuffled}: .accuracy, .gain over base, .steps",
     "stages.<name>": "seconds, cpu_seconds, peak_mib, items and rates",
+    "frames": "clips decoded, encoded, cached; stalls (the model waited), stall_s, decode_cpu_s, cache hits, error:*",
     "backends": "op or stage -> backend -> calls: what really ran, earlier processes of the run included",
     "best_cycle": "cycle with the best dev accuracy (-1: the base model)",
 }
@@ -47,12 +48,15 @@ class Record:
         if path.is_file():
             session.profiler.merge(read_json(path))
         ran = session.folder.root / "backends.json"
+        frames = session.folder.root / "frames.json"
+        self._frames_before = Counter(read_json(frames) if frames.is_file() else {})
         self._ran = backends.Since(read_json(ran) if ran.is_file() else {})
 
     def write(self, state: str) -> dict[str, Any]:
         """Write and return the summary as it stands."""
         s = self._session
         stages = s.profiler.stages()
+        frames = dict(self._frames_before + Counter(s.runtime.frame_counts()))
         value = {
             "state": state,
             "stopped": self.stopped,
@@ -68,12 +72,14 @@ class Record:
             "controls": {k: _public(v) | {"gain": self._gain(v)} for k, v in self.controls.items()},
             "input_rejected": dict(Counter(f"{r.stage}:{r.reason}" for r in s.folder.rejected)),
             "stages": stages,
+            "frames": frames,
             "backends": self._ran.report(),
             "versions": versions(),
         }
         if self.final is not None:
             value["final"] = _public(self.final) | {"gain": self._gain(self.final)}
         write_json(s.folder.root / "stages.json", stages)
+        write_json(s.folder.root / "frames.json", frames)
         write_json(s.folder.root / "backends.json", value["backends"])
         write_json(s.folder.root / "summary.json", value)
         return value

@@ -1,6 +1,7 @@
 """What a backend of `constrain` is: five functions over `Rows`, in a module of its own that is loaded on use.
 
 advance(rows, tokens) -> lost rows, or None where that would wait      mask(rows, logits)
+advance_mask(rows, logits, tokens, tickets), where one launch does both
 sample(rows, logits, draw)      forced(rows, tokens, lengths, advance)      fill(rows, out, filled)
 """
 

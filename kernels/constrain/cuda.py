@@ -32,6 +32,12 @@ def mask(rows: Rows, logits: torch.Tensor) -> None:
     _launch(_C.constrain_mask_cuda, rows, logits_pointers(logits))
 
 
+def advance_mask(rows: Rows, logits: torch.Tensor, tokens: torch.Tensor, tickets: torch.Tensor) -> None:
+    """Both in one launch; tickets [B] int32 are zeros, and are zeros again afterwards."""
+    places = (tokens.data_ptr(), tickets.data_ptr(), logits_pointers(logits))
+    _launch(_C.constrain_advance_mask_cuda, rows, *places)
+
+
 def sample(rows: Rows, logits: torch.Tensor, draw: Draw) -> None:
     """Fill draw.ids and draw.logprobs, and move."""
     _launch(_C.constrain_sample_cuda, rows, logits_pointers(logits), draw.pointers())

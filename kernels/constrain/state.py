@@ -60,6 +60,7 @@ class DecodeState:
         made = [torch.zeros(len(rows), dtype=torch.int32, device=self.device) for _ in range(3)]
         self.state, self.remaining, self.step = made
         self._rows = Rows(host, host.to(self.device), *made)
+        self._tickets = torch.zeros_like(self.state)
         self._bits: tuple[torch.Tensor, torch.Tensor] | None = None
         self.reset()
 
@@ -89,6 +90,7 @@ class DecodeState:
         for name in named:
             setattr(taken, name, getattr(self, name).index_select(0, index))
         taken._rows = self._rows._replace(state=taken.state, remaining=taken.remaining, step=taken.step)
+        taken._tickets = torch.zeros_like(taken.state)
         taken._bits = None
         return taken
 
@@ -133,9 +135,17 @@ class DecodeState:
             checks.check_lost(lost, self.state, tokens)
 
     def advance_mask_(self, logits: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
-        """`advance_` by the tokens of the step before, then `mask_`: one call a step."""
-        self.advance_(tokens)
-        return self.mask_(logits)
+        """`advance_` by the tokens of the step before, then `mask_`: one call a step, on a GPU one launch."""
+        fused = getattr(self._run, "advance_mask", None)
+        if fused is None or torch.compiler.is_compiling():
+            self.advance_(tokens)
+            return self.mask_(logits)
+        checks.check_logits(self, logits)
+        tokens = checks.check_tokens(self, tokens)
+        if len(self):
+            fused(self._rows, logits, tokens, self._tickets)
+        backends.ran("constrain", self.backend)
+        return logits
 
     def sample_(
         self,
@@ -286,6 +296,8 @@ def _budgets(budget: Budget, rows: Sequence[Grammar | None]) -> Any:
     """[B] int32 tokens left at the start."""
     if budget is None:
         return torch.full((len(rows),), UNLIMITED, dtype=torch.int32)
+    if isinstance(budget, float):
+        raise ConstrainError(f"max_new_tokens is {budget}; give a whole number, one a row, or None")
     values = [budget] * len(rows) if isinstance(budget, int) else [int(b) for b in budget]
     if len(values) != len(rows):
         raise ConstrainError(f"max_new_tokens has {len(values)} values for {len(rows)} rows; give one a row")

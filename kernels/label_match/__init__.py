@@ -99,7 +99,15 @@ def find(
 def _as_ids(own: Sequence[int | str] | torch.Tensor, labels: LabelSet) -> torch.Tensor:
     if isinstance(own, torch.Tensor):
         return own
-    return torch.tensor([labels.id(item) if isinstance(item, str) else item for item in own], dtype=torch.int32)
+    ids = [labels.id(item) if isinstance(item, str) else item for item in own]
+    try:
+        return torch.tensor(ids) if ids else torch.empty(0, dtype=torch.int32)
+    except (TypeError, ValueError, RuntimeError):
+        raise DataError(f"own has {_odd_one(ids)!r}; give label ids or names, and -1 for a row that has none") from None
+
+
+def _odd_one(ids: list[object]) -> object:
+    return next((item for item in ids if not isinstance(item, int)), ids[0])
 
 
 def _own_ids(own: Sequence[int | str] | torch.Tensor, labels: LabelSet, rows: int) -> torch.Tensor:
@@ -157,7 +165,9 @@ def _cpp(call: _Call) -> None:
     rows, results = here.rows, here.results()
     tables, threads = call.labels.tables(call.after).data_ptr(), call.threads or torch.get_num_threads()
     if isinstance(rows, TokenRows):
-        bad = _C.label_match_ids_cpu(tables, rows.tokens.table().data_ptr(), rows.arguments(), results, threads)
+        hints = call.labels.hints_for(rows.size, rows.tokens, call.after)
+        places = (rows.tokens.table().data_ptr(), 0 if hints is None else hints.data_ptr())
+        bad = _C.label_match_ids_cpu(tables, *places, rows.arguments(), results, threads)
         if bad >= 0:
             bad_token(bad, int(here.out[bad, 14]))
     elif isinstance(rows, TextList):
@@ -174,10 +184,6 @@ def _texts(compiled, tables: int, rows: TextList, results: tuple, threads: int) 
         raise DataError(str(error)) from None
 
 
-_SCRATCH_BYTES = 1 << 28
-_MOST_WARPS = 1 << 13
-
-
 def _cuda(call: _Call) -> None:
     from vstar_fast import _C
 
@@ -189,11 +195,8 @@ def _cuda(call: _Call) -> None:
         try:
             if isinstance(rows, TokenRows):
                 tokens = (rows.tokens.table().data_ptr(), rows.tokens.table(where).data_ptr())
-                each = max(1, rows.columns * rows.tokens.longest)
-                warps = max(1, min(rows.size, _MOST_WARPS, _SCRATCH_BYTES // each))
-                scratch = torch.empty(warps * each, dtype=torch.uint8, device=where)
-                room = (scratch.data_ptr(), each, warps)
-                _C.label_match_ids_cuda(*tables, *tokens, rows.arguments(), call.results(), *room, stream)
+                hints = call.labels.hints(rows.tokens, call.after, where).data_ptr()
+                _C.label_match_ids_cuda(*tables, *tokens, hints, rows.arguments(), call.results(), stream)
             else:
                 assert not isinstance(rows, TextList)
                 _C.label_match_cuda(*tables, rows.text.data_ptr(), rows.offsets.data_ptr(), call.results(), stream)

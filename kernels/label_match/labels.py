@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import re
 import unicodedata
+import weakref
 from collections.abc import Iterable, Mapping, Sequence
 
 import torch
@@ -13,6 +14,7 @@ from vstar_fast.errors import DataError
 
 from .characters import WORD, fold_name, kind
 from .handles import hold
+from .token_bytes import TokenBytes
 
 
 class LabelSet:
@@ -38,6 +40,7 @@ class LabelSet:
             for other in [others] if isinstance(others, str) else others:
                 self._add(label, other)
         self._tables: dict[tuple[tuple[int, ...], torch.device], torch.Tensor] = {}
+        self._hints: weakref.WeakKeyDictionary[TokenBytes, Hints] = weakref.WeakKeyDictionary()
         self.handle = hold(self)
 
     def _add(self, label: int, name: str) -> None:
@@ -95,6 +98,48 @@ class LabelSet:
             else:
                 self._tables[key] = self.tables(after).to(device)
         return self._tables[key]
+
+    def hints(self, tokens: TokenBytes, after: tuple[int, ...], device: torch.device) -> torch.Tensor:
+        """What each token can mean for these labels and this literal (csrc/token_text.h), [2, V] int32; kept."""
+        kept = self._hints.setdefault(tokens, Hints())
+        key = (after, device)
+        if key not in kept.made:
+            if device.type == "cpu":
+                kept.made[key] = _compile_hints(self.tables(after), tokens)
+            else:
+                kept.made[key] = self.hints(tokens, after, torch.device("cpu")).to(device)
+        return kept.made[key]
+
+    def hints_for(self, rows: int, tokens: TokenBytes, after: tuple[int, ...]) -> torch.Tensor | None:
+        """The hints for a call on the CPU with so many rows; None until making them pays."""
+        kept = self._hints.setdefault(tokens, Hints())
+        kept.rows[after] = kept.rows.get(after, 0) + rows
+        cpu = torch.device("cpu")
+        worth = (after, cpu) in kept.made or kept.rows[after] * _TOKENS_A_ROW >= len(tokens)
+        return self.hints(tokens, after, cpu) if worth else None
+
+
+_TOKENS_A_ROW = 16
+"""Hints of so many tokens take about as long to make as they save on one row."""
+
+
+class Hints:
+    """Hints of one vocabulary: by literal and device; rows seen so far, by literal."""
+
+    def __init__(self) -> None:
+        self.made: dict[tuple[tuple[int, ...], torch.device], torch.Tensor] = {}
+        self.rows: dict[tuple[int, ...], int] = {}
+
+
+def _compile_hints(tables: torch.Tensor, tokens: TokenBytes) -> torch.Tensor:
+    from vstar_fast import _C
+
+    made = torch.empty((2, len(tokens)), dtype=torch.int32)
+    try:
+        _C.compile_hints(tables.data_ptr(), tokens.table().data_ptr(), made.data_ptr())
+    except ValueError as error:
+        raise DataError(f"the token table cannot be used: {error}") from None
+    return made
 
 
 def _compile(forms: tuple[str, ...], owners: tuple[int, ...], after: tuple[int, ...]) -> torch.Tensor:

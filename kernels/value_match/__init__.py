@@ -59,6 +59,15 @@ def match_number(
     Raises DataError for wrong shapes, an unknown pick, and ids outside the vocabulary (on a GPU: from
     `ValueMatch.check()`).
     """
+    if _in_graph(texts, tokens):
+        from . import library
+
+        units = unit if isinstance(unit, str) else "\n".join(unit)
+        given = ((gold, "gold"), (abs_tolerance, "abs_tolerance"), (rel_tolerance, "rel_tolerance"))
+        doubles = [_doubles(x, len(texts), what) for x, what in given]
+        options = (units, tokens.handle, pick, after, backend)  # type: ignore[union-attr]
+        table, score, values = library.number(texts, _sizes(lengths), *doubles, *options)
+        return ValueMatch(table, score, backend, values)
     rows = rows_of(texts, tokens, lengths)
     own = _doubles(gold, rows.size, "gold")
     absolute, relative = _doubles(abs_tolerance, rows.size, "abs_tolerance"), _doubles(rel_tolerance, rows.size, "rel")
@@ -88,6 +97,16 @@ def match_interval(
     `gold` is [B, 2] seconds, or per row a list of (begin, end); a span that is reversed or NaN overlaps nothing, and
     neither does an answer that is reversed ("wrong_order"). The rest is as in `match_number`.
     """
+    if _in_graph(texts, tokens):
+        from . import library
+
+        own, counts = gold, []
+        if not isinstance(gold, torch.Tensor):
+            rows_spans = [_spans(row) for row in gold]
+            own, counts = torch.tensor([x for row in rows_spans for x in row]), list(map(len, rows_spans))
+        options = (float(iou), tokens.handle, pick, after, backend)  # type: ignore[union-attr]
+        table, score, values = library.interval(texts, _sizes(lengths), own, counts, *options)
+        return ValueMatch(table, score, backend, values)
     rows = rows_of(texts, tokens, lengths)
     spans = [_spans(row) for row in (gold.tolist() if isinstance(gold, torch.Tensor) else gold)]
     if len(spans) != rows.size:
@@ -120,6 +139,14 @@ def match_sequence(
     The rest is as in `match_number`. A status is "ok", "no_slot", "no_value" (no label is named), "wrong_length",
     "wrong_order" (the right labels) or "wrong_value"; `negated` tells that an item is denied.
     """
+    if _in_graph(texts, tokens):
+        from . import library
+
+        items = [[labels.id(item) if isinstance(item, str) else item for item in row] for row in gold]
+        options = (labels.handle, tokens.handle, after, backend)  # type: ignore[union-attr]
+        flat, counts = list(chain.from_iterable(items)), list(map(len, items))
+        table, score, found_items = library.sequence(texts, _sizes(lengths), flat, counts, *options)
+        return SequenceMatch(table, score, backend, found_items)
     rows = rows_of(texts, tokens, lengths)
     sequences = [[labels.id(item) if isinstance(item, str) else item for item in row] for row in gold]
     _check_labels(sequences, len(labels))
@@ -127,6 +154,15 @@ def match_sequence(
         raise DataError(f"gold has sequences for {len(sequences)} rows, but there are {rows.size} rows")
     found, name = _run("match_sequence", Call(SEQUENCE, rows, (sequences, labels), "first", after, threads), backend)
     return SequenceMatch(found.table, found.score, name, found.more)
+
+
+def _in_graph(texts: Texts | Ids, tokens: TokenBytes | None) -> bool:
+    """Whether torch.compile traces a call that its operators take: on ids [B, T]."""
+    return torch.compiler.is_compiling() and tokens is not None and isinstance(texts, torch.Tensor)
+
+
+def _sizes(lengths: torch.Tensor | Sequence[int] | None) -> torch.Tensor | None:
+    return torch.tensor(lengths) if lengths is not None and not isinstance(lengths, torch.Tensor) else lengths
 
 
 def _check_labels(sequences: list[list[int]], count: int) -> None:
@@ -137,7 +173,10 @@ def _check_labels(sequences: list[list[int]], count: int) -> None:
 
 
 def _doubles(given: float | Sequence[float] | torch.Tensor, rows: int, what: str) -> torch.Tensor:
-    held = torch.as_tensor(given, dtype=torch.float64).cpu()
+    try:
+        held = torch.as_tensor(given, dtype=torch.float64).cpu()
+    except (TypeError, ValueError, RuntimeError):
+        raise DataError(f"{what} must be numbers, not {given!r:.80}; NaN is a row that nothing fits") from None
     held = held.expand(rows) if held.dim() == 0 else held
     if held.shape != (rows,):
         raise DataError(f"{what} must be one number, or [{rows}], not {tuple(held.shape)}")

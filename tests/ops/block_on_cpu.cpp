@@ -35,6 +35,9 @@ struct alignas(16) uint4 {
 void __syncthreads() { pthread_barrier_wait(&meeting); }
 void atomicOr(uint32_t* word, uint32_t bits) { __atomic_fetch_or(word, bits, __ATOMIC_RELAXED); }
 
+int32_t atomicAdd(int32_t* to, int32_t more) { return __atomic_fetch_add(to, more, __ATOMIC_SEQ_CST); }
+void __threadfence() { __atomic_thread_fence(__ATOMIC_SEQ_CST); }
+
 int32_t __float_as_int(float x) {
   int32_t bits;
   std::memcpy(&bits, &x, 4);
@@ -111,6 +114,22 @@ void mask(const uint8_t* block, int32_t* state, int32_t* remaining, int32_t* ste
     launch(count, slices(a), [=] {
       mask_rows(a, rows, static_cast<uint16_t*>(data), stride,
                 static_cast<uint16_t>(type == 1 ? 0xFC00 : 0xFF80));
+    });
+}
+
+void advance_mask(const uint8_t* block, int32_t* state, int32_t* remaining, int32_t* step, int32_t count,
+                  const int64_t* tokens, int32_t* tickets, void* data, int32_t type, int64_t stride) {
+  const Arena a = arena_at(block);
+  const RowStates rows{state, remaining, step, count};
+  const int32_t every = slices(a);
+  if (type == 0)
+    launch(count, every, [=] {
+      advance_mask_rows(a, rows, tokens, tickets, every, static_cast<uint32_t*>(data), stride, 0xFF800000u);
+    });
+  else
+    launch(count, every, [=] {
+      advance_mask_rows(a, rows, tokens, tickets, every, static_cast<uint16_t*>(data), stride,
+                        static_cast<uint16_t>(type == 1 ? 0xFC00 : 0xFF80));
     });
 }
 

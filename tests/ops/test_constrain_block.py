@@ -47,6 +47,9 @@ class Emulated:
     def mask(self, rows, logits):
         self._call("mask", rows, *backend.logits_pointers(logits))
 
+    def advance_mask(self, rows, logits, tokens, tickets):
+        self._call("advance_mask", rows, tokens.data_ptr(), tickets.data_ptr(), *backend.logits_pointers(logits))
+
     def fill(self, rows, out, filled):
         self._call("fill", rows, out.data_ptr(), out.stride(0))
 
@@ -57,9 +60,11 @@ class Emulated:
         self._call("sample", rows, *backend.logits_pointers(logits), *draw.pointers())
 
 
-def rows_of(kind: str, budget: int | None) -> ops.DecodeState:
+def rows_of(kind: str, budget: int | None, columns: int | None = None) -> ops.DecodeState:
     """Rows of sparse, dense, counted and canonical automata, and a free one."""
     vocab = small_vocab(kind)
+    if columns:
+        vocab = ops.TokenVocab(vocab.tokens, eos_ids=vocab.eos_ids, logits_size=columns)
     label = ops.choice(NAMES)
     text = ops.template("{why}\nA: {x}", why=ops.text(), x=label)
     made = [
@@ -99,6 +104,24 @@ def test_blocks_give_what_the_loop_gives(block, dtype, temperature, top_p, top_k
         want = theirs.sample_(logits, seeds, temperature, top_p, top_k)
         assert torch.equal(got[0], want[0])
         torch.testing.assert_close(got[1], want[1], atol=2e-5, rtol=1e-5)
+        for name in ("state", "remaining", "step"):
+            assert torch.equal(getattr(ours, name), getattr(theirs, name))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("budget", "columns"), [(None, 300), (24, 300), (None, 20_000)])
+def test_a_move_and_its_mask_in_one_launch(block, dtype, budget, columns):
+    """Also over several blocks a row, and with tokens that are not legal."""
+    ours, theirs = (rows_of("twins", budget, columns) for _ in range(2))
+    ours._run = Emulated(block)
+    seeds = torch.arange(5) * 17
+    for step in range(8):
+        logits = torch.randn(5, columns, generator=torch.Generator().manual_seed(step)).to(dtype)
+        tokens = theirs.sample_(logits, seeds)[0] if step % 4 else torch.randint(-2, 280, (5,))
+        if step % 4 == 0:
+            theirs.advance_(tokens, strict=False)
+        assert torch.equal(ours.advance_mask_(logits.clone(), tokens), theirs.mask_(logits.clone()))
+        assert not ours._tickets.any()
         for name in ("state", "remaining", "step"):
             assert torch.equal(getattr(ours, name), getattr(theirs, name))
 

@@ -72,6 +72,7 @@ def test_bad_arguments_are_named():
     other = ops.compile(ops.choice(["a"]), small_vocab("twins"))
     good, seeds = torch.zeros(2, 330), torch.zeros(2, dtype=torch.int64)
     bad = [
+        (lambda: ops.DecodeState(grammar, 2, max_new_tokens=40.5), "whole number"),
         (lambda: state.mask_(good[0]), r"must be \[2, 330\]"),
         (lambda: state.mask_(good.double()), "float64"),
         (lambda: state.mask_(torch.zeros(3, 330)), r"\(3, 330\)"),

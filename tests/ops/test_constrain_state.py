@@ -185,3 +185,31 @@ def test_nothing_waits_for_the_gpu_and_graphs_replay():
         graph.replay()
         assert torch.equal(drawn.cpu(), twin.sample_(logits, seeds, 0.8)[0])
     assert_same(state, twin)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_a_move_and_its_mask_are_one_launch_that_graphs_replay(dtype):
+    state, twin = mixed(24, "cuda", "cuda"), mixed(24)
+    logits, seeds = make_logits(24, 2).to(dtype), torch.arange(24)
+    on_gpu, ids = logits.cuda(), torch.zeros(24, dtype=torch.int64, device="cuda")
+    before = [tensor.clone() for tensor in (state.state, state.remaining, state.step)]
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        state.advance_mask_(on_gpu.clone(), ids)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    graph, buffer = torch.cuda.CUDAGraph(), on_gpu.clone()
+    with torch.cuda.graph(graph):
+        buffer.copy_(on_gpu)
+        state.advance_mask_(buffer, ids)
+    for tensor, value in zip((state.state, state.remaining, state.step), before, strict=True):
+        tensor.copy_(value)
+    for _ in range(6):
+        chosen = twin.sample_(logits, seeds, 0.8)[0]
+        ids.copy_(chosen)
+        graph.replay()
+        assert torch.equal(buffer.cpu(), twin.mask_(logits.clone()))
+        assert_same(state, twin)
+    assert not state._tickets.any()

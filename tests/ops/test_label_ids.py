@@ -67,6 +67,97 @@ def test_ids_are_the_text_they_spell_for_any_tokenisation(data):
     assert without_tokens(found) == without_tokens(label_match(rows, LABELS, own, backend="reference", **options))
 
 
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize("hinted", [False, True])
+def test_ids_give_the_same_with_and_without_hints(hinted, monkeypatch):
+    """Labels that begin in a token, across tokens, behind specials, and behind the bytes of a cut character."""
+    choose = LabelSet.hints if hinted else lambda *_: None
+    monkeypatch.setattr(LabelSet, "hints_for", lambda self, rows, tokens, after: choose(self, tokens, after, CPU))
+    rng = random.Random(8)
+    pieces: list[bytes | None] = [None, b"", b" kick", b"kick", b" sp", b"in", b" spin", b" kick spin", b"s now", b"sn"]
+    pieces += [
+        b"ow",
+        b"board",
+        b"\xc3",
+        b"\xa9",
+        b"\xc3\xa9t",
+        b"t\xc3\xa9",
+        b" C",
+        b"++",
+        b"(",
+        b"x",
+        b") ",
+        b"(x)",
+        b"_",
+    ]
+    pieces += [
+        b"-",
+        b" ",
+        b"Answer",
+        b": ",
+        b"answer: kick",
+        b"An",
+        b"swer:",
+        b"a",
+        b"k",
+        b" not",
+        b"n't",
+        b" " * 40,
+        b"e",
+    ]
+    pieces += ["字 a".encode(), "字".encode()[:1], "字".encode()[1:], b"extraordinarily", b" long", "\u0301".encode()]
+    tokens = TokenBytes(pieces)
+    ids = torch.tensor([rng.choices(range(len(pieces)), k=150) for _ in range(120)], dtype=torch.int32)
+    lengths = torch.tensor([rng.choice((0, 1, 15, 63, 64, 65, 128, 150, rng.randint(0, 150))) for _ in range(120)])
+    own = [rng.choice((-1, 0, 1, 3, 3, 4, 5, 6, 7)) for _ in range(120)]
+    for after in ("Answer:", "k", "a", None):
+        options = {"tokens": tokens, "lengths": lengths, "after": after, "which": True, "negation": True}
+        expected = label_match(ids, LABELS, own, backend="reference", **options)
+        for form in (ids, ids.long()):
+            assert figures(label_match(form, LABELS, own, **options)) == figures(expected)
+    assert expected.matched.any() and expected.negated.any()
+
+
+def test_hints_are_made_once_they_pay():
+    labels, tokens = LabelSet(["kick"]), TokenBytes([b"kick"] * 1000)
+    ids = torch.zeros((40, 1), dtype=torch.int64)
+    assert labels.hints_for(10, tokens, ()) is None
+    assert labels.hints_for(80, tokens, ()) is labels.hints_for(0, tokens, ())
+    assert label_match(ids, labels, [0] * 40, tokens=tokens).matched.all()
+    assert labels.hints_for(1, TokenBytes([b"kick"] * 1000), ()) is None
+
+
+@given(st.data())
+@settings(max_examples=100)
+def test_every_form_of_the_token_scan_is_the_same(data):
+    vocabulary, count = data.draw(st.integers(1, 40)), data.draw(st.integers(0, 200))
+    rng = random.Random(data.draw(st.integers(0, 1 << 30)))
+    hints = torch.tensor([rng.getrandbits(5) << 22 | rng.getrandbits(6) for _ in range(vocabulary)], dtype=torch.int32)
+    ids = torch.tensor([rng.randrange(vocabulary) for _ in range(count)], dtype=torch.int64)
+    if count and data.draw(st.booleans()):
+        ids[rng.randrange(count)] = data.draw(st.sampled_from([-1, vocabulary, 2**31 - 1, -(2**31)]))
+    for form in (ids, ids.int()):
+        found = [
+            _C.token_scan(name, hints.data_ptr(), vocabulary, form.data_ptr(), count, form.dtype == torch.int64)
+            for name in _C.token_scan_names()
+        ]
+        bad = next((i for i, x in enumerate(ids.tolist()) if not 0 <= x < vocabulary), -1)
+        assert all(scan[0] == bad for scan in found)
+        if bad < 0:
+            assert all(scan == found[0] for scan in found)
+            assert found[0][1] == (hints[ids] & 63).cumsum(0).tolist()
+
+
+def test_wide_ids_that_are_small_in_their_low_half_are_outside_the_vocabulary():
+    tokens = TokenBytes([b"kick"] * 20)
+    ids = torch.zeros((2, 20), dtype=torch.int64)
+    ids[1, 17] = 1 << 32
+    with pytest.raises(DataError, match="row 1 has an id at position 17"):
+        label_match(ids, LABELS, [0, 0], tokens=tokens)
+
+
 def test_padded_ragged_and_lists_are_the_same_rows():
     tokens = TokenBytes([None, b"back", b" ", b"flip", b" and ", b"kick", b"s"])
     rows = [[1, 2, 3, 4, 5], [], [5, 6], [0, 5, 0, 0], [1, 0, 3]]
@@ -133,6 +224,9 @@ def test_bad_arguments_are_named():
         (lambda: label_match((ids[0], torch.tensor([0, 9])), LABELS, [0], tokens=tokens), "3 ids"),
         (lambda: label_match(["kick"], LABELS, [0], lengths=[1]), "`tokens`"),
         (lambda: label_match([7], LABELS, [0]), "neither a string nor bytes"),
+        (lambda: label_match(["kick"], LABELS, [None]), "own has None; give label ids or names"),
+        (lambda: label_match(["kick"], LABELS, [0.5]), "int32 or int64"),
+        (lambda: label_match(["kick"], LABELS, [True]), "not torch.bool"),
         (lambda: TokenBytes([]), "empty"),
         (lambda: TokenBytes(["kick"]), "token 0 is 'kick'"),
     ]
@@ -190,3 +284,26 @@ def test_cuda_equals_cpu_on_ids(dtype, after):
     broken[5, 0] = len(pieces)
     with pytest.raises(DataError, match="row 5 "):
         label_match(broken, LABELS, own, tokens=tokens).check()
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("after", [None, "answer:"])
+def test_nothing_waits_for_the_gpu_and_graphs_replay_the_search(after):
+    pieces = [None, *(word.encode() for word in WORDS)]
+    tokens, rows = TokenBytes(pieces), torch.randint(0, len(pieces), (2, 500, 60))
+    ids, lengths, own = rows[0].cuda(), torch.randint(0, 61, (500,)).cuda(), torch.full((500,), 3).cuda()
+    options = {"tokens": tokens, "after": after, "which": True, "negation": True}
+    label_match(ids, LABELS, own, lengths=lengths, **options)  # tables and hints go to the GPU once
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        label_match(ids, LABELS, own, lengths=lengths, **options)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        match = label_match(ids, LABELS, own, lengths=lengths, **options)
+    for batch in rows:
+        ids.copy_(batch)
+        graph.replay()
+        assert figures(match) == figures(label_match(batch, LABELS, own.cpu(), lengths=lengths.cpu(), **options))

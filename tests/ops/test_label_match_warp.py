@@ -67,7 +67,7 @@ def test_a_warp_finds_what_the_loop_finds(warp, after):
 
 
 @pytest.mark.parametrize("after", [None, "ab:"])
-def test_a_warp_spells_ids_as_the_loop_does(warp, after):
+def test_a_warp_reads_ids_as_the_loop_does(warp, after):
     rng = random.Random(4)
     pieces: list[bytes | None] = [None, b""]
     rows = []
@@ -82,11 +82,10 @@ def test_a_warp_spells_ids_as_the_loop_does(warp, after):
     tokens, own = TokenBytes(pieces), [rng.randrange(-1, len(LABELS)) for _ in range(ROWS)]
     ids = torch.tensor([x for row in rows for x in row], dtype=torch.int32)
     offsets, labels = torch.tensor([0, *map(len, rows)]).cumsum(0), torch.tensor(own, dtype=torch.int32)
-    each = max(map(len, rows)) * tokens.longest
-    scratch = torch.zeros(2 * each, dtype=torch.uint8)
-    tables = LABELS.tables(() if after is None else fold_literal(after))
+    literal = () if after is None else fold_literal(after)
+    tables, hints = LABELS.tables(literal), LABELS.hints(tokens, literal, torch.device("cpu"))
     found = results()
-    arguments = (tables, tokens.table(), ids, offsets, labels, *found, ROWS, 1, 1, scratch, ctypes.c_int64(each))
+    arguments = (tables, tokens.table(), hints, ids, offsets, labels, *found, ROWS, 1, 1)
     call(warp.label_match_ids_warp, *arguments)
     same(found, label_match(rows, LABELS, own, tokens=tokens, after=after, which=True, negation=True))
     ids[offsets[7] + 1] = len(pieces)

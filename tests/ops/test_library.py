@@ -5,6 +5,7 @@ import torch
 from vstar_fast.kernels.constrain import library as constrain
 from vstar_fast.kernels.label_match import library as labels
 from vstar_fast.kernels.sample import library as sampling
+from vstar_fast.kernels.value_match import library as values
 
 from constrain_tools import small_vocab
 from vstar_fast import backends, ops
@@ -18,7 +19,13 @@ SEEDS = torch.arange(4) * 7
 LABELS = ops.LabelSet(["kick", "spin kick", "snow"])
 TOKENS = ops.TokenBytes([b"answer: ", b"kick", b"spin", b" ", b"not a ", None])
 IDS = torch.tensor([[0, 1, 5, 5], [0, 2, 3, 1], [1, 3, 0, 5], [0, 4, 1, 1]])
+NUMBERS = ops.TokenBytes([b"answer: ", b"3", b" to ", b"5.5", b" s", b"kick, ", b"snow", None])
+SPOKEN = torch.tensor([[0, 1, 2, 3], [0, 3, 4, 7], [0, 5, 6, 7], [1, 7, 7, 7]])
 LENGTHS, OWN = torch.tensor([2, 4, 4, 3]), torch.tensor([0, 1, 0, -1])
+
+
+TIMES = SPOKEN[:1].repeat(4, 1)
+NUMBER_OPTIONS = (NUMBERS.handle, "slot", "Answer:", "auto")
 
 
 def rows() -> ops.DecodeState:
@@ -46,6 +53,11 @@ def test_operators_are_sound():
         (constrain.forced_, (*fields, 5, True, backend)),
         (constrain.fill, (*fields, torch.zeros(4, 11, dtype=torch.int32), backend)),
         (labels.label_match, (IDS, LENGTHS, OWN, LABELS.handle, TOKENS.handle, "answer:", True, True, "auto")),
+        (values.number, (TIMES, LENGTHS, *[torch.ones(4).double()] * 3, "s", *NUMBER_OPTIONS)),
+        (values.number, (TIMES, None, *[torch.ones(4).double()] * 3, "s\n\nmin\n%", *NUMBER_OPTIONS)),
+        (values.interval, (TIMES, None, torch.tensor([[3.0, 5.0]] * 4), [], 0.5, *NUMBER_OPTIONS)),
+        (values.interval, (TIMES, None, torch.tensor([[3.0, 5.0]] * 4), [2, 0, 1, 1], 0.5, *NUMBER_OPTIONS)),
+        (values.sequence, (SPOKEN, LENGTHS, [0, 2, 2], [2, 0, 1, 0], LABELS.handle, NUMBERS.handle, None, "auto")),
         (labels.label_match, (IDS.int(), None, OWN.int(), LABELS.handle, TOKENS.handle, "", False, False, "auto")),
     ]
     for operator, arguments in cases:
@@ -90,6 +102,26 @@ def test_a_compiled_label_match_is_the_same():
     assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
     assert expected[2].tolist() == [True, True, False, False]
     assert compiled(lambda ids: ops.label_match(ids, LABELS, OWN, tokens=TOKENS).matched)(IDS).any()
+
+
+def test_compiled_matches_of_values_are_the_same():
+    def run(ids: torch.Tensor, gold: torch.Tensor, spans: torch.Tensor) -> list[torch.Tensor]:
+        options = {"tokens": NUMBERS, "lengths": [4, 3, 4, 1]}
+        found = [
+            ops.match_number(ids + 0, gold, unit="s", rel_tolerance=0.1, **options),
+            ops.match_number(ids, [5.5, 5.5, 1.0, 3.0], unit=["s", "min", "s", ""], pick="last", after=None, **options),
+            ops.match_interval(ids, spans, iou=0.3, **options),
+            ops.match_interval(ids, [[(3, 5), (9, 10)], (1, 2), [], (0, 1)], **options),
+        ]
+        named = ops.match_sequence(ids, LABELS, [["kick"], [0], ["kick", "snow"], []], after="Answer:", **options)
+        parts = [x for match in found for x in (match.table, match.score, match.values)]
+        return [*parts, named.table, named.score, named.items, found[0].matched & ~found[0].negated]
+
+    inputs = (SPOKEN, torch.tensor([3.0, 5.5, 0.0, 3.0]), torch.tensor([[3.0, 6.0]] * 4))
+    found, expected = compiled(run)(*inputs), run(*inputs)
+    for a, b in zip(found, expected, strict=True):
+        torch.testing.assert_close(a, b, equal_nan=True, atol=0, rtol=0)
+    assert expected[-1].tolist() == [False, True, False, True] and expected[-4][2, 0] == 0
 
 
 def test_a_handle_lives_as_long_as_its_labels():

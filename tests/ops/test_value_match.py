@@ -173,6 +173,7 @@ def test_no_rows_and_one_span_a_row():
 def test_bad_arguments_are_named():
     bad = [
         (lambda: match_number(["1"], [1.0, 2.0]), r"gold must be one number, or \[1\]"),
+        (lambda: match_number(["1"], [None]), r"gold must be numbers, not \[None\]"),
         (lambda: match_number(["1"], [1.0], unit=["s", "s"]), "2 units for 1 rows"),
         (lambda: match_number(["1"], [1.0], pick="any"), "unknown pick 'any'"),
         (lambda: match_number(["1"], [1.0], after=None), "needs the literal"),

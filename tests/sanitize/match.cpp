@@ -152,7 +152,12 @@ void match_labels(const Input& in, Random& random) {
   for (size_t r = 0; r < own.size(); ++r)
     own[r] = static_cast<int32_t>(random.between(-1, in.labels.count - 1));
   label_match_cpu(in.labels.tables(), in.views, {own.data(), out.data(), which.data(), rows, words, 1}, 1);
-  label_match_ids_cpu(in.labels.tables(), in.tokens.table(), in.id_rows(),
+  Exact<uint32_t> hint(in.rows.pieces.size());
+  Exact<int32_t> behind(in.rows.pieces.size());
+  compile_hints(in.labels.tables(), in.tokens.table(), hint.data(), behind.data());
+  const TokenHints hints =
+      random.one_in(3) ? TokenHints{nullptr, nullptr} : TokenHints{hint.data(), behind.data()};
+  label_match_ids_cpu(in.labels.tables(), in.tokens.table(), hints, in.id_rows(),
                       {own.data(), again.data(), which_again.data(), rows, words, 1}, 1);
   same(out, again, kRowInts, kFirstToken, kFirstChar, "labels");
   for (size_t i = 0; i < which.size(); ++i)
@@ -214,7 +219,7 @@ int match_case(Random& random) {
   const auto bad = static_cast<size_t>(random.below(static_cast<int64_t>(in->ids.size())));
   in->ids[bad] = random.one_in(2) ? -1 : static_cast<int32_t>(in->rows.pieces.size() + random.below(1 << 20));
   Exact<int32_t> own(in->rows.count()), out(in->rows.count() * kRowInts);
-  label_match_ids_cpu(in->labels.tables(), in->tokens.table(), in->id_rows(),
+  label_match_ids_cpu(in->labels.tables(), in->tokens.table(), {nullptr, nullptr}, in->id_rows(),
                       {own.data(), out.data(), nullptr, in->rows.count(), 0, 0}, 1);
   int told = 0;
   for (int32_t r = 0; r < in->rows.count(); ++r) told += out[r * kRowInts + kBadToken] >= 0;

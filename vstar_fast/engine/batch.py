@@ -13,7 +13,7 @@ from vstar_fast.engine.lanes import Lane, Tracked
 from vstar_fast.engine.plan import Plan, Span
 from vstar_fast.engine.prompts import Prefix
 from vstar_fast.engine.request import Answer, Counts, Request
-from vstar_fast.engine.stack import Stack
+from vstar_fast.engine.stack import Stack, copy
 from vstar_fast.engine.store import PAGE, Node
 
 if TYPE_CHECKING:
@@ -70,8 +70,9 @@ class Group:
 class Batch:
     """All groups in flight, and the lanes that their tokens are drawn in."""
 
-    def __init__(self, stack: Stack, eos_ids: Sequence[int], counts: Counts) -> None:
+    def __init__(self, stack: Stack, eos_ids: Sequence[int], counts: Counts, plain_below: int = 0) -> None:
         self.stack = stack
+        self.plain_below = plain_below
         self.eos = frozenset(eos_ids)
         self.counts = counts
         self.groups: list[Group] = []
@@ -96,11 +97,27 @@ class Batch:
         index = torch.tensor(forks, device=logits.device)
         lanes, golds = self._new_lanes(rows), self._new_golds(rows)
         self._draw(rows, logits if len(forks) == len(groups) else logits[index], lanes, golds)
+        for group in groups:
+            if group.prefix.length <= self.plain_below:
+                self._copy_prefix(group)
         self.groups += groups
         for key, lane in lanes.items():
             self._lanes[key] = _joined(self._lanes.get(key), lane)
         for gold, tracked in golds.items():
             self._golds[gold] = _joined(self._golds.get(gold), tracked)
+
+    def _copy_prefix(self, group: Group) -> None:
+        """Put the prefix in front of each row's own tokens: a short one is not worth a part of its own."""
+        nodes, count = group.prefix.nodes, group.prefix.length
+        for row in group.rows:
+            row.pages = [self.stack.store.take(PAGE) for _ in range(-(-count // PAGE))]
+            row.stored = count
+            at = 0
+            for node in nodes:
+                for span in plans.new_spans(row.pages, 0, node.length, at):
+                    copy(node, span)
+                at += node.length
+        group.prefix.nodes = []
 
     def _new_lanes(self, rows: Sequence[Row]) -> dict[Any, Lane]:
         by_key: dict[Any, list[Row]] = {}

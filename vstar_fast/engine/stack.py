@@ -110,6 +110,13 @@ def copy_front(nodes: Sequence[Node], target: Node, tokens: int) -> None:
         at += max(n, 0)
 
 
+def copy(source: Node, span: Span) -> None:
+    """Copy tokens `span.first` to `span.end` of `source` to positions `start` to `stop` of the span's node."""
+    target = span.node
+    for mine, theirs in ((target.arena.keys, source.arena.keys), (target.arena.values, source.arena.values)):
+        mine[:, target.slot, :, span.start : span.stop] = theirs[:, source.slot, :, span.first : span.end]
+
+
 def _calls(prompts: Sequence[Prompt], most: int) -> list[list[Prompt]]:
     """Prompts in calls of at most `most` tokens; one with extras goes alone."""
     calls: list[list[Prompt]] = []

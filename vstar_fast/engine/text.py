@@ -15,11 +15,6 @@ class TextInputs(NamedTuple):
     extras: dict[str, Any]
     next_position: int
 
-    @property
-    def decode_position(self) -> int:
-        """Position of the first new token behind this row."""
-        return self.next_position
-
 
 class TextLM:
     """Any Hugging Face causal language model of text; prompts are token ids, or text if there is a tokenizer."""

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from vstar_fast.config import DataConfig
 from vstar_fast.errors import ConfigError, DataError
-from vstar_fast.readers import folder, manifest, tables
+from vstar_fast.readers import folder, manifest, tables, webdataset
 from vstar_fast.readers.rows import REASONS, Row, Source, build, merge_key
 from vstar_fast.readers.sets import LabelSets
 from vstar_fast.readers.splits import assign_splits
@@ -30,6 +30,7 @@ READERS: dict[str, Reader] = {
     "csv": tables.read_csv,
     "jsonl": tables.read_jsonl,
     "json": tables.read_json,
+    "webdataset": webdataset.read,
 }
 
 
@@ -147,16 +148,18 @@ def _pick(path: Path, reader: str) -> tuple[str, Path, str]:
         for name, found in (("manifest.jsonl", "manifest"), ("metadata.csv", "csv"), ("metadata.jsonl", "jsonl")):
             if (path / name).is_file():
                 return found, path / name, f"the folder holds a {name}"
+        if any(path.glob("*.tar")):
+            return "webdataset", path, "the folder holds .tar shards"
         return "folder", path, "it is a folder without a manifest.jsonl or metadata file"
     suffix = path.suffix.lower()
     if suffix == ".jsonl":
         is_manifest = manifest.has_header(path)
         line = "its first line is" if is_manifest else "its first line is not"
         return "manifest" if is_manifest else "jsonl", path, f"{line} a manifest header"
-    by_suffix = {".csv": "csv", ".tsv": "csv", ".json": "json"}
+    by_suffix = {".csv": "csv", ".tsv": "csv", ".json": "json", ".tar": "webdataset"}
     if suffix not in by_suffix:
         raise DataError(
-            f"cannot tell how to read {path}: it is neither a folder nor .csv, .tsv, .json or .jsonl; "
+            f"cannot tell how to read {path}: it is neither a folder nor .csv, .tsv, .json, .jsonl or .tar; "
             f"set data.reader to one of {', '.join(READERS)}"
         )
     return by_suffix[suffix], path, f"its name ends in {suffix}"

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from vstar_fast import clip_files
 from vstar_fast.config import DataConfig
 from vstar_fast.errors import DataError
 from vstar_fast.readers.splits import SPLIT_NAMES
@@ -48,7 +49,7 @@ _MARKS = r"<(?:video|image)>"
 _PLACEHOLDERS = re.compile(rf"\A(?:\s*{_MARKS})+\s*|\s*(?:{_MARKS}\s*)+\Z")
 VIDEO_SUFFIXES = tuple(
     f".{x}"
-    for x in "mp4 m4v mov avi mkv webm mpg mpeg wmv flv ts m2ts 3gp ogv y4m".split()  # noqa: SIM905
+    for x in "mp4 m4v mov avi mkv webm mpg mpeg wmv flv ts m2ts 3gp ogv y4m gif".split()  # noqa: SIM905
 )
 
 
@@ -68,7 +69,7 @@ class Source:
 
     def relative(self, path: str) -> str:
         """`path` (resolved, inside the root) as it reads from the root."""
-        return Path(path).relative_to(self.root).as_posix()
+        return path if clip_files.is_url(path) else Path(path).relative_to(self.root).as_posix()
 
 
 class Row(NamedTuple):
@@ -250,11 +251,18 @@ def _check_inside(labels: Iterable[Label], values: dict[str, Any]) -> None:
 
 
 def _file(text: str, source: Source) -> str:
-    """The file's resolved path, checked to lie inside the root (links followed) and to hold something."""
+    """The clip's resolved path, checked to lie inside the root (links followed) and to hold something.
+
+    A folder of images and a member of a tar shard are clips, too; a URL is taken as it is.
+    """
+    if clip_files.is_url(text):
+        return text
+    name, mark, member = text.partition(clip_files.MEMBER) if clip_files.is_member(text) else (text, "", "")
     try:
-        path = os.path.realpath(source.root / text)
+        path = os.path.realpath(source.root / name)
         inside = Path(path).is_relative_to(source.root)
-        size = os.stat(path).st_size if inside and os.path.isfile(path) else -1
+        there = inside and (os.path.isfile(path) or (os.path.isdir(path) and bool(clip_files.images(path))))
+        size = os.stat(path).st_size if there else -1
     except (OSError, ValueError) as error:
         raise Bad("missing_file", f"path {_short(text)} cannot be used: {error}") from None
     if not inside:
@@ -265,7 +273,7 @@ def _file(text: str, source: Source) -> str:
         raise Bad("not_utf8", f"the path {path} is not UTF-8; rename the file or its folder")
     if size == 0:
         raise Bad("empty_file", f"{path} has 0 bytes")
-    return path
+    return f"{path}{mark}{member}"
 
 
 def first_existing(root: Path, candidates: Iterable[str]) -> str:

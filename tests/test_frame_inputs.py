@@ -1,0 +1,392 @@
+"""Where clips come from (files, image folders, tar shards, URLs), and which pictures a sampling takes."""
+
+from __future__ import annotations
+
+import io
+import tarfile
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from test_frames import OPTIONS, here, number, numbered, write
+from vstar_fast import clip_files
+from vstar_fast.errors import DataError
+from vstar_fast.frames import FrameRequest, Frames, FrameSource, Geometry, Sampling, normalise
+from vstar_fast.frames.geometry import plan
+from vstar_fast.frames.index import Index
+from vstar_fast.frames.sampling import pick
+from vstar_fast.records import Rejected
+from vstar_fast.unusable import REASONS, Unusable
+
+
+def read(path: Path | str, count: int = 8, **values: Any) -> Frames | Rejected:
+    source = FrameSource(here(count))
+    try:
+        return source.read([FrameRequest(str(path), values.pop("sampling", Sampling(count=count)), **values)])[0]
+    finally:
+        source.close()
+
+
+def numbers(found: Frames | Rejected) -> list[int]:
+    assert isinstance(found, Frames), found
+    return [number(x) for x in found.data]
+
+
+# -- inputs ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write(tmp_path_factory.mktemp("clip") / "a.mp4", [numbered(i) for i in range(40)])
+
+
+def test_a_folder_of_numbered_images(tmp_path: Path) -> None:
+    for i in range(12):
+        with av.open(str(tmp_path / f"{i}.png"), "w", format="image2", options={"update": "1"}) as file:
+            stream: Any = file.add_stream("png", rate=1)
+            stream.width, stream.height, stream.pix_fmt = 160, 32, "rgb24"
+            file.mux(stream.encode(av.VideoFrame.from_ndarray(numbered(i), format="rgb24")))
+            file.mux(stream.encode())
+    (tmp_path / "notes.txt").write_text("not a picture")
+    found = read(tmp_path, 6)
+    assert numbers(found) == [1, 3, 5, 7, 9, 11]
+    assert isinstance(found, Frames)
+    assert found.times_s == pytest.approx([k / 25 for k in (1, 3, 5, 7, 9, 11)]) and found.duration_s == 12 / 25
+    assert numbers(read(tmp_path, 2, start_s=0.08, end_s=0.4)) == [4, 8]
+    before = clip_files.content_key(str(tmp_path))
+    (tmp_path / "11.png").unlink()
+    assert clip_files.content_key(str(tmp_path)) != before
+
+
+def test_a_damaged_image_of_a_folder_is_a_record(tmp_path: Path) -> None:
+    for i in range(3):
+        (tmp_path / f"{i}.jpg").write_bytes(b"not a picture")
+    found = read(tmp_path, 3)
+    assert isinstance(found, Rejected) and found.reason == "truncated"
+
+
+def shard(path: Path, clip: Path) -> Path:
+    with tarfile.open(path, "w") as tar:
+        for name, data in (("a/1.mp4", clip.read_bytes()), ("empty.mp4", b""), ("text.mp4", b"words" * 99)):
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            tar.addfile(member, io.BytesIO(data))
+    return path
+
+
+def test_members_of_a_shard_without_unpacking(clip: Path, tmp_path: Path) -> None:
+    path = shard(tmp_path / "0001.tar", clip)
+    assert numbers(read(f"{path}::a/1.mp4")) == numbers(read(clip))
+    assert clip_files.content_key(f"{path}::a/1.mp4") == clip_files.content_key(str(clip))
+    assert clip_files.read_bytes(f"{path}::a/1.mp4") == clip.read_bytes()
+    for member, reason in (("b.mp4", "missing_file"), ("empty.mp4", "empty_file"), ("text.mp4", "not_a_video")):
+        found = read(f"{path}::{member}")
+        assert isinstance(found, Rejected) and found.reason == reason and member in found.detail
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_damaged_and_missing_shards(clip: Path, tmp_path: Path) -> None:
+    path = shard(tmp_path / "cut.tar", clip)
+    path.write_bytes(b"x" * 2000)
+    found = read(f"{path}::a/1.mp4")
+    assert isinstance(found, Rejected) and found.reason == "truncated" and "cut.tar" in found.detail
+    gone = read(f"{tmp_path}/none.tar::a.mp4")
+    assert isinstance(gone, Rejected) and gone.reason in ("missing_file", "unreadable")
+
+
+def test_urls_through_fsspec(clip: Path, tmp_path: Path) -> None:
+    fsspec = pytest.importorskip("fsspec")
+    memory = fsspec.filesystem("memory")
+    memory.pipe("/clips/a.mp4", clip.read_bytes())
+    memory.pipe("/clips/s.tar", shard(tmp_path / "s.tar", clip).read_bytes())
+    assert numbers(read("memory://clips/a.mp4")) == numbers(read(clip))
+    assert numbers(read("memory://clips/s.tar::a/1.mp4", 4)) == numbers(read(clip, 4))
+    assert clip_files.content_key("memory://clips/a.mp4") == clip_files.content_key(str(clip))
+    missing, odd = read("memory://clips/none.mp4"), read("nosuch://x/a.mp4")
+    assert isinstance(missing, Rejected) and missing.reason == "missing_file"
+    assert isinstance(odd, Rejected) and odd.reason == "unreadable" and "nosuch" in odd.detail
+
+
+@pytest.mark.parametrize("name", ["a.mov", "a.gif", "a.mkv", "a.avi"])
+def test_containers(tmp_path: Path, name: str) -> None:
+    if name == "a.gif":
+        with av.open(str(tmp_path / name), "w") as file:
+            stream: Any = file.add_stream("gif", rate=10)
+            stream.width, stream.height, stream.pix_fmt = 160, 32, "gray"
+            for i in range(10):
+                frame = av.VideoFrame.from_ndarray(numbered(i), format="rgb24").reformat(format="gray")
+                frame.pts = i
+                file.mux(stream.encode(frame))
+            file.mux(stream.encode())
+    else:
+        write(tmp_path / name, [numbered(i) for i in range(10)], "mpeg4" if name == "a.avi" else "libx264")
+    assert numbers(read(tmp_path / name, 2)) == [2, 7]
+
+
+def test_ten_bits(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.mkv", [numbered(i) for i in range(20)], "libx265", pix_fmt="yuv420p10le")
+    assert numbers(read(path, 4)) == [2, 7, 12, 17]
+
+
+def test_open_groups_of_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(OPTIONS, "libx264", {**OPTIONS["libx264"], "x264-params": "open-gop=1:keyint=10:bframes=3"})
+    path = write(tmp_path / "a.mkv", [numbered(i) for i in range(60)], gop=10)
+    assert numbers(read(path, sampling=Sampling("indices", at=tuple(range(60))))) == list(range(60))
+    assert numbers(read(path, sampling=Sampling("indices", at=(29, 11, 10, 9)))) == [29, 11, 10, 9]
+
+
+def test_five_minutes_with_a_key_picture_every_ten_seconds(tmp_path: Path) -> None:
+    distinct = [numbered(i) for i in range(1024)]
+    path = write(tmp_path / "long.mp4", [distinct[i % 1024] for i in range(7500)], fps=25, gop=250)
+    centres = [int((2 * k + 1) * 7500 / 16) for k in range(8)]
+    found = read(path)
+    assert numbers(found) == [n % 1024 for n in centres]
+    assert isinstance(found, Frames) and found.times_s == pytest.approx([n / 25 for n in centres])
+
+
+def test_an_edit_list_hides_pictures(tmp_path: Path) -> None:
+    """Cut without re-encoding: the file holds pictures before its start that no player shows."""
+    whole = write(tmp_path / "whole.mp4", [numbered(i) for i in range(40)], gop=20)
+    cut = tmp_path / "cut.mp4"
+    with av.open(str(whole)) as source, av.open(str(cut), "w") as out:
+        stream = source.streams.video[0]
+        copy = out.add_stream_from_template(stream)
+        base = float(stream.time_base or 0)
+        for packet in source.demux(stream):
+            if packet.dts is not None and packet.pts is not None:
+                packet.pts -= round(5 / 24 / base)
+                packet.dts -= round(5 / 24 / base)
+                packet.stream = copy
+                out.mux(packet)
+    found = read(cut, sampling=Sampling("indices", at=(0, 1, 2, 10)))
+    first = numbers(found)[0]
+    assert numbers(found) == [first, first + 1, first + 2, first + 10] and first in (0, 5)
+
+
+# -- bad bytes ---------------------------------------------------------------------------------------
+
+
+def test_cut_at_random_bytes(clip: Path, tmp_path: Path) -> None:
+    data, rng = clip.read_bytes(), np.random.default_rng(3)
+    for at in rng.integers(1, len(data), 20):
+        (tmp_path / "cut.mp4").write_bytes(data[:at])
+        found = read(tmp_path / "cut.mp4")
+        assert isinstance(found, Rejected) and found.reason in REASONS, found
+        assert "cut.mp4" in found.detail and ";" in found.detail
+    (tmp_path / "zeros.mp4").write_bytes(bytes(5000))
+    zeros = read(tmp_path / "zeros.mp4")
+    assert isinstance(zeros, Rejected) and zeros.reason in ("not_a_video", "truncated")
+
+
+@pytest.mark.parametrize("rounds", [40, pytest.param(1500, marks=pytest.mark.slow)])
+def test_mutated_files_give_frames_or_a_record(clip: Path, tmp_path: Path, rounds: int) -> None:
+    data, rng = clip.read_bytes(), np.random.default_rng(rounds)
+    source = FrameSource(here(4, limit_s=10.0))
+    for i in range(rounds):
+        bad = bytearray(data)
+        for _ in range(int(rng.integers(1, 20))):
+            bad[int(rng.integers(len(bad)))] = int(rng.integers(256))
+        path = tmp_path / f"{i}.mp4"
+        path.write_bytes(bad)
+        (found,) = source.read([FrameRequest(str(path))])
+        assert isinstance(found, Frames) or found.reason != "too_slow", found
+        path.unlink()
+    source.close()
+
+
+@pytest.mark.slow
+def test_memory_stays_flat_over_2000_reads(clip: Path) -> None:
+    def resident_kib() -> int:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * 4
+
+    source = FrameSource(here(4))
+    for _ in range(200):
+        source.read([FrameRequest(str(clip))])
+    before = resident_kib()
+    for _ in range(2000):
+        source.read([FrameRequest(str(clip))])
+    assert resident_kib() - before < 20_000
+    source.close()
+
+
+# -- sampling ----------------------------------------------------------------------------------------
+
+
+def index_of(ticks: list[int], last: int) -> Index:
+    return Index(ticks, ticks[:1], ticks[0], ticks[-1] + last, Fraction(1, 1000), False)
+
+
+@st.composite
+def clips(draw: st.DrawFn) -> Index:
+    gaps = draw(st.lists(st.integers(1, 300), min_size=0, max_size=60))
+    ticks = [draw(st.integers(-500, 5000))]
+    for gap in gaps:
+        ticks.append(ticks[-1] + gap)
+    return index_of(ticks, draw(st.integers(1, 300)))
+
+
+def shown(index: Index, at: Fraction) -> int:
+    """The definition: the last picture that appears at or before `at`."""
+    return max([t for t in index.ticks if t <= at], default=index.ticks[0])
+
+
+@given(clips(), st.integers(1, 40))
+def test_centres_against_their_definition(index: Index, count: int) -> None:
+    picked = pick(index, FrameRequest("", Sampling(count=count)))
+    length = Fraction(index.end - index.zero)
+    assert picked.ticks == [shown(index, index.zero + length * (2 * k + 1) / (2 * count)) for k in range(count)]
+    assert picked.duration_s == pytest.approx(float(length) / 1000)
+
+
+@given(clips(), st.integers(1, 40))
+def test_both_ends_against_linspace(index: Index, count: int) -> None:
+    picked = pick(index, FrameRequest("", Sampling("ends", count)))
+    last = len(index.ticks) - 1
+    assert picked.ticks == [index.ticks[k * last // max(1, count - 1)] for k in range(count)]
+    assert picked.ticks[0] == index.ticks[0] and (count == 1 or picked.ticks[-1] == index.ticks[-1])
+
+
+@given(clips(), st.integers(1, 40), st.sampled_from([0.5, 1.0, 2.0, 10.0, 25.0]))
+def test_frames_a_second_against_their_definition(index: Index, cap: int, fps: float) -> None:
+    ticks = pick(index, FrameRequest("", Sampling("fps", cap, fps))).ticks
+    length, step = Fraction(index.end - index.zero), Fraction(1000) / Fraction(fps)
+    count = -(-length // step)
+    if count > cap:
+        count, step = cap, length / cap
+    assert ticks == [shown(index, index.zero + k * step) for k in range(count)]
+
+
+@given(clips(), st.floats(0, 20), st.floats(0.001, 20), st.integers(1, 12))
+def test_a_window_shows_nothing_outside_it(index: Index, start_s: float, length_s: float, count: int) -> None:
+    request = FrameRequest("", Sampling(count=count), start_s=start_s, end_s=start_s + length_s)
+    zero = index.zero + Fraction(start_s).limit_denominator(1_000_000) * 1000
+    if zero >= index.end:
+        with pytest.raises(Unusable, match="past the end"):
+            pick(index, request)
+        return
+    picked = pick(index, request)
+    end = index.zero + Fraction(start_s + length_s).limit_denominator(1_000_000) * 1000
+    inside = [t for t in index.ticks if zero <= t < end]
+    assert len(picked.ticks) == count and picked.ticks == sorted(picked.ticks)
+    assert set(picked.ticks) <= set(inside or [shown(index, zero)])
+    assert all(0 <= t <= picked.duration_s for t in picked.times_s(index))
+
+
+@pytest.mark.parametrize(
+    "sampling",
+    [Sampling("indices", at=(0, 10)), Sampling("indices", at=(-1,)), Sampling("seconds", at=(-0.1,))]
+    + [Sampling("seconds", at=(0.5, 1.0))],
+)
+def test_a_picture_that_is_not_there_is_an_error(sampling: Sampling) -> None:
+    with pytest.raises(Unusable, match="was asked for"):
+        pick(index_of([100 * i for i in range(10)], 100), FrameRequest("", sampling))
+
+
+def test_seconds_and_indices_in_any_order() -> None:
+    index = index_of([100 * i for i in range(10)], 100)
+    assert pick(index, FrameRequest("", Sampling("seconds", at=(0.95, 0.0, 0.31)))).ticks == [900, 0, 300]
+    window = FrameRequest("", Sampling("indices", at=(2, 0)), start_s=0.5, end_s=0.8)
+    assert pick(index, window).ticks == [700, 500]
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"policy": "middle"}, "'middle' is not one of"),
+        ({"count": 0}, "count >= 1"),
+        ({"policy": "fps"}, "fps > 0"),
+        ({"policy": "indices"}, "at least one value"),
+        ({"policy": "indices", "at": (0.5,)}, "must be whole"),
+    ],
+)
+def test_a_sampling_that_makes_no_sense(values: dict[str, Any], words: str) -> None:
+    with pytest.raises(DataError, match=words):
+        Sampling(**values)
+
+
+# -- geometry ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("geometry", "size"),
+    [
+        (Geometry(), (1080, 1920)),
+        (Geometry("shortest", 224), (224, 398)),
+        (Geometry("shortest", 224, 300), (168, 298)),
+        (Geometry("exact", 384, 384), (384, 384)),
+        (Geometry("budget", least=3136, most=100352, factor=28), (224, 420)),
+        (Geometry("exact", 384, 384, pad=True), (216, 384)),
+        (Geometry("exact", 4000, 4000, shrink_only=True), (1080, 1920)),
+    ],
+)
+def test_sizes(geometry: Geometry, size: tuple[int, int]) -> None:
+    assert plan(geometry, 1080, 1920).size == size
+
+
+@pytest.mark.parametrize("filter", ["area", "bilinear", "bicubic"])
+@pytest.mark.parametrize(
+    ("values", "shape"),
+    [
+        ({"shape": "shortest", "height": 16}, (16, 80)),
+        ({"shape": "exact", "height": 20, "width": 60}, (20, 60)),
+        ({"shape": "shortest", "height": 24, "crop": (24, 48)}, (24, 48)),
+        ({"shape": "exact", "height": 64, "width": 64, "pad": True}, (64, 64)),
+    ],
+)
+def test_frames_come_at_the_size_asked_for(
+    clip: Path, filter: str, values: dict[str, Any], shape: tuple[int, int]
+) -> None:
+    found = read(clip, 3, geometry=Geometry(**values, filter=filter))
+    assert isinstance(found, Frames) and found.data.shape == (3, *shape, 3)
+    assert (found.height_px, found.width_px) == (32, 160)
+    exact = read(clip, 3, geometry=Geometry(**values))
+    assert isinstance(exact, Frames) and (found.data.float() - exact.data.float()).abs().mean() < 8
+
+
+def test_normalised() -> None:
+    data = torch.tensor([[[[0, 255, 51]]]], dtype=torch.uint8)
+    found = normalise(data, (0.5, 0.5, 0.0), (0.5, 0.25, 1.0))
+    assert found.shape == (1, 3, 1, 1) and found.flatten().tolist() == pytest.approx([-1.0, 2.0, 0.2])
+
+
+# -- as data -----------------------------------------------------------------------------------------
+
+
+def test_shards_folders_of_images_and_urls_are_data(clip: Path, tmp_path: Path) -> None:
+    from vstar_fast import readers
+    from vstar_fast.config import DataConfig
+
+    members = {
+        "1.mp4": clip.read_bytes(),
+        "1.cls": b"jump",
+        "2.mp4": clip.read_bytes(),
+        "2.json": b'{"labels": [{"kind": "number", "name": "score", "value": 3}], "start_s": 0.5}',
+        "3.mp4": clip.read_bytes(),
+        "4.txt": b"no video",
+        "5.mp4": clip.read_bytes(),
+        "5.json": b"[1]",
+    }
+    with tarfile.open(tmp_path / "0.tar", "w") as tar:
+        for name, data in members.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            tar.addfile(member, io.BytesIO(data))
+    videos, rejected, _ = readers.read(DataConfig(str(tmp_path / "0.tar"), dev_fraction=0, test_fraction=0))
+    assert [v.path for v in videos] == [f"{tmp_path}/0.tar::1.mp4", f"{tmp_path}/0.tar::2.mp4"]
+    assert videos[0].labels[0].value == "jump" and videos[1].start_s == 0.5
+    assert sorted(r.reason for r in rejected) == ["bad_json", "no_label", "not_video"]
+    assert numbers(read(videos[0].path, 2)) == [10, 30]
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "1.jpg").write_bytes(b"x")
+    label = '"labels": [{"kind": "class", "name": "a", "value": "jump"}]'
+    rows = [f'{{"id": "{i}", "path": "{p}", {label}}}' for i, p in enumerate(("images", "https://x.org/a.mp4"))]
+    (tmp_path / "manifest.jsonl").write_text("\n".join(['{"vstar_manifest": 1, "name": "x"}', *rows]))
+    found, _, _ = readers.read(DataConfig(str(tmp_path / "manifest.jsonl"), dev_fraction=0, test_fraction=0))
+    assert [v.path for v in found] == [f"{tmp_path}/images", "https://x.org/a.mp4"]

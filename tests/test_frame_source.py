@@ -1,0 +1,117 @@
+"""FrameSource: isolation of bad files, time limits, caches, decode ahead of the consumer."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+import tiny
+from vstar_fast.cache import Cache
+from vstar_fast.config import FramesConfig
+from vstar_fast.frames import FrameRequest, Frames, FrameSource, Geometry, Sampling
+from vstar_fast.frames import workers as processes
+from vstar_fast.records import Rejected
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    folder = tmp_path_factory.mktemp("clips")
+    made = [str(tiny.write_clip(folder / f"{i}.mp4", (40 * i, 90, 200), frames=8 + i)) for i in range(4)]
+    shutil.copy(made[0], folder / "bad.mp4")
+    return [*made, str(folder / "bad.mp4")]
+
+
+def source(**values: object) -> FrameSource:
+    return FrameSource(FramesConfig(4, **values))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("fault", "reason", "words"),
+    [("hang", "too_slow", "was stopped; raise frames.limit_s"), ("crash", "decoder_crashed", "SIGSEGV")],
+)
+def test_a_file_that_stops_the_decoder_is_one_record(
+    clips: list[str], monkeypatch: pytest.MonkeyPatch, fault: str, reason: str, words: str
+) -> None:
+    monkeypatch.setattr(processes, "GRACE_S", 0.2)
+    reader = source(limit_s=0.8 if fault == "hang" else 30.0)
+    reader.decoding._single = f"frame_faults:{fault}"
+    for _ in range(2):
+        found = reader.read([FrameRequest(p) for p in (*clips, clips[0])])
+        assert [isinstance(f, Frames) for f in found] == [True] * 4 + [False, True]
+        bad = found[4]
+        assert isinstance(bad, Rejected) and bad.reason == reason and words in bad.detail and "bad.mp4" in bad.detail
+    assert reader.counts()[f"error:{reason}"] == 2
+    reader.close()
+
+
+def test_processes_and_threads_give_the_same(clips: list[str]) -> None:
+    requests = [FrameRequest(p, start_s=0.25) for p in clips]
+    there, here = source().read(requests), source(isolate=False).read(requests)
+    for a, b in zip(there, here, strict=True):
+        assert isinstance(a, Frames) and isinstance(b, Frames)
+        assert a.times_s == b.times_s and torch.equal(a.data, b.data)
+
+
+def test_a_time_limit_without_processes(clips: list[str]) -> None:
+    (found,) = source(isolate=False, limit_s=1e-9).read([FrameRequest(clips[0])])
+    assert isinstance(found, Rejected) and found.reason == "too_slow"
+
+
+def test_a_second_source_reads_from_the_cache(clips: list[str], tmp_path: Path) -> None:
+    requests = [
+        FrameRequest(clips[0]),
+        FrameRequest(clips[0], start_s=0.5),
+        FrameRequest(clips[0], Sampling("indices", at=(3, 3, 1))),
+        FrameRequest(clips[0], geometry=Geometry("exact", 16, 20)),
+        FrameRequest(clips[1]),
+    ]
+    kept = {"frame_cache": Cache(tmp_path / "f", 1e9), "index_cache": Cache(tmp_path / "i", 1e9)}
+    first, second = (FrameSource(FramesConfig(4, isolate=False), **kept) for _ in range(2))
+    cold, warm = first.read(requests), second.read(requests)
+    assert first.counts()["decoded"] == 5 and "decoded" not in second.counts() and second.counts()["cached"] == 5
+    for a, b in zip(cold, warm, strict=True):
+        assert isinstance(a, Frames) and isinstance(b, Frames)
+        assert torch.equal(a.data, b.data) and (a.times_s, a.height_px, a.duration_s) == (b.times_s, 32, b.duration_s)
+    assert kept["index_cache"].info()["entries"] == 2
+    short = second.read([FrameRequest(clips[0], max_duration_s=0.5)])[0]
+    assert isinstance(short, Rejected) and short.reason == "too_long"
+
+
+def test_a_changed_file_is_decoded_again(tmp_path: Path) -> None:
+    path = tiny.write_clip(tmp_path / "v.mp4", (200, 0, 0))
+    reader = FrameSource(FramesConfig(4, isolate=False), frame_cache=Cache(tmp_path / "f", 1e9))
+    before = reader.read([FrameRequest(str(path))])[0]
+    time.sleep(0.01)
+    tiny.write_clip(path, (0, 0, 200))
+    after = reader.read([FrameRequest(str(path))])[0]
+    assert isinstance(before, Frames) and isinstance(after, Frames)
+    assert reader.counts()["decoded"] == 2 and not torch.equal(before.data, after.data)
+
+
+def test_damaged_frames_are_decoded_again(clips: list[str], tmp_path: Path) -> None:
+    kept = Cache(tmp_path / "f", 1e9)
+    reader = FrameSource(FramesConfig(4, isolate=False), frame_cache=kept)
+    first = reader.read([FrameRequest(clips[0])])[0]
+    (path,) = (tmp_path / "f").rglob("*.vfc")
+    path.write_bytes(path.read_bytes()[:-9] + b"damaged!!")
+    again = reader.read([FrameRequest(clips[0])])[0]
+    assert isinstance(first, Frames) and isinstance(again, Frames) and torch.equal(first.data, again.data)
+    assert kept.counts["damaged"] == 1 and reader.counts()["decoded"] == 2
+
+
+def test_decoding_ahead_takes_the_wait_away(clips: list[str]) -> None:
+    reader = source(isolate=False, prefetch=2)
+    requests = [FrameRequest(p) for p in clips]
+    reader.ahead(requests)
+    deadline = time.monotonic() + 10
+    while not all(f.done() for f in reader._early.values()) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert len(reader._early) == 2
+    assert all(isinstance(f, Frames) for f in reader.read(requests[:2])) and "stalls" not in reader.counts()
+    assert reader.counts()["decoded"] == 2 and not reader._early
+    assert [f.video_id for f in reader.stream(requests) if isinstance(f, Frames)] == clips
+    reader.close()

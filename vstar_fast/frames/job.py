@@ -1,0 +1,135 @@
+"""One clip from file to pictures: what a worker does. Imports no torch: a worker starts fast and stays small."""
+
+from __future__ import annotations
+
+import importlib
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from vstar_fast import clip_files
+from vstar_fast.frames.index import Index, check_whole, of_images, open_video, scan, video_stream
+from vstar_fast.frames.picture import UPRIGHT, Turn, of_frame
+from vstar_fast.frames.request import FrameRequest, Geometry
+from vstar_fast.frames.sampling import Picked, pick
+from vstar_fast.unusable import Unusable
+
+if TYPE_CHECKING:
+    import av
+
+DECODERS = {
+    "pyav": "vstar_fast.frames.pyav:decode",
+    "torchcodec": "vstar_fast.frames.torchcodec:decode",
+}
+"""Decoder that takes one clip -> its function `Job -> Pictures`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """Pictures wanted of one file: ticks in order, without repeats. `deadline` is on time.monotonic()'s clock."""
+
+    path: str
+    index: Index
+    wanted: list[int]
+    geometry: Geometry
+    deadline: float = math.inf
+    limit_s: float = math.inf
+
+
+class Pictures(NamedTuple):
+    """Pictures uint8 `[h, w, 3]` by tick, and the upright size they had in the file."""
+
+    by_tick: dict[int, np.ndarray]
+    height_px: int
+    width_px: int
+
+
+class Look(NamedTuple):
+    """How a file's pictures are to be shown, read off its first one; for decoders that do not look themselves."""
+
+    turn: Turn = UPRIGHT
+    colorspace: int = 2
+    """ISO/IEC 23091-2 matrix coefficients: 1 BT.709, 5 and 6 BT.601, 2 not stated."""
+    full_range: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """What a worker is asked; with `decoder` empty only the index and the look of the file."""
+
+    request: FrameRequest
+    decoder: str = "pyav"
+    index: Index | None = None
+    limit_s: float = math.inf
+
+
+@dataclass(frozen=True, slots=True)
+class Read:
+    """What came of it: distinct pictures uint8 `[U, h, w, 3]`, and for each frame asked for its row among them."""
+
+    index: Index
+    pictures: np.ndarray
+    rows: list[int]
+    times_s: tuple[float, ...]
+    duration_s: float
+    height_px: int
+    width_px: int
+
+
+def do(task: Task) -> Read:
+    """Read the clip of `task` in this process. Raises Unusable, OSError, or whatever a decoder raises."""
+    request, deadline = task.request, time.monotonic() + task.limit_s
+    index = task.index or probe(request)
+    picked = choose(index, request)
+    wanted = sorted(set(picked.ticks))
+    job = Job(request.path, index, wanted, request.geometry, deadline, task.limit_s)
+    pictures = decoder(task.decoder)(job)
+    check_complete(index, picked, pictures.by_tick)
+    row = {tick: i for i, tick in enumerate(wanted)}
+    data = np.stack([pictures.by_tick[tick] for tick in wanted])
+    rows = [row[tick] for tick in picked.ticks]
+    size = (pictures.height_px, pictures.width_px)
+    return Read(index, data, rows, picked.times_s(index), picked.duration_s, *size)
+
+
+def decoder(name: str) -> Callable[[Job], Pictures]:
+    """The function of DECODERS' entry `name` (or of `module:function`, as tests give it)."""
+    module, _, function = DECODERS.get(name, name).partition(":")
+    found: Callable[[Job], Pictures] = getattr(importlib.import_module(module), function)
+    return found
+
+
+def probe(request: FrameRequest) -> Index:
+    """The index of a clip. Raises Unusable for what is no whole video."""
+    path = request.path
+    clip_files.check(path)
+    if clip_files.is_folder(path):
+        return of_images(path)
+    with open_video(path) as container:
+        return scan(container, request)
+
+
+def choose(index: Index, request: FrameRequest) -> Picked:
+    """The pictures to decode; Unusable where the file has not got them."""
+    check_whole(index, request)
+    return pick(index, request)
+
+
+def check_complete(index: Index, picked: Picked, found: dict[int, np.ndarray]) -> None:
+    """Raise Unusable when a wanted picture did not decode."""
+    missing = [tick for tick in picked.ticks if tick not in found]
+    if missing:
+        at_s = float((missing[0] - index.zero) * index.base)
+        raise Unusable("truncated", f"the picture at {at_s:.3f} s does not decode; the file is damaged or cut off")
+
+
+def look(path: str) -> Look:
+    """Rotation and colour tags, from the first picture that decodes."""
+    with open_video(path) as container:
+        frame: av.VideoFrame = next(container.decode(video_stream(container)))
+        full = int(frame.color_range) == 2 or frame.format.name.startswith("yuvj")
+        return Look(of_frame(frame), int(frame.colorspace), full)
