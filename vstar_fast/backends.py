@@ -51,8 +51,8 @@ ORDER: dict[str, dict[str, tuple[str, ...]]] = {
     "match_sequence": {"cuda": ("cuda", "cpp", "reference"), "cpu": ("cpp", "reference")},
     "sample": {"cuda": ("triton", "reference"), "cpu": ("cpp", "reference")},
     "prefix_attention": {"cuda": ("gemm", "reference"), "cpu": ("flash", "gemm", "reference")},
-    "frames": {"cuda": ("dali", "pyav", "torchcodec"), "cpu": ("pyav", "torchcodec", "dali")},
     "tree_attention": {"cuda": ("flash", "sdpa", "reference"), "cpu": ("flash", "sdpa", "reference")},
+    "frames": {"cuda": ("dali", "pyav", "torchcodec"), "cpu": ("pyav", "torchcodec", "dali")},
     "attention": {"cuda": ("sdpa",), "cpu": ("sdpa",)},
 }
 """Op or stage -> device -> backends, best first. Only what is implemented stands here."""
