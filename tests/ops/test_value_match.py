@@ -157,7 +157,7 @@ def test_iou_is_that_of_exact_fractions(times):
 
 
 def test_compiled_words_and_units_are_those_of_the_table():
-    assert sorted(_C.find_unit(name) for name in UNITS) == list(range(len(UNITS)))
+    assert [_C.find_unit(name) for name in UNITS] == list(range(len(UNITS)))
     words = {**NUMBER_WORDS, **OFTEN, **{f"one {word}": factor for word, factor in SCALES.items()}}
     match = match_number(list(words), list(map(float, words.values())), after=None, pick="first", backend="cpp")
     assert match.matched.all() and match.span[:, 1].tolist() == list(map(len, words))
@@ -180,6 +180,7 @@ def test_bad_arguments_are_named():
         (lambda: match_number(["1"], [1.0], lengths=[1]), "`tokens`"),
         (lambda: match_interval(["1"], []), "spans for 0 rows"),
         (lambda: match_interval(["1"], [[(1.0, 2.0, 3.0)]]), "begin, end"),
+        (lambda: match_interval(["1"], torch.ones(1, 3)), r"\[B, 2\] or \[B, S, 2\]"),
         (lambda: match_number("1", [1.0]), "list of texts"),
     ]
     for call, message in bad:
