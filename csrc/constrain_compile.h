@@ -166,7 +166,7 @@ struct Dfa {
 
 Nfa read_program(std::string_view program);
 Dfa determinise(const Nfa& nfa);
-Dfa trim(const Dfa& dfa);      // states that reach an accepting one
+Dfa trim(Dfa dfa);             // states that reach an accepting one
 Dfa minimise(const Dfa& dfa);  // equal up to isomorphic loops
 // Adds "text up to the first of `until`" between two states of the Nfa; see constrain_text.cpp.
 struct TextSpec {

@@ -57,8 +57,8 @@ class Subsets {
   explicit Subsets(const Nfa& nfa) : nfa_(nfa), single_(nfa.head.size(), -1), seen_(nfa.head.size(), 0) {}
 
   Dfa run() {
-    dfa_.start = target_of({nfa_.start});
-    for (size_t i = 0; i < sets_.size(); ++i) expand(i);
+    dfa_.start = target_of(nfa_.start);
+    for (int32_t i = 0; i < dfa_.states(); ++i) expand(i);
     return std::move(dfa_);
   }
 
@@ -85,40 +85,43 @@ class Subsets {
     return reached;
   }
 
+  int32_t target_of(int32_t from) { return nfa_.epsilon_head[from] < 0 ? alone(from) : target_of(Set{from}); }
+
+  int32_t alone(int32_t s) {
+    if (single_[s] < 0) single_[s] = open(&s, 1);
+    return single_[s];
+  }
+
   int32_t target_of(const Set& from) {
-    const bool plain = from.size() == 1 && nfa_.epsilon_head[from[0]] < 0;
-    if (plain && single_[from[0]] >= 0) return single_[from[0]];
-    const Set set = plain ? from : closure(from);
-    if (set.size() == 1) {
-      int32_t& id = single_[set[0]];
-      if (id < 0) id = open(set);
-      return id;
-    }
+    if (from.size() == 1 && nfa_.epsilon_head[from[0]] < 0) return alone(from[0]);
+    const Set set = closure(from);
+    if (set.size() == 1) return alone(set[0]);
     const auto known = many_.find(set);
-    return known != many_.end() ? known->second : many_.emplace(set, open(set)).first->second;
+    if (known != many_.end()) return known->second;
+    return many_.emplace(set, open(set.data(), set.size())).first->second;
   }
 
   // Parts that read the same text in many ways have exponentially many sets.
-  int32_t open(const Set& set) {
-    held_ += static_cast<int64_t>(set.size());
-    if (held_ > 4 * static_cast<int64_t>(kMostStates))
+  int32_t open(const int32_t* set, size_t size) {
+    if (members_.size() + size > 4 * static_cast<size_t>(kMostStates))
       throw std::invalid_argument("the template reads the same text in too many ways; set its parts apart");
-    sets_.push_back(set);
-    dfa_.accept.push_back(std::binary_search(set.begin(), set.end(), nfa_.accept));
+    members_.insert(members_.end(), set, set + size);
+    member_first_.push_back(members_.size());
+    dfa_.accept.push_back(std::binary_search(set, set + size, nfa_.accept));
     return dfa_.states() - 1;
   }
 
-  void expand(size_t index) {
-    const Set set = sets_[index];
+  void expand(int32_t index) {
     edges_.clear();
-    for (int32_t s : set)
-      for (int32_t e = nfa_.head[s]; e >= 0; e = nfa_.edges[e].next) edges_.push_back(nfa_.edges[e].edge);
+    for (size_t i = member_first_[index]; i < member_first_[index + 1]; ++i)
+      for (int32_t e = nfa_.head[members_[i]]; e >= 0; e = nfa_.edges[e].next)
+        edges_.push_back(nfa_.edges[e].edge);
     std::sort(edges_.begin(), edges_.end(),
               [](const ByteEdge& a, const ByteEdge& b) { return a.low < b.low; });
     bool apart = true;
     for (size_t i = 1; i < edges_.size(); ++i) apart &= edges_[i - 1].high < edges_[i].low;
     if (apart)
-      for (const ByteEdge& e : edges_) add(e.low, e.high, target_of({e.target}));
+      for (const ByteEdge& e : edges_) add(e.low, e.high, target_of(e.target));
     else
       sweep();
     dfa_.first.push_back(static_cast<int32_t>(dfa_.edges.size()));
@@ -154,19 +157,19 @@ class Subsets {
 
   const Nfa& nfa_;
   Dfa dfa_;
-  std::vector<Set> sets_;
+  std::vector<int32_t> members_;         // of the sets, one behind the other
+  std::vector<size_t> member_first_{0};  // [states + 1]
   std::vector<int32_t> single_, seen_;
   std::unordered_map<Set, int32_t, SetHash> many_;
   std::vector<ByteEdge> edges_;
   int32_t turn_ = 0;
-  int64_t held_ = 0;
 };
 
 }  // namespace
 
 Dfa determinise(const Nfa& nfa) { return Subsets(nfa).run(); }
 
-Dfa trim(const Dfa& dfa) {
+Dfa trim(Dfa dfa) {
   const int32_t states = dfa.states();
   std::vector<uint8_t> useful(dfa.accept);
   for (bool changed = true; changed;) {

@@ -62,15 +62,17 @@ class Minimiser {
   }
 
   void component(int32_t root) {
+    if (stack_.back() == root && !loops(root)) {
+      stack_.pop_back();
+      class_[root] = find_or_add(merged(root), in_.accept[root]);
+      return;
+    }
     size_t at = stack_.size();
     while (stack_[at - 1] != root) --at;
     --at;
     const std::vector<int32_t> members(stack_.begin() + static_cast<int64_t>(at), stack_.end());
     stack_.resize(at);
-    if (members.size() > 1 || loops(root))
-      refine(members);
-    else
-      class_[root] = find_or_add(merged(root), in_.accept[root]);
+    refine(members);
   }
 
   bool loops(int32_t s) const {

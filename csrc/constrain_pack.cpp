@@ -88,6 +88,8 @@ struct Packer {
     std::vector<int32_t> tokens;
     tokens.reserve(a.tokens.size());
     next.reserve(a.tokens.size());
+    first.reserve(states + 1);
+    reach.reserve(states);
     for (int32_t s = 0; s < a.states(); ++s)
       if (number[s] >= 0) order[number[s]] = s;
     for (int32_t s : order) {
