@@ -414,6 +414,34 @@ def test_a_cycle_trains_in_full_and_on_preferences(project, tmp_path, change):
     assert any("lora_A" in n for n in saved) == ("tune" not in change)
 
 
+def test_pairs_hold_failed_answers_whole(project, tmp_path, monkeypatch):
+    """An answer that was stopped early is no answer to train against: preferences draw all to the end."""
+    monkeypatch.setattr(Lane, "forced", lambda lane: [[]] * len(lane.rows))
+    summary = one_cycle(project, tmp_path, finetune={"objective": "dpo"})
+    assert "stopped_early" not in summary["cycles"][0]["rejected"]
+    judged = [row["candidate"] for row in lines(tmp_path / "cycle-00/generate/judged.jsonl")]
+    whole = {(c["question_id"], c["text"].strip()) for c in judged if c["finish"] == "stop"}
+    pairs = [(r["question_id"], r["rejected"]) for r in lines(tmp_path / "cycle-00/examples.jsonl") if r["rejected"]]
+    assert pairs and whole.issuperset(pairs)
+
+
+def test_what_training_left_out_is_counted_again_by_a_run_that_goes_on(project, tmp_path):
+    """Instruction data whose clip is gone, and examples that are too long, are rows of `rejected.jsonl` each time."""
+    said = [{"from": "human", "value": "which colour"}, {"from": "gpt", "value": "red"}]
+    rows = [{"video": f"{i}.mp4", "conversations": said} for i in range(9)]
+    rows += [{"conversations": [said[0], {"from": "gpt", "value": f"red {'. ' * (150 + i)}"}]} for i in range(9)]
+    (tmp_path / "mix.json").write_text(json.dumps(rows))
+    tuning = {"mix_ratio": 1.0, "micro_batch_tokens": 120}
+    config = make(
+        project, loop={"max_cycles": 1}, data={"instructions": str(tmp_path / "mix.json")}, finetune=tuning, seed=3
+    )
+    found = []
+    for _ in range(2):
+        summary = go(config, tmp_path / "run")
+        found.append((summary["input_rejected"], lines(tmp_path / "run" / "rejected.jsonl")))
+    assert found[0] == found[1] and set(found[0][0]) == {"frames:missing_file", "finetune:too_long"}
+
+
 def test_instruction_data_of_every_kind_is_mixed_in(project, tmp_path):
     from PIL import Image
 
