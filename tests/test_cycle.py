@@ -1,5 +1,6 @@
 """The whole cycle on a tiny model: what it keeps, that it resumes, that a switch does what it says."""
 
+import errno
 import json
 import os
 import random
@@ -412,6 +413,19 @@ def test_a_cycle_trains_in_full_and_on_preferences(project, tmp_path, change):
     assert any(r["rejected"] for r in rows) == ("objective" in change)
     saved = load_file(tmp_path / "run" / "cycle-00" / "adapter" / "adapter_model.safetensors")
     assert any("lora_A" in n for n in saved) == ("tune" not in change)
+
+
+def test_a_full_disk_under_the_adapter_is_a_clear_error(project, tmp_path, monkeypatch):
+    from peft import PeftModel
+
+    def full(self, folder, **kwargs):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(PeftModel, "save_pretrained", full)
+        with pytest.raises(RunError, match="adapter.tmp: the disk is full; make room"):
+            one_cycle(project, tmp_path)
+    assert one_cycle(project, tmp_path)["state"] == "done"
 
 
 def test_pairs_hold_failed_answers_whole(project, tmp_path, monkeypatch):
