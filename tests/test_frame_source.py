@@ -13,8 +13,7 @@ import torch
 import tiny
 from vstar_fast.cache import Cache
 from vstar_fast.config import FramesConfig
-from vstar_fast.frames import FrameRequest, Frames, FrameSource, Geometry, Sampling
-from vstar_fast.frames import worker
+from vstar_fast.frames import FrameRequest, Frames, FrameSource, Geometry, Sampling, worker
 from vstar_fast.frames import workers as processes
 from vstar_fast.frames.job import Task
 from vstar_fast.records import Rejected
