@@ -18,12 +18,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from vstar_fast.engine import memory
+from vstar_fast.engine import clips, memory
 from vstar_fast.engine.batch import Batch, Flight, Group, Row
 from vstar_fast.engine.prompts import Prompts
 from vstar_fast.engine.request import Answer, Counts, Request, Settings
 from vstar_fast.engine.stack import Stack
-from vstar_fast.errors import ModelError
+from vstar_fast.errors import ConfigError, ModelError
 
 if TYPE_CHECKING:
     from vstar_fast.kernels.constrain import Grammar
@@ -221,13 +221,15 @@ class Engine:
         """`n` answers to each question about the video at its place.
 
         Args:
-            videos: per question, frames uint8 [F, H, W, 3] (a tensor; the same object for the same video, which is
-                then encoded once), what `lm.encode` gave for it, or None for a question without a video.
+            videos: per question, what `FrameSource.read` gave for its video, frames uint8 [F, H, W, 3] (the same
+                object for the same video, which is then encoded once), what `encode` gave, or None without a video.
             questions: the user's text; the chat template is put around it.
             n: answers a question. settings: how they are drawn, default greedy.
             template: what an answer may be (`vstar_fast.ops.template`), or one a question.
             seed: of all random streams; an answer depends on it and on its own question, video and number only.
         """
+        if n < 1:
+            raise ConfigError(f"n is {n}; a question gets at least 1 answer")
         features = self.encode(videos)
         grammars = self._grammars(template, len(questions))
         requests = [
@@ -249,7 +251,7 @@ class Engine:
         known: dict[int, Any] = {}
         for video in videos:
             if id(video) not in known:
-                known[id(video)] = _encode(self.lm, video)
+                known[id(video)] = clips.encode(self.lm, video)
         return [known[id(video)] for video in videos]
 
     def text(self, answer: Answer) -> str:
@@ -280,15 +282,6 @@ def as_lm(model: Any, processor: Any) -> Any:
     module, _, name = FAMILIES.get(model.config.model_type, GENERIC).partition(":")
     family = getattr(importlib.import_module(module), name)
     return family(model.config.name_or_path, model, processor, model.device)
-
-
-def _encode(lm: Any, video: Any) -> Any:
-    if not isinstance(video, torch.Tensor):
-        return video
-    from vstar_fast.records import FrameBatch
-
-    times = tuple(float(i) for i in range(len(video)))
-    return lm.encode(FrameBatch([video], [times], []))[0]
 
 
 def _seeds(seed: int, question: int, n: int) -> list[int]:
