@@ -439,6 +439,13 @@ def test_pairs_hold_failed_answers_whole(project, tmp_path, monkeypatch):
     assert pairs and whole.issuperset(pairs)
 
 
+def test_a_bad_instruction_file_is_told_before_the_run_takes_its_time(project, tmp_path):
+    sections = {"data": {"instructions": str(tmp_path / "none.json")}, "finetune": {"mix_ratio": 1.0}}
+    with pytest.raises(DataError, match="cannot read data.instructions .*none.json"):
+        one_cycle(project, tmp_path / "run", **sections)
+    assert not (tmp_path / "run" / "base").exists()
+
+
 def test_what_training_left_out_is_counted_again_by_a_run_that_goes_on(project, tmp_path):
     """Instruction data whose clip is gone, and examples that are too long, are rows of `rejected.jsonl` each time."""
     said = [{"from": "human", "value": "which colour"}, {"from": "gpt", "value": "red"}]

@@ -72,6 +72,7 @@ class Session:
             raise DataError(
                 f"no training question could be asked of {config.data.path}; see {folder.root}/rejected.jsonl"
             )
+        self.instruction_examples(0)  # what is wrong with the file is known before the run takes its time
         self._warn()
 
     def _warn(self) -> None:
