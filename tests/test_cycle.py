@@ -19,7 +19,7 @@ import tiny
 from vstar_fast import config as settings
 from vstar_fast import cycle, report
 from vstar_fast.engine.lanes import Lane
-from vstar_fast.errors import DataError, RunError
+from vstar_fast.errors import DataError, ModelError, RunError
 from vstar_fast.profiling import Profiler
 from vstar_fast.progress import Progress
 
@@ -179,6 +179,24 @@ def test_a_tokenizer_without_a_table_is_matched_as_text(project, done, tmp_path,
     assert "matched as text: neither" in caplog.text and not (tmp_path / "tokens").exists()
     for cycle_, same in zip(summary["cycles"], done[1]["cycles"], strict=True):
         assert cycle_["kept"] == same["kept"] and cycle_["accuracy"] == same["accuracy"]
+
+
+def test_answers_that_nothing_can_spell_any_more_are_a_clear_error(project, done, tmp_path):
+    shutil.copytree(done[0], tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "tokens")
+    with pytest.raises(RunError, match=r"tokens/\w+.json is gone.*use another --run folder"):
+        go(make(project), tmp_path / "run")
+
+
+def test_a_damaged_adapter_is_named(project, done, tmp_path):
+    shutil.copytree(done[0], tmp_path / "run")
+    adapter = tmp_path / "run" / "cycle-00" / "adapter"
+    (adapter / "adapter_model.safetensors").write_bytes(b"damaged")
+    shutil.rmtree(tmp_path / "run" / "cycle-01")
+    with pytest.raises(ModelError, match="cycle-00/adapter is damaged .*; delete it and run the same command again"):
+        go(make(project), tmp_path / "run")
+    shutil.rmtree(adapter)
+    assert steady(go(make(project), tmp_path / "run", controls=True)) == steady(done[1])
 
 
 def test_free_answers_are_not_constrained(project, tmp_path):

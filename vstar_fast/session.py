@@ -131,7 +131,7 @@ class Session:
 
     def judge(self, candidates: list[Candidate], asked: Sequence[Question], where: Path | None) -> Judged:
         """Verdicts on candidates, in their order; kept beside them for the report."""
-        tokens = self.tokens.get(candidates[0].tokenizer) if candidates else None
+        tokens = self.tokens.of(candidates)
         with self.profiler.stage("match"):
             verdicts = match.verify(
                 candidates,
