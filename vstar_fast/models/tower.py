@@ -18,6 +18,8 @@ from typing import Any
 import torch
 from transformers.modeling_outputs import ModelOutput
 
+from vstar_fast.models.modules import evaluating
+
 PROJECTORS = ("multi_modal_projector", "connector", "merger", "aligner", "mm_projector", "projector")
 """What families call the module between tower and text stack."""
 PIXELS = {"pixel_values_videos": "get_video_features", "pixel_values": "get_image_features"}
@@ -104,12 +106,8 @@ class Tower:
         name = next(name for name in PIXELS if name in inputs)
         own = self._own[PIXELS[name]]
         taken = inspect.signature(own).parameters
-        training = self.body.training
-        self.body.eval()
-        try:
+        with evaluating(self.body):
             return own(inputs[name], **{k: v for k, v in inputs.items() if k in taken and k != name})
-        finally:
-            self.body.train(training)
 
     @torch.no_grad()
     def encode(self, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -170,7 +168,14 @@ class Tower:
             kept = next((v for v in (*args, *kwargs.values()) if isinstance(v, TowerOutput)), None)
             return own(*args, **kwargs) if kept is None else self.project(kept.as_subclass(torch.Tensor))
 
+        features.tower = self  # type: ignore[attr-defined]
         return features
+
+
+def tower_of(body: Any, kind: type[Tower]) -> Tower:
+    """The tower that is in `body` already, or a new one: adapters over one model share it."""
+    known = [getattr(getattr(body, method, None), "tower", None) for method in PIXELS.values()]
+    return next((tower for tower in known if type(tower) is kind), None) or kind(body)
 
 
 def _same(own: Any, made: Any) -> bool:
