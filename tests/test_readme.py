@@ -17,7 +17,7 @@ BLOCKS = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re
 @pytest.fixture(scope="module")
 def names(tmp_path_factory):
     """What the blocks take for granted."""
-    lm = models.load(str(families.write("video_llava", tmp_path_factory.mktemp("readme") / "model")))
+    lm = models.load(str(families.write("llava_onevision", tmp_path_factory.mktemp("readme") / "model")))
     return {
         "model": lm.model,
         "processor": lm.processor,
@@ -38,7 +38,7 @@ def test_a_block_runs(block, names, tmp_path, monkeypatch):
     tiny.write_clip(tmp_path / "a.mp4", (200, 30, 30), frames=40)
     monkeypatch.chdir(tmp_path)
     found = dict(names)
-    exec(block, found)  # noqa: S102 - our own README
+    exec(block, found)
     if "clips" in found:
         assert found["clips"][0].data.shape[1:] == (224, 224, 3)
     if "found" in found:

@@ -12,7 +12,7 @@
 
     next_ids, logprobs = sample(logits, seeds, step=0, temperature=0.7)   # [B] int64, [B] fp32
 
-    vocab = TokenVocab.from_hf(tokenizer, logits_size=model.config.vocab_size)
+    vocab = TokenVocab.from_hf(tokenizer, logits_size=logits.shape[-1])
     grammar = compile(template("Answer: {label}", label=choice(["back flip", "spin kick"])), vocab)
     state = DecodeState(grammar, batch=2, max_new_tokens=16)
     next_ids, logprobs = state.sample_(logits, seeds, temperature=0.7)    # legal tokens only
