@@ -190,6 +190,23 @@ def test_threads_over_one_model_take_turns(loaded):
     assert loaded[0].model.language_model.config._attn_implementation == before
 
 
+def test_a_model_that_peft_has_wrapped(tmp_path):
+    from peft import LoraConfig, PrefixTuningConfig, get_peft_model
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+
+    folder = families.write("llava_onevision", tmp_path / "model")
+    model, processor = AutoModelForImageTextToText.from_pretrained(folder), AutoProcessor.from_pretrained(folder)
+    lora = LoraConfig(r=4, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
+    wrapped = get_peft_model(model, lora)
+    found = tokens(Engine(wrapped, processor).generate(clips(1), ASKED[:1]))
+    assert found == tokens(Engine(model, processor).generate(clips(1), ASKED[:1]))
+    with wrapped.disable_adapter():
+        assert found != tokens(Engine(wrapped, processor).generate(clips(1), ASKED[:1]))
+    prefixed = get_peft_model(text_model(), PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=4))
+    with pytest.raises(ModelError, match="adds to prompts"):
+        Engine(prefixed, None)
+
+
 def test_nothing_is_dropped_out_while_answers_are_drawn():
     from peft import LoraConfig, get_peft_model
 

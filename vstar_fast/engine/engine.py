@@ -118,6 +118,7 @@ def as_lm(model: Any, processor: Any) -> Any:
     """The adapter of a model: `VideoLM` where the processor takes videos, else `TextLM` over a tokenizer."""
     from vstar_fast.engine.text import TextLM
 
+    model = _without_wrapper(model)
     if not hasattr(processor, "tokenizer"):
         return TextLM(model, processor)
     from vstar_fast.models import FAMILIES, GENERIC
@@ -125,6 +126,17 @@ def as_lm(model: Any, processor: Any) -> Any:
     module, _, name = FAMILIES.get(model.config.model_type, GENERIC).partition(":")
     family = getattr(importlib.import_module(module), name)
     return family(model.config.name_or_path, model, processor, model.device)
+
+
+def _without_wrapper(model: Any) -> Any:
+    """The model that PEFT has put its layers into."""
+    if not hasattr(model, "get_base_model"):
+        return model
+    kinds = {name: config.peft_type for name, config in model.peft_config.items() if config.is_prompt_learning}
+    if kinds:
+        name, kind = next(iter(kinds.items()))
+        raise ModelError(f"adapter {name!r} is {kind}, which adds to prompts; the engine takes LoRA and its kin")
+    return model.get_base_model()
 
 
 def _encode(lm: Any, video: Any) -> Any:
