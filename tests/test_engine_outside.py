@@ -1,5 +1,6 @@
 """The engine in others' hands: inputs of all kinds, engines and threads over one model, models it cannot run."""
 
+import copy
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -155,6 +156,19 @@ def test_two_engines_over_one_model_share_its_tower(loaded):
     assert second.lm.tower is first.lm.tower
     assert tokens(first.generate(features, ASKED, settings=SAMPLED)) == want
     assert tokens(second.generate(clips(), ASKED, settings=SAMPLED)) == want
+
+
+def test_a_copy_of_a_model_has_a_tower_of_its_own(loaded):
+    first = Engine(*loaded)
+    want = tokens(first.generate(clips(), ASKED, settings=SAMPLED))
+    model = copy.deepcopy(loaded[0])
+    second = Engine(model, loaded[1])
+    assert second.lm.tower is not first.lm.tower and second.lm.tower.body is model.model
+    assert tokens(second.generate(clips(), ASKED, settings=SAMPLED)) == want
+    with torch.no_grad():
+        model.model.multi_modal_projector.linear_2.weight.mul_(-1)
+    assert tokens(second.generate(clips(), ASKED, settings=SAMPLED)) != want
+    assert tokens(first.generate(clips(), ASKED, settings=SAMPLED)) == want
 
 
 def test_a_second_run_of_a_scheduler_is_refused_until_the_first_is_closed():

@@ -11,7 +11,7 @@ import inspect
 import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cached_property, wraps
+from functools import cached_property, partial, update_wrapper
 from itertools import product
 from typing import Any
 
@@ -162,14 +162,13 @@ class Tower:
 
     def _wrapped(self, own: Callable[..., Any]) -> Callable[..., Any]:
         """The body's features method: its own for pixels, the projection for what is kept of a tower."""
-
-        @wraps(own)
-        def features(*args: Any, **kwargs: Any) -> Any:
-            kept = next((v for v in (*args, *kwargs.values()) if isinstance(v, TowerOutput)), None)
-            return own(*args, **kwargs) if kept is None else self.project(kept.as_subclass(torch.Tensor))
-
+        features = update_wrapper(partial(self._features, own), own)  # not a closure: a copied model has its own tower
         features.tower = self  # type: ignore[attr-defined]
         return features
+
+    def _features(self, own: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        kept = next((v for v in (*args, *kwargs.values()) if isinstance(v, TowerOutput)), None)
+        return own(*args, **kwargs) if kept is None else self.project(kept.as_subclass(torch.Tensor))
 
 
 def tower_of(body: Any, kind: type[Tower]) -> Tower:
