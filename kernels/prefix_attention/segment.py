@@ -87,8 +87,8 @@ def _check(tokens: torch.Tensor, visible: torch.Tensor | None) -> None:
     ndim = 3 if visible.dtype == torch.bool else 2
     if visible.dim() != ndim or visible.shape[0] != len(tokens) or visible.shape[1] not in (1, tokens.shape[1]):
         raise ModelError(
-            f"visible is {visible.dtype} {tuple(visible.shape)} for tokens {tuple(tokens.shape)}; it is int64 [G, M] or "
-            "[G, 1], or bool [G, M, P]"
+            f"visible is {visible.dtype} {tuple(visible.shape)} for tokens {tuple(tokens.shape)}; it is int64 [G, M] "
+            "or [G, 1], or bool [G, M, P]"
         )
 
 
