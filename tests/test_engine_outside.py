@@ -306,7 +306,7 @@ LATENT = {
 @pytest.mark.parametrize(
     ("kind", "more", "said"),
     [
-        ("Bloom", {"n_head": 6, "n_layer": 2}, "BloomModel attends in code of its own"),
+        ("Bloom", {"n_head": 6, "n_layer": 2}, "BloomModel has attention in code of its own"),
         ("Lfm2", {"layer_types": ["conv", "full_attention"]}, "layers of conv"),
         ("DeepseekV3", LATENT, "equal keys and values only"),
     ],

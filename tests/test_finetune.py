@@ -306,3 +306,11 @@ def test_no_examples_none_of_any_weight_and_a_folder_as_text(setup, tmp_path):
     log = finetune(lm, peft, weighed, rows, CONFIG, str(tmp_path / "out"), seed=0)
     assert [x["reason"] for x in log["left_out"]] == ["no_weight", "no_weight"] and log["examples"] == 2
     assert json.loads((tmp_path / "out" / "training.json").read_text())["examples"] == 2
+
+
+def test_layers_that_mix_the_branches_of_a_row_are_refused(setup):
+    lm, peft, examples, rows = setup
+    lm.text_model.config.layer_types = ["linear_attention", "full_attention"]
+    with pytest.raises(ModelError, match=r"layers of linear_attention.*set finetune.pack = false"):
+        backward(lm, peft, examples, rows)
+    assert math.isfinite(backward(lm, peft, examples, rows, pack=False)[0])

@@ -19,6 +19,7 @@ from transformers.masking_utils import sdpa_mask
 from vstar_fast.engine.plan import Plan
 from vstar_fast.errors import ModelError
 from vstar_fast.kernels.prefix_attention import prefix_attention
+from vstar_fast.models.modules import odd_layers
 
 NAME = "vstar_prefix"
 """`attn_implementation` for any model: plain caches go to torch's attention, those of this module are shared."""
@@ -140,18 +141,13 @@ def attending(text_model: Any) -> Iterator[None]:
 def check(text_model: Any) -> None:
     """Raise ModelError for a text stack whose layers do something that packed tokens have no form for."""
     config, name = text_model.config, type(text_model).__name__
-    kinds = set(getattr(config, "layer_types", None) or ())
     window = getattr(config, "sliding_window", None)
+    kinds = getattr(config, "layer_types", None) or ()
     if window and (getattr(config, "use_sliding_window", True) or "sliding_attention" in kinds):
         raise ModelError(
             f"{name} has layers with a sliding window of {window} tokens, which the engine does not know; use a model "
             "with full attention"
         )
-    odd = sorted(kinds - {"full_attention", "sliding_attention"})
+    odd = odd_layers(text_model)
     if odd:
-        raise ModelError(f"{name} has layers of {', '.join(odd)}, which the engine does not know; use full attention")
-    if not getattr(text_model, "_supports_attention_backend", False):
-        raise ModelError(
-            f"{name} attends in code of its own, not through transformers' AttentionInterface, so the engine cannot "
-            "share prefixes in it; use a model of another family, or its own generate"
-        )
+        raise ModelError(f"{name} has {odd}, which the engine does not know; use a model with full attention")

@@ -16,6 +16,16 @@ from vstar_fast.models.text_inputs import forward_of
 STACKS = ("model.language_model", "language_model", "model.text_model", "text_model")
 
 
+def odd_layers(text_model: Any) -> str:
+    """What the layers of a text stack do, in words, that packed tokens have no form for; empty where all is known."""
+    odd = set(getattr(text_model.config, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}
+    if odd:
+        return f"layers of {', '.join(sorted(odd))}"
+    if not getattr(text_model, "_supports_attention_backend", False):
+        return "attention in code of its own, not through transformers' AttentionInterface"
+    return ""
+
+
 @contextmanager
 def evaluating(model: torch.nn.Module) -> Iterator[None]:
     """Inside, nothing is dropped out; afterwards each module is in the mode it was in."""
