@@ -1,6 +1,7 @@
 """The engine in others' hands: inputs of all kinds, engines and threads over one model, models it cannot run."""
 
 import copy
+import dataclasses
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -143,6 +144,27 @@ def test_memory_that_runs_out_behind_the_last_token_loses_no_request(monkeypatch
     asked = [request(ids, max_new_tokens=1) for ids in prompts(5, 6)]
     want = drawn(Scheduler(TextLM(text_model())), asked)
     assert drawn(scheduler, asked) == want and scheduler.counts.halved == 1
+
+
+def test_a_thousand_videos_with_two_questions_each_stream_with_flat_memory(loaded):
+    engine = Engine(*loaded, max_rows=8)
+    (feature,) = engine.encode(clips(1))
+    short = Settings(max_new_tokens=2)
+
+    def asked():
+        for _ in range(1000):
+            video = dataclasses.replace(feature)
+            yield from (engine.request(text, video, [1], short) for text in ("a", "b"))
+
+    held, videos, answers = [], [], 0
+    for _, found in engine.scheduler.run(asked()):
+        answers += len(found)
+        held.append(engine.scheduler.stack.store.nbytes)
+        videos.append(len(engine.scheduler._prompts._videos))
+    head, tail = engine.lm.split("a")
+    assert answers == 2000 and max(held) == max(held[:100]) and max(videos) <= 64
+    assert engine.counts.prefilled <= len(head) + 1000 * (len(feature.ids) + 2 * (len(tail) + 2))
+    assert engine.scheduler.stack.store.nbytes == 0
 
 
 # -- one model, several users ----------------------------------------------------------------------
