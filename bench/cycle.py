@@ -47,7 +47,7 @@ class Work:
 
 def run(bench: Bench, quick: bool) -> None:
     """Rows generate, filter, finetune and the three together."""
-    work = _prepare(clips=2 if quick else 8, samples=2 if quick else 4, tokens=12 if quick else 40)
+    work = prepare(clips=2 if quick else 8, samples=2 if quick else 4, tokens=12 if quick else 40)
     seconds = [_generate(bench, work), _filter(bench, work), _finetune(bench, work, steps=1 if quick else 3)]
     ours, theirs = (sum(s[i] for s in seconds) for i in (0, 1))
     bench.add(
@@ -63,7 +63,8 @@ def run(bench: Bench, quick: bool) -> None:
     )
 
 
-def _prepare(clips: int, samples: int, tokens: int) -> Work:
+def prepare(clips: int, samples: int, tokens: int) -> Work:
+    """Demo clips, questions about them, and the demo model."""
     from vstar_fast import models, readers
     from vstar_fast.demo import model, videos
 
@@ -118,7 +119,8 @@ def _generate(bench: Bench, work: Work) -> tuple[float, float]:
     return _row(bench, case, "question", ours / len(work.asked), theirs / len(rows) * g.samples, equal)
 
 
-def _features(work: Work) -> list[Features]:
+def features_of(work: Work) -> list[Features]:
+    """What the model keeps of each clip, decoded here and now."""
     from vstar_fast import frames
 
     read = [f for f in frames.read(work.videos, replace(work.config.frames, isolate=False)) if isinstance(f, Frames)]
@@ -129,7 +131,7 @@ def _ours(work: Work, samples: int, temperature: float) -> list[Candidate]:
     from vstar_fast.generate import Sampling, generate, to_candidates
 
     sampling = Sampling(samples, temperature, 1.0, 0, work.config.generate.max_new_tokens)
-    features = _features(work)
+    features = features_of(work)
     batch = generate(work.lm, work.asked, features, sampling, questions.prompt_text, lambda q, n: hash((q.id, n)) >> 1)
     return list(to_candidates(batch, work.lm, sampling, "bench", "direct"))
 
@@ -261,7 +263,7 @@ def _train_ours(work: Work, examples: list[Example], config: FinetuneConfig) -> 
     order = batches(examples, videos, config.batch_size, config.steps, 0)
 
     def train() -> dict[str, Any]:
-        features = dict(zip([v.id for v in work.videos], _features(work), strict=True))
+        features = dict(zip([v.id for v in work.videos], features_of(work), strict=True))
 
         def rows(part: Any) -> tuple[list[str], list[Features]]:
             return [prompts[e.question_id] for e in part], [features[e.video_id] for e in part]

@@ -82,7 +82,7 @@ def measure(bench: Bench, case: Case) -> None:
             **fixed,
         )
     for name, theirs, target in ((NAMES[1], hf, targets[2]), (NAMES[2], once, None)):
-        ratio = theirs.mib / max(ours.mib, 1.0)
+        ratio = max(theirs.mib, 1.0) / max(ours.mib, 1.0)  # below 1 MiB nothing can be told
         bench.add(
             case=f"{case}{note}, memory on top of the model",
             baseline=name,

@@ -95,16 +95,9 @@ class Reader:
 
     def _prompt(self, text: str, video: bool) -> tuple[torch.Tensor, torch.Tensor]:
         if (text, video) not in self._prompts:
-            found = self._lm.split(text) if video else (text_ids(self._lm, text), torch.empty(0, dtype=torch.long))
+            found = self._lm.split(text) if video else (self._lm.text_ids(text), torch.empty(0, dtype=torch.long))
             self._prompts[text, video] = found
         return self._prompts[text, video]
-
-
-def text_ids(lm: VideoLM, text: str) -> torch.Tensor:
-    """Ids int64 `[T]` of the chat prompt for a question without a video."""
-    messages = [{"role": "user", "content": [{"type": "text", "text": lm._words_only(text)}]}]
-    rendered = lm.processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-    return lm._head_ids(rendered)
 
 
 def cut(item: Item, most: int) -> Item:
