@@ -1,7 +1,7 @@
 """The cycle's answers with and without their grammar: tokens a CPU-second, and how many can be judged at all.
 
 Equality: every constrained answer holds a label of its question's kind, and a greedy answer that the grammar allows is
-the same with and without it.
+the same with and without it. Answers with forced tokens skipped are token for token those without.
 """
 
 from __future__ import annotations
@@ -22,9 +22,13 @@ if TYPE_CHECKING:
     from vstar_fast.bench.runner import Bench
     from vstar_fast.kernels.constrain import Grammar
 
+    from vstar_fast.engine import Counts
     from vstar_fast.models.video_lm import Features
 
 NAMES = ("constrained", "free")
+FORCED = ("forced tokens skipped", "token by token")
+TURNS = 5
+MOST_TOKENS = 160
 TARGET = 0.97
 UNJUDGED = ("no_answer", "no_value", "truncated")
 
@@ -45,15 +49,59 @@ def run(bench: Bench, quick: bool) -> None:
     same = all(h.token_ids == f.token_ids for h, f, ok in zip(held, free, _judged(work, free), strict=True) if ok)
     sampled = Sampling(g.samples, g.temperature, 1.0, 0, g.max_new_tokens)
     turns = [
-        (_draw(work, features, sampled, grammars), _draw(work, features, sampled, [])) for _ in range(1 if quick else 5)
+        (_draw(work, features, sampled, grammars), _draw(work, features, sampled, []))
+        for _ in range(1 if quick else TURNS)
     ]
     case = f"{len(work.asked)} questions x {g.samples}, up to {g.max_new_tokens} tokens"
     fixed = {"case": case, "subject": NAMES[0], "baseline": NAMES[1], "equal": same and judged == 1.0}
     speed, ratio = (median(a.per_second for a, _ in turns), median(a.per_second / b.per_second for a, b in turns))
     bench.add(metric="speed", value=speed, unit="tokens/cpu-s", ratio=ratio, target=TARGET, **fixed)  # type: ignore[arg-type]
     shares = [_share(work, [c for pair in turns for c in pair[i].answers]) for i in (0, 1)]
-    ratio = shares[0] / shares[1] if shares[1] else None
-    bench.add(metric="judged", value=shares[0], unit="share of answers", ratio=ratio, **fixed)  # type: ignore[arg-type]
+    gain = shares[0] / shares[1] if shares[1] else None
+    bench.add(metric="judged", value=shares[0], unit="share of answers", ratio=gain, **fixed)  # type: ignore[arg-type]
+    _forced(bench, work, features, quick)
+
+
+def _forced(bench: Bench, work: Work, features: list[Features], quick: bool) -> None:
+    """Answers whose text is mostly given: a JSON object with fixed keys, its forced tokens skipped or stepped over."""
+    names = sorted({name for known in work.label_sets.values() for name in known})
+    keys = {
+        "what the person in the video does": ops.choice(names),
+        "how sure the viewer can be of it": ops.choice(["certain", "likely", "unsure"]),
+        "is the action seen to its end": ops.choice(["yes", "no"]),
+    }
+    grammar = ops.compile(ops.json(keys), work.lm.vocab, "forced")
+    turns = [[_steps(work, features, grammar, skip) for skip in (True, False)] for _ in range(1 if quick else TURNS)]
+    (skipped, counts, _), (stepped, every, _) = turns[0]
+    share = counts.forced / counts.tokens
+    bench.add(
+        case=f"{len(work.asked)} questions, JSON answers of fixed keys, {share:.0%} of their tokens forced, "
+        f"{counts.steps} steps of the model against {every.steps}",
+        subject=FORCED[0],
+        baseline=FORCED[1],
+        metric="speed",
+        value=median(counts.tokens / ours for (_, _, ours), _ in turns),
+        unit="tokens/cpu-s",
+        ratio=median(theirs / ours for (_, _, ours), (_, _, theirs) in turns),
+        target=1.0,
+        equal=skipped == stepped and counts.forced > 0 == every.forced,
+    )
+
+
+def _steps(work: Work, features: list[Features], grammar: Grammar, skip: bool) -> tuple[list[list[int]], Counts, float]:
+    """(token ids of every answer, what the scheduler counted, CPU seconds)."""
+    from vstar_fast.engine import Request, Scheduler, Settings
+
+    settings = Settings(work.config.generate.temperature, 1.0, 0, MOST_TOKENS)
+    scheduler = Scheduler(work.lm, skip_forced=skip)
+    seeds = range(work.config.generate.samples)
+    asked = [
+        Request(*work.lm.split(prompt), seen, seeds, settings, grammar, tag=i)
+        for i, (prompt, seen) in enumerate(zip(work.prompts, features, strict=True))
+    ]
+    began = time.process_time()
+    found = {request.tag: [a.token_ids for a in answers] for request, answers in scheduler.run(asked)}
+    return [ids for i in range(len(asked)) for ids in found[i]], scheduler.counts, time.process_time() - began
 
 
 def _grammars(work: Work) -> list[Grammar | None]:

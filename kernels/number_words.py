@@ -20,10 +20,10 @@ UNITS: dict[str, tuple[str, float]] = {
     **dict.fromkeys(("point", "points", "pt", "pts"), ("points", 1.0)),
     **dict.fromkeys(("frame", "frames"), ("frames", 1.0)),
     **dict.fromkeys(("degree", "degrees", "deg", "\u00b0"), ("angle", 1.0)),
-    **dict.fromkeys(("m", "meter", "meters", "metre", "metres"), ("length", 1.0)),
     "mm": ("length", 1e-3),
     "cm": ("length", 1e-2),
     "km": ("length", 1e3),
+    **dict.fromkeys(("m", "meter", "meters", "metre", "metres"), ("length", 1.0)),
     "g": ("mass", 1e-3),
     "kg": ("mass", 1.0),
 }

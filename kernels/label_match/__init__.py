@@ -19,7 +19,7 @@ from vstar_fast.errors import BackendError, DataError
 
 from .labels import LabelSet, fold_literal
 from .result import ROW_INTS, LabelMatch, bad_token, char_span, encode
-from .rows import Ids, Rows, TextList, Texts, TokenRows, rows_of
+from .rows import Ids, Rows, TextList, Texts, TokenRows, rows_of, upload
 from .token_bytes import TokenBytes
 
 __all__ = ["LabelMatch", "LabelSet", "TokenBytes", "char_span", "encode", "label_match"]
@@ -86,7 +86,7 @@ def find(
     choice = backends.choose("label_match", where, backend)
     if where != rows.device or (isinstance(rows, TextList) and choice.name == "cuda"):
         rows = rows.to(where)
-    ids = _own_ids(own, labels, rows.size).to(where)
+    ids = upload(_own_ids(own, labels, rows.size), where)
     points = () if after is None else fold_literal(after)
     out = torch.empty((rows.size, ROW_INTS), dtype=torch.int32, device=where)
     words = (len(labels) + 31) // 32

@@ -154,6 +154,18 @@ def offsets_of(sizes: list[int]) -> torch.Tensor:
     return offsets
 
 
+def upload(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """The tensor on `device`; from the host to a GPU by way of pinned memory, so that nothing waits.
+
+    Raises DataError while a CUDA graph is captured: a replay would read host memory that is long gone.
+    """
+    if tensor.device == device or tensor.device.type != "cpu" or device.type != "cuda":
+        return tensor.to(device)
+    if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
+        raise DataError("a CUDA graph cannot take lists or tensors on the host; give tensors that lie on the GPU")
+    return tensor.pin_memory().to(device, non_blocking=True)
+
+
 def _check_ids(ids: torch.Tensor) -> None:
     if ids.dtype not in (torch.int32, torch.int64):
         raise DataError(f"token ids must be int32 or int64, not {ids.dtype}")
@@ -167,7 +179,7 @@ def _checked_lengths(lengths: torch.Tensor | Sequence[int], ids: torch.Tensor) -
         raise DataError(f"ids are on {ids.device} and lengths are on {held.device}; put both on one device")
     if held.device.type == "cpu" and held.numel() and not (int(held.min()) >= 0 and int(held.max()) <= ids.shape[1]):
         raise DataError(f"lengths are {int(held.min())} to {int(held.max())}, but rows have {ids.shape[1]} ids")
-    return held.to(ids.device, torch.int64).contiguous()
+    return upload(held, ids.device).to(torch.int64).contiguous()
 
 
 def _checked_ragged(ids: torch.Tensor, offsets: torch.Tensor, tokens: TokenBytes) -> TokenRows:

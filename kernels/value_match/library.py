@@ -6,6 +6,7 @@ Strings and whole label lists pass as constants; `tokens` and `labels` are handl
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from vstar_fast.kernels.label_match.handles import held
@@ -41,42 +42,44 @@ def _(ids, lengths, gold, absolute, relative, units, tokens, pick, after, backen
 
 @torch.library.custom_op("vstar_fast::match_interval", mutates_args=())
 def interval(
-    ids: Tensor, lengths: Tensor | None, gold: Tensor, counts: Sequence[int], iou: float, tokens: int, pick: str,
-    after: str | None, backend: str,
+    ids: Tensor, lengths: Tensor | None, gold: Tensor, iou: float, tokens: int, pick: str, after: str | None,
+    backend: str,
 ) -> Three:  # fmt: skip
-    """As `number`; gold [S, 2] has counts[b] spans for row b, or one each when `counts` is empty."""
+    """As `number`; gold [B, 2] or [B, S, 2]."""
     from . import match_interval
 
-    spans = [part.tolist() for part in gold.split(list(counts))] if counts else gold
     match = match_interval(
-        ids, spans, iou=iou, pick=pick, after=after, tokens=held(tokens, TokenBytes), lengths=lengths, backend=backend
+        ids, gold, iou=iou, pick=pick, after=after, tokens=held(tokens, TokenBytes), lengths=lengths, backend=backend
     )
     return match.table, match.score, match.values
 
 
 @interval.register_fake
-def _(ids, lengths, gold, counts, iou, tokens, pick, after, backend):  # type: ignore[no-untyped-def]  # noqa: ARG001
+def _(ids, lengths, gold, iou, tokens, pick, after, backend):  # type: ignore[no-untyped-def]  # noqa: ARG001
     return *_rows(ids), ids.new_empty((ids.shape[0], 2), dtype=torch.float64)
 
 
 @torch.library.custom_op("vstar_fast::match_sequence", mutates_args=())
 def sequence(
-    ids: Tensor, lengths: Tensor | None, gold: Sequence[int], counts: Sequence[int], labels: int, tokens: int,
-    after: str | None, backend: str,
-) -> Three:  # fmt: skip
-    """(table, score, items [B, M, ITEM_INTS] int32); gold holds the label ids of all rows, counts[b] for row b."""
+    ids: Tensor, lengths: Tensor | None, gold: Tensor, labels: int, tokens: int, after: str | None, backend: str
+) -> Three:
+    """(table, score, items [B, M, ITEM_INTS] int32); gold [B, M]."""
     from . import match_sequence
 
-    items = iter(gold)
-    own = [[next(items) for _ in range(count)] for count in counts]
     known, table = held(labels, LabelSet), held(tokens, TokenBytes)
-    match = match_sequence(ids, known, own, after=after, tokens=table, lengths=lengths, backend=backend)
+    match = match_sequence(ids, known, gold, after=after, tokens=table, lengths=lengths, backend=backend)
     return match.table, match.score, match.items
 
 
 @sequence.register_fake
-def _(ids, lengths, gold, counts, labels, tokens, after, backend):  # type: ignore[no-untyped-def]  # noqa: ARG001
-    return *_rows(ids), ids.new_empty((ids.shape[0], max(counts, default=0), ITEM_INTS), dtype=torch.int32)
+def _(ids, lengths, gold, labels, tokens, after, backend):  # type: ignore[no-untyped-def]  # noqa: ARG001
+    return *_rows(ids), ids.new_empty((ids.shape[0], gold.shape[1], ITEM_INTS), dtype=torch.int32)
+
+
+def padded(rows: Sequence[Sequence[Any]], empty: Any, tail: Sequence[int] = ()) -> Tensor:
+    """[B, longest, *tail]: rows of different lengths, `empty` behind their ends."""
+    width = max([0, *map(len, rows)])
+    return torch.tensor([[*row, *[empty] * (width - len(row))] for row in rows]).reshape(len(rows), width, *tail)
 
 
 def _rows(ids: Tensor) -> tuple[Tensor, Tensor]:

@@ -6,6 +6,7 @@ letters, and a denial is found by `label_match`'s pattern.
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 import unicodedata
@@ -18,7 +19,8 @@ from vstar_fast.kernels.label_match.reference import characters, denied, occurre
 from vstar_fast.kernels.label_match.rows import Rows, TokenRows
 from vstar_fast.kernels.number_words import NUMBER_WORDS, OFTEN, ONES, SCALES, SMALL, TENS, UNITS
 
-from .job import INTERVAL, SEQUENCE, Call, Found
+from .job import Call, Found
+from .own import INTERVAL, SEQUENCE, UNIT_NAMES, Own
 from .result import ITEM_INTS, ROW_INTS
 
 _CLOCK = r"(?P<clock>[0-9]{1,3}:[0-5][0-9](?::[0-5][0-9])?(?:\.[0-9]+)?)"
@@ -251,31 +253,43 @@ def run(call: Call) -> Found:
     literal = () if call.after is None else fold_literal(call.after)
     texts = call.rows.bytes()
     ids = call.rows.lists() if isinstance(call.rows, TokenRows) else [None] * len(texts)
-    rows = [_row_of(call, r, data, literal) for r, data in enumerate(texts)]
+    most, lists = call.own.most, _Lists(call.own)
+    rows = [_row_of(call, lists, r, data, literal) for r, data in enumerate(texts)]
     table, told = [], []
     for (found, items), data, row in zip(rows, texts, ids, strict=True):
         places = placed(found.span, data, call.rows, row)
         table.append([found.status, *found.span, found.denied, found.start, found.best, *places, -1])
-        seen = [
-            [label, *span, *placed((span[0], span[1]), data, call.rows, row)] for label, *span in items[: call.most]
-        ]
-        told.append(seen + [[-1] * ITEM_INTS] * (call.most - len(seen)))
+        seen = [[label, *span, *placed((span[0], span[1]), data, call.rows, row)] for label, *span in items[:most]]
+        told.append(seen + [[-1] * ITEM_INTS] * (most - len(seen)))
     out = torch.tensor(table, dtype=torch.int32).reshape(len(rows), ROW_INTS)
     score = torch.tensor([0.0 if math.isnan(x.score) else x.score for x, _ in rows], dtype=torch.float64)
-    if call.kind == SEQUENCE:
-        more = torch.tensor(told, dtype=torch.int32).reshape(len(rows), call.most, ITEM_INTS)
+    if call.own.kind == SEQUENCE:
+        more = torch.tensor(told, dtype=torch.int32).reshape(len(rows), most, ITEM_INTS)
     else:
         more = torch.tensor([x.values for x, _ in rows], dtype=torch.float64).reshape(len(rows), 2)
     return Found(*(x.to(call.rows.device) for x in (out, score, more)))
 
 
-def _row_of(call: Call, r: int, data: bytes, literal: Sequence[int]) -> tuple[Read, list[Item]]:
-    if call.kind == SEQUENCE:
-        return sequence_row(data, literal, call.own[0][r], call.own[1])
-    if call.kind == INTERVAL:
-        return interval_row(data, literal, call.pick, call.own[0][r], call.own[1]), []
-    gold, absolute, relative = (float(x[r]) for x in call.own[:3])
-    return number_row(data, literal, call.pick, gold, call.own[3][r], absolute, relative), []
+class _Lists:
+    """The own values as Python lists."""
+
+    def __init__(self, own: Own) -> None:
+        bounds = own.offsets.tolist()
+        self.gold, self.absolute, self.relative = (x.tolist() for x in (own.gold, own.absolute, own.relative))
+        self.units = [UNIT_NAMES[x] for x in own.units.tolist()]
+        spans = own.gold.reshape(-1, 2).tolist() if own.kind == INTERVAL else []
+        self.spans = [spans[low:high] for low, high in itertools.pairwise(bounds)]
+        items = own.items.tolist()
+        self.items = [items[low:high] for low, high in itertools.pairwise(bounds)]
+
+
+def _row_of(call: Call, own: _Lists, r: int, data: bytes, literal: Sequence[int]) -> tuple[Read, list[Item]]:
+    if call.own.labels is not None:
+        return sequence_row(data, literal, own.items[r], call.own.labels)
+    if call.own.kind == INTERVAL:
+        return interval_row(data, literal, call.pick, own.spans[r], own.absolute[0]), []
+    numbers = (own.gold[r], own.units[r], own.absolute[r], own.relative[r])
+    return number_row(data, literal, call.pick, *numbers), []
 
 
 def placed(span: tuple[int, int], text: bytes, rows: Rows, ids: Sequence[int] | None) -> list[int]:

@@ -52,13 +52,17 @@ def test_generate_gives_answers_only_over_many_calls(model, search):
     for call in range(3):
         few = {key: value[: 2 + call % 2] for key, value in inputs.items()}
         torch.manual_seed(call)
-        out = model.generate(**few, logits_processor=[processor], max_new_tokens=30, **search)
-        answers = out[:, few["input_ids"].shape[1] :].tolist()
+        kept = {"return_dict_in_generate": True, "output_scores": True}
+        out = model.generate(**few, logits_processor=[processor], max_new_tokens=30, **search, **kept)
+        answers = out.sequences[:, few["input_ids"].shape[1] :].tolist()
         assert len(answers) == len(few["input_ids"]) * search.get("num_return_sequences", 1)
         if "num_beams" not in search:
             assert all(grammar.value(answer)["x"] in NAMES for answer in answers)
         else:
-            assert grammar.value(answers[0])["x"] in NAMES  # beams beyond the number of answers have score -inf
+            possible = out.sequences_scores.isfinite().tolist()  # beams beyond the number of answers have score -inf
+            assert possible[0] and all(
+                grammar.value(a)["x"] in NAMES for a, ok in zip(answers, possible, strict=True) if ok
+            )
 
 
 def test_each_prompt_may_have_a_grammar_of_its_own(model):
@@ -91,6 +95,26 @@ def test_the_scores_given_are_not_changed():
     scores = torch.zeros(1, 330)
     ops.LogitsProcessor(label_grammar())(torch.ones(1, 3, dtype=torch.int64), scores)
     assert (scores == 0).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_scores_of_any_type_and_stride_keep_their_bits(dtype):
+    wide = torch.randn(2, 3, 345).to(dtype)
+    scores = wide[:, 1, 3:333]
+    scores[0, 5::7] = torch.nan
+    masked = ops.LogitsProcessor(label_grammar())(torch.ones(2, 3, dtype=torch.int64), scores)
+    legal = masked[1] != -torch.inf
+    assert masked.dtype == dtype and 0 < legal.sum() < 10
+    assert torch.equal(masked[:, legal].view(torch.int8), scores[:, legal].contiguous().view(torch.int8))
+    assert (masked[:, ~legal] == -torch.inf).all()
+
+
+def test_what_does_not_fit_is_named():
+    ids = torch.ones(2, 3, dtype=torch.int64)
+    with pytest.raises(ConstrainError, match="max_new_tokens is 1 for row 0, below its shortest answer"):
+        ops.LogitsProcessor(label_grammar(), max_new_tokens=1)(ids, torch.zeros(2, 330))
+    with pytest.raises(ConstrainError, match="331 columns.*logits_size=331"):
+        ops.LogitsProcessor(label_grammar())(ids, torch.zeros(2, 331))
 
 
 def test_vllm_batches():

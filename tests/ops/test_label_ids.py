@@ -219,6 +219,8 @@ def test_bad_arguments_are_named():
         (lambda: label_match(ids, LABELS, [0, 0], tokens=tokens, lengths=[1]), r"integers \[2\]"),
         (lambda: label_match(ids, LABELS, [0, 0], tokens=tokens, lengths=[1, 4]), "rows have 3 ids"),
         (lambda: label_match(ids, LABELS, [0, 0], tokens=tokens, lengths=[-1, 1]), "rows have 3 ids"),
+        (lambda: label_match(ids, LABELS, [0, 0], tokens=tokens, lengths=ids[:, 0].to("meta")), "put both on one"),
+        (lambda: label_match((ids[0], torch.tensor([0, 3]).to("meta")), LABELS, [0], tokens=tokens), "put both on one"),
         (lambda: label_match([[0]], LABELS, [0], tokens=tokens, lengths=[1]), "leave `lengths` out"),
         (lambda: label_match((ids[0], torch.tensor([0, 3])), LABELS, [0], tokens=tokens, lengths=[1]), "leave"),
         (lambda: label_match((ids[0], torch.tensor([0, 9])), LABELS, [0], tokens=tokens), "3 ids"),

@@ -55,9 +55,9 @@ def test_operators_are_sound():
         (labels.label_match, (IDS, LENGTHS, OWN, LABELS.handle, TOKENS.handle, "answer:", True, True, "auto")),
         (values.number, (TIMES, LENGTHS, *[torch.ones(4).double()] * 3, "s", *NUMBER_OPTIONS)),
         (values.number, (TIMES, None, *[torch.ones(4).double()] * 3, "s\n\nmin\n%", *NUMBER_OPTIONS)),
-        (values.interval, (TIMES, None, torch.tensor([[3.0, 5.0]] * 4), [], 0.5, *NUMBER_OPTIONS)),
-        (values.interval, (TIMES, None, torch.tensor([[3.0, 5.0]] * 4), [2, 0, 1, 1], 0.5, *NUMBER_OPTIONS)),
-        (values.sequence, (SPOKEN, LENGTHS, [0, 2, 2], [2, 0, 1, 0], LABELS.handle, NUMBERS.handle, None, "auto")),
+        (values.interval, (TIMES, None, torch.tensor([[3.0, 5.0]] * 4), 0.5, *NUMBER_OPTIONS)),
+        (values.interval, (TIMES, None, torch.tensor([[[3.0, 5.0]] * 2] * 4), 0.5, *NUMBER_OPTIONS)),
+        (values.sequence, (SPOKEN, LENGTHS, torch.tensor([[0, 2]] * 4), LABELS.handle, NUMBERS.handle, None, "auto")),
         (labels.label_match, (IDS.int(), None, OWN.int(), LABELS.handle, TOKENS.handle, "", False, False, "auto")),
     ]
     for operator, arguments in cases:

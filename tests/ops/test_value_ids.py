@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from value_tools import TEXTS, Spelt, figures, without_tokens
 from vstar_fast.errors import DataError
-from vstar_fast.ops import TokenBytes, match_interval, match_number
+from vstar_fast.ops import LabelSet, TokenBytes, match_interval, match_number, match_sequence
 
 pytestmark = pytest.mark.usefixtures("poison")
 
@@ -78,6 +78,59 @@ def test_threads_do_not_change_a_result():
     gold = [float(i % 50) for i in range(2000)]
     one, four = (match_number(rows, gold, unit="s", threads=n) for n in (1, 4))
     assert figures(one) == figures(four) and one.matched.any()
+
+
+def test_own_values_may_be_tensors():
+    tokens, rows = TokenBytes([b"1", b" to ", b"3", b"4"]), [[0, 1, 2], [0, 1, 3], [2, 1, 3]]
+    ids = torch.tensor(rows)
+    spans = [[(1.0, 3.0), (9.0, 9.5)], [(5.0, 6.0)], []]
+    padded = torch.full((3, 2, 2), torch.nan)
+    for row, own in enumerate(spans):
+        padded[row, : len(own)] = torch.tensor(own).reshape(-1, 2)
+    for backend in ("cpp", "reference"):
+        options = {"tokens": tokens, "backend": backend}
+        assert figures(match_interval(ids, padded, **options)) == figures(match_interval(rows, spans, **options))
+        given = (torch.tensor([4, 4, 3]), torch.tensor([0.0, 1.0, 1.0]).half())
+        found = match_number(ids, given[0], abs_tolerance=given[1], pick="last", after=None, **options)
+        assert found.matched.tolist() == [False, True, True]
+
+
+@pytest.mark.gpu
+def test_nothing_waits_for_the_gpu_and_graphs_replay_the_reading():
+    tokens = TokenBytes([b"answer: ", b"3", b" to ", b"5.5", b" s", b"kick, ", b"snow", None])
+    labels, rows = LabelSet(["kick", "snow"]), torch.randint(0, 8, (2, 300, 9))
+    ids, lengths = rows[0].cuda(), torch.randint(0, 10, (300,)).cuda()
+    gold, spans, items = (
+        torch.full((300,), 3.0),
+        torch.tensor([[[3.0, 6.0], [1.0, 5.5]]] * 300),
+        torch.ones(300, 2).int(),
+    )
+
+    def read(x, sizes, move):
+        options = {"tokens": tokens, "lengths": sizes}
+        return (
+            match_number(x, move(gold), unit="s", rel_tolerance=0.1, **options),
+            match_interval(x, move(spans), **options),
+            match_sequence(x, labels, move(items), **options),
+        )
+
+    there = {x: x.cuda() for x in (gold, spans, items)}
+    read(ids, lengths, there.get)  # tables go to the GPU once
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        read(ids, lengths, there.get)
+        match_number(ids, [3.0] * 300, unit=["s", "min", ""] * 100, tokens=tokens)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        matches = read(ids, lengths, there.get)
+    for batch in rows:
+        ids.copy_(batch)
+        graph.replay()
+        for found, expected in zip(matches, read(batch, lengths.cpu(), lambda x: x), strict=True):
+            assert found.backend == "cuda" and figures(found) == figures(expected)
 
 
 @pytest.mark.gpu

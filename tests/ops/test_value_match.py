@@ -157,10 +157,27 @@ def test_iou_is_that_of_exact_fractions(times):
 
 
 def test_compiled_words_and_units_are_those_of_the_table():
-    assert sorted(_C.find_unit(name) for name in UNITS) == list(range(len(UNITS)))
+    assert [_C.find_unit(name) for name in UNITS] == list(range(len(UNITS)))
     words = {**NUMBER_WORDS, **OFTEN, **{f"one {word}": factor for word, factor in SCALES.items()}}
     match = match_number(list(words), list(map(float, words.values())), after=None, pick="first", backend="cpp")
     assert match.matched.all() and match.span[:, 1].tolist() == list(map(len, words))
+
+
+@pytest.mark.parametrize("backend", ["cpp", "reference"])
+def test_the_best_of_several_spans_counts(backend):
+    said = ["Answer: 2 to 4", "Answer: 00:02 - 00:04", "Answer: 4 to 2", "Answer: 2 to 4", "Answer: 2 to 4"]
+    spans = [[(0.0, 1.0), (2.0, 5.0), (1.0, 4.5)], [(2.0, 4.0), (2.0, 4.0)], [(2.0, 4.0)]]
+    spans += [[(4.0, 2.0), (math.nan, 4.0)], []]
+    match = match_interval(said, spans, iou=2 / 3, backend=backend)
+    assert match.reasons() == ["ok", "ok", "wrong_order", "low_iou", "low_iou"]
+    assert match.best.tolist() == [1, 0, -1, -1, -1]
+    assert match.score.tolist() == pytest.approx([2 / 3, 1.0, 0.0, 0.0, 0.0])
+
+
+@pytest.mark.parametrize("backend", ["cpp", "reference"])
+def test_a_denied_number_is_flagged_and_a_missing_one_fits_nothing(backend):
+    match = match_number(["Answer: not 3", "Answer: 3"], [3.0, math.nan], rel_tolerance=math.inf, backend=backend)
+    assert match.negated.tolist() == [True, False] and match.matched.tolist() == [True, False]
 
 
 def test_no_rows_and_one_span_a_row():
@@ -185,6 +202,7 @@ def test_bad_arguments_are_named():
         (lambda: match_interval(["1"], [(1.0, 2.0)], iou=math.nan), "iou is nan"),
         (lambda: match_number(["1"], [1.0], abs_tolerance=-1), "abs_tolerance is -1.0"),
         (lambda: match_number(["1"], [1.0], rel_tolerance=math.nan), "rel_tolerance is nan"),
+        (lambda: match_interval(["1"], torch.ones(1, 3)), r"\[B, 2\] or \[B, S, 2\]"),
         (lambda: match_number("1", [1.0]), "list of texts"),
     ]
     for call, message in bad:

@@ -125,12 +125,25 @@ def test_ids_are_the_text_they_spell_for_any_tokenisation(rows, data):
     assert without_tokens(found) == figures(match_sequence(texts, LABELS, own, after=None))
 
 
+@pytest.mark.parametrize("backend", ["cpp", "reference"])
+def test_own_sequences_may_be_a_tensor(backend):
+    own = [[0, 1], [], [2], [1, 0, 2]]
+    padded = torch.tensor([[0, 1, -1], [-1, -1, -1], [-1, 2, -1], [1, 0, 2]])
+    rows = [f"Answer: {', '.join(NAMES[x] for x in row)}" for row in own]
+    for gold in (padded, padded.int()):
+        expected, found = (match_sequence(rows, LABELS, x, backend=backend) for x in (own, gold))
+        assert figures(found) == figures(expected)
+    assert found.reasons() == ["ok", "no_value", "ok", "ok"]
+
+
 def test_bad_arguments_are_named():
     bad = [
         (lambda: match_sequence(["a"], LABELS, []), "sequences for 0 rows"),
         (lambda: match_sequence(["a"], LABELS, [[7]]), "label id 7; ids are integers from 0 to 6"),
         (lambda: match_sequence(["a"], LABELS, [[-1]]), "label id -1"),
         (lambda: match_sequence(["a"], LABELS, [[1.5]]), "label id 1.5"),
+        (lambda: match_sequence(["a"], LABELS, torch.tensor([[7]])), "label ids 7 to 7; ids are -1 to 6"),
+        (lambda: match_sequence(["a"], LABELS, torch.tensor([7])), r"\[B, M\] int32 or int64"),
         (lambda: match_sequence(["a"], LABELS, [["fly"]]), "'fly' is none of the 7 labels"),
         (lambda: match_sequence([[9]], LABELS, [[0]], tokens=TokenBytes([b"a"])), "row 0 has an id at position 0"),
         (lambda: match_sequence([3], LABELS, [[0]]), "neither a string nor bytes"),

@@ -37,7 +37,7 @@ def emulated(kernels, monkeypatch) -> None:
     """The "cpp" backend runs the CUDA kernels instead: rows of bytes and rows of ragged int32 ids."""
 
     def run(call: job.Call) -> job.Found:
-        made, tables = job._Job(call, torch.device("cpu")), call.tables(torch.device("cpu"))
+        made, tables = job._Job(call.own, call.rows.size, call.pick), call.tables(torch.device("cpu"))
         pointers, *numbers = made.arguments
         values = (ctypes.c_int64 * len(pointers))(*pointers)
         if hasattr(call.rows, "tokens"):

@@ -70,9 +70,11 @@ class Group:
 class Batch:
     """All groups in flight, and the lanes that their tokens are drawn in."""
 
-    def __init__(self, stack: Stack, eos_ids: Sequence[int], counts: Counts, plain_below: int = 0) -> None:
+    def __init__(
+        self, stack: Stack, eos_ids: Sequence[int], counts: Counts, plain_below: int = 0, skip_forced: bool = True
+    ) -> None:
         self.stack = stack
-        self.plain_below = plain_below
+        self.plain_below, self.skip_forced = plain_below, skip_forced
         self.eos = frozenset(eos_ids)
         self.counts = counts
         self.groups: list[Group] = []
@@ -213,7 +215,8 @@ class Batch:
     def _draw_lane(self, lane: Lane, logits: torch.Tensor, new: dict[int, list[int]]) -> None:
         ids, logprobs = lane.draw(_pick(logits, [row.index for row in lane.rows]))
         most = lane.settings.max_new_tokens
-        drawn = zip(lane.rows, ids.tolist(), logprobs.tolist(), lane.forced(), strict=True)
+        follow = lane.forced() if self.skip_forced else [[]] * len(lane.rows)
+        drawn = zip(lane.rows, ids.tolist(), logprobs.tolist(), follow, strict=True)
         for row, token, logprob, forced in drawn:
             answer = row.answer
             answer.logprob += logprob

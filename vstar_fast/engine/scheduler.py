@@ -40,13 +40,15 @@ class Scheduler:
     """Takes requests in as rows get free, steps, gives finished requests back.
 
     `lm`: a `VideoLM`, or a `TextLM`. `max_rows`: answers drawn at once; `memory_bytes`: for keys and values, default
-    half of what is free. `plain_below`: see PLAIN_BELOW. An answer depends on its
-    request alone, on none of these. Threads may have schedulers of their own over one model; they take turns.
+    half of what is free. `plain_below`: see PLAIN_BELOW. `skip_forced`: tokens that a grammar leaves no choice about
+    take no step of their own; False is there to measure what that saves. An answer depends on its request alone, on
+    none of these. Threads may have schedulers of their own over one model; they take turns.
     """
 
     def __init__(
-        self, lm: Any, *, max_rows: int = 64, memory_bytes: int | None = None, plain_below: int | None = None
-    ) -> None:
+        self, lm: Any, *, max_rows: int = 64, memory_bytes: int | None = None, plain_below: int | None = None,
+        skip_forced: bool = True,
+    ) -> None:  # fmt: skip
         if max_rows < 1:
             raise ConfigError(f"max_rows is {max_rows}; at least 1 answer must be drawn at once")
         self.lm = lm
@@ -56,7 +58,7 @@ class Scheduler:
         self.memory_bytes = memory.free_bytes(lm.device) // 2 if memory_bytes is None else memory_bytes
         self._prompts = Prompts(self.stack)
         short = PLAIN_BELOW[lm.device.type] if plain_below is None else plain_below
-        self._batch = Batch(self.stack, lm.eos_ids, self.counts, short)
+        self._batch = Batch(self.stack, lm.eos_ids, self.counts, short, skip_forced)
         self._inbound: list[Flight] = []
         self._busy = threading.Lock()
 

@@ -1,0 +1,135 @@
+"""No op makes the host wait for a GPU: their code up to the launch, on a pretended GPU."""
+
+import pytest
+import torch
+from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
+from vstar_fast.kernels import sample as sampling
+from vstar_fast.kernels.label_match.labels import fold_literal
+from vstar_fast.kernels.value_match import job
+
+from constrain_tools import small_vocab
+from pretended_gpu import CUDA, NoCopies, WaitsForTheGpu, pretended_gpu
+from vstar_fast import ops
+from vstar_fast.errors import DataError
+
+ROWS = 4
+HOST = torch.device("cpu")
+
+
+@pytest.fixture
+def words():
+    """A label set and a token table, compiled on the host."""
+    labels = ops.LabelSet(["kick", "spin kick", "snow"])
+    tokens = ops.TokenBytes([b"answer: ", b"3", b" to ", b"5.5", b" s", b"kick, ", b"snow", None])
+    tokens.table()
+    for after in (None, "Answer:"):
+        job._tables(after, HOST)
+        labels.hints(tokens, fold_literal(after) if after else (), HOST)
+    return labels, tokens
+
+
+def on_gpu(*shape, dtype=torch.float64):
+    return torch.empty(shape, dtype=dtype, device=CUDA)
+
+
+def ids():
+    return on_gpu(ROWS, 6, dtype=torch.int64)
+
+
+def test_the_pretended_gpu_sees_waits(monkeypatch):
+    with pretended_gpu(monkeypatch), NoCopies():
+        for wait, error in (
+            (lambda x: x.cpu(), WaitsForTheGpu),
+            (lambda x: x[:1].item(), DataDependentOutputException),
+            (lambda x: x.tolist(), DataDependentOutputException),
+            (lambda x: bool((x > 0).any()), DataDependentOutputException),
+            (lambda x: x.nonzero(), DynamicOutputShapeException),
+            (lambda _: torch.zeros(3).to(CUDA), WaitsForTheGpu),
+        ):
+            with pytest.raises(error):
+                wait(on_gpu(3))
+
+
+VALUES = {
+    "number": lambda x, _, tokens: ops.match_number(x, on_gpu(ROWS), unit="s", abs_tolerance=0.5, tokens=tokens),
+    "number, all tensors": lambda x, _, tokens: ops.match_number(
+        x, on_gpu(ROWS), abs_tolerance=on_gpu(ROWS), rel_tolerance=on_gpu(ROWS), tokens=tokens,
+        lengths=on_gpu(ROWS, dtype=torch.int64), after=None, pick="last",
+    ),
+    "number, lists": lambda x, _, tokens: ops.match_number(
+        x, [1.0] * ROWS, unit=["s", "min", "", "odd"], tokens=tokens, lengths=[6] * ROWS
+    ),
+    "interval": lambda x, _, tokens: ops.match_interval(x, on_gpu(ROWS, 2, dtype=torch.float32), tokens=tokens),
+    "intervals": lambda x, _, tokens: ops.match_interval(x, on_gpu(ROWS, 3, 2), tokens=tokens),
+    "interval, lists": lambda x, _, tokens: ops.match_interval(x, [[(1, 2), (3, 4)], (0, 1), [], []], tokens=tokens),
+    "sequence": lambda x, names, tokens: ops.match_sequence(x, names, ids()[:, :3], tokens=tokens),
+    "sequence, lists": lambda x, names, tokens: ops.match_sequence(x, names, [["kick"], [0, 2], [], []], tokens=tokens),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", VALUES)
+def test_matches_of_values_do_not_wait(case, words, monkeypatch):
+    with pretended_gpu(monkeypatch) as launches:
+        VALUES[case](ids(), *words)  # tables go to the GPU once
+        with NoCopies():
+            match = VALUES[case](ids(), *words)
+            assert match.backend == "cuda" and match.matched.device == match.negated.device == CUDA
+    assert launches.names == ["match_values_ids_cuda"] * 2
+
+
+@pytest.mark.parametrize("own", ["tensor", "names"])
+def test_label_match_does_not_wait(own, words, monkeypatch):
+    labels, tokens = words
+    with pretended_gpu(monkeypatch) as launches:
+        wanted = on_gpu(ROWS, dtype=torch.int64) if own == "tensor" else ["kick", "snow", -1, 1]
+        options = {"tokens": tokens, "lengths": on_gpu(ROWS, dtype=torch.int64), "which": True, "negation": True}
+        ops.label_match(ids(), labels, wanted, **options)
+        with NoCopies():
+            match = ops.label_match(ids(), labels, wanted, **options)
+            assert match.matched.device == match.negated.device == CUDA
+    assert launches.names == ["label_match_ids_cuda"] * 2
+
+
+def test_decode_states_do_not_wait(monkeypatch):
+    grammar = ops.compile(
+        ops.template("Answer: {x}", x=ops.choice(["walk", "snow", "snowboard"])), small_vocab("byte_level")
+    )
+    with pretended_gpu(monkeypatch) as launches:
+        state = ops.DecodeState(grammar, ROWS, CUDA, max_new_tokens=30)
+        logits = on_gpu(ROWS, state.vocabulary, dtype=torch.bfloat16)
+        whole = {"dtype": torch.int64}
+        with NoCopies():
+            state.advance_mask_(logits, on_gpu(ROWS, **whole))
+            state.mask_(logits)
+            state.advance_(on_gpu(ROWS, dtype=torch.int32))
+            drawn, _ = state.sample_(logits, on_gpu(ROWS, **whole), 0.7, 0.9, 5)
+            state.forced(4)
+            state.fill_bitmask()
+            state.fill_bitmask(on_gpu(ROWS, state.words, dtype=torch.int32))
+            state.reorder(on_gpu(ROWS, **whole))
+            state.restart_(on_gpu(ROWS, dtype=torch.bool))
+            state.reset()
+            assert drawn.device == state.done.device == state.lost.device == CUDA
+    names = ("advance_mask", "mask", "advance", "sample", "forced", "fill", "fill")
+    assert launches.names == [f"constrain_{name}_cuda" for name in names]
+
+
+@pytest.mark.parametrize(("temperature", "top_p", "top_k"), [(0.0, 1.0, 0), (0.7, 1.0, 0), (0.7, 0.9, 20)])
+def test_sample_does_not_wait(temperature, top_p, top_k, monkeypatch):
+    def run(logits, allowed, seeds, _step, _temperature):
+        assert allowed.device == logits.device == CUDA
+        return torch.empty_like(seeds), logits.new_empty(ROWS, dtype=torch.float32)
+
+    monkeypatch.setitem(sampling._BACKENDS, "triton", lambda: run)
+    with pretended_gpu(monkeypatch, "triton"), NoCopies():
+        seeds = on_gpu(ROWS, dtype=torch.int64)
+        drawn, _ = ops.sample(on_gpu(ROWS, 50, dtype=torch.float16), seeds, 2, temperature, top_p, top_k)
+        assert drawn.device == CUDA
+
+
+def test_lists_are_refused_while_a_graph_is_captured(words, monkeypatch):
+    with pretended_gpu(monkeypatch):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+        monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+        with pytest.raises(DataError, match="tensors that lie on the GPU"):
+            ops.match_number(ids(), [1.0] * ROWS, tokens=words[1])
