@@ -79,13 +79,14 @@ def doubles(given: Any, rows: int, what: str, device: torch.device) -> torch.Ten
 
 def _tolerances(given: Any, rows: int, what: str, device: torch.device) -> torch.Tensor:
     """[B] float64, checked where that makes nothing wait: not for a tensor that lies on a GPU."""
-    if _is_tensor(given) and given.device.type != "cpu":
-        return doubles(given, rows, what, device)
-    held = doubles(given, rows, what, torch.device("cpu"))
-    bad = held[~(held >= 0)]
-    if len(bad):
-        raise DataError(f"{what} is {float(bad[0])}; give 0 or more, how far off a number may be")
-    return upload(held, device)
+    if not _is_tensor(given):
+        listed = list(given) if isinstance(given, (list, tuple)) else [given]
+        bad = [x for x in listed if isinstance(x, (int, float)) and not x >= 0]
+    else:
+        bad = given[~(given >= 0)].tolist() if given.device.type == "cpu" else []
+    if bad:
+        raise DataError(f"{what} is {bad[0]}; give 0 or more, how far off a number may be")
+    return doubles(given, rows, what, device)
 
 
 def _units(unit: str | Sequence[str], rows: int, device: torch.device) -> torch.Tensor:
