@@ -70,7 +70,10 @@ def match_number(
         return ValueMatch(table, score, backend, values)
     rows = rows_of(texts, tokens, lengths)
     own = _doubles(gold, rows.size, "gold")
-    absolute, relative = _doubles(abs_tolerance, rows.size, "abs_tolerance"), _doubles(rel_tolerance, rows.size, "rel")
+    absolute, relative = (
+        _tolerances(given, rows.size, what)
+        for given, what in ((abs_tolerance, "abs_tolerance"), (rel_tolerance, "rel_tolerance"))
+    )
     names = [unit.strip().lower()] * rows.size if isinstance(unit, str) else [x.strip().lower() for x in unit]
     if len(names) != rows.size:
         raise DataError(f"unit names {len(names)} units for {rows.size} rows; give one, or one a row")
@@ -107,6 +110,8 @@ def match_interval(
         options = (float(iou), tokens.handle, pick, after, backend)  # type: ignore[union-attr]
         table, score, values = library.interval(texts, _sizes(lengths), own, counts, *options)
         return ValueMatch(table, score, backend, values)
+    if not 0 <= iou <= 1:
+        raise DataError(f"iou is {iou}; give the least overlap that counts, 0 to 1")
     rows = rows_of(texts, tokens, lengths)
     spans = [_spans(row) for row in (gold.tolist() if isinstance(gold, torch.Tensor) else gold)]
     if len(spans) != rows.size:
@@ -183,10 +188,18 @@ def _doubles(given: float | Sequence[float] | torch.Tensor, rows: int, what: str
     return held.contiguous()
 
 
+def _tolerances(given: float | Sequence[float] | torch.Tensor, rows: int, what: str) -> torch.Tensor:
+    held = _doubles(given, rows, what)
+    bad = held[~(held >= 0)]
+    if len(bad):
+        raise DataError(f"{what} is {float(bad[0])}; give 0 or more, how far off a number may be")
+    return held
+
+
 def _spans(row: Any) -> list[tuple[float, float]]:
     items = list(row)
     items = [items] if len(items) == 2 and not hasattr(items[0], "__len__") else items
-    if any(len(item) != 2 for item in items):
+    if any(not hasattr(item, "__len__") or len(item) != 2 for item in items):
         raise DataError(f"an own interval is (begin, end) in seconds, not {row!r}")
     return [(float(begin), float(end)) for begin, end in items]
 

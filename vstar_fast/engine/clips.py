@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from vstar_fast.errors import DataError
+from vstar_fast.errors import DataError, ModelError
 from vstar_fast.models.features import Features
 from vstar_fast.records import FrameBatch, Frames, Rejected
 
@@ -19,6 +19,8 @@ def encode(lm: Any, video: Any) -> Features | None:
     """
     if video is None or isinstance(video, Features):
         return video
+    if not hasattr(lm, "encode"):
+        raise ModelError("this is a model of text alone; give None in place of a video")
     if isinstance(video, Rejected):
         raise DataError(f"{video.id} gave no frames: {video.reason}: {video.detail}")
     if isinstance(video, Frames):

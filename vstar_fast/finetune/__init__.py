@@ -36,7 +36,7 @@ def finetune(
     examples: Sequence[Example],
     rows: Rows,
     config: FinetuneConfig,
-    out: Path,
+    out: str | Path,
     *,
     seed: int,
     on_step: Callable[[int, int, float], None] | None = None,
@@ -70,9 +70,9 @@ def finetune(
     peft.eval()
     log |= {"steps": steps, "examples": len(items), "left_out": left_out}
     if ranks.first:
-        with writing(out):
+        with writing(Path(out)):
             peft.save_pretrained(str(out))
-            (out / "training.json").write_text(json.dumps(log))
+            (Path(out) / "training.json").write_text(json.dumps(log))
     ranks.wait()
     return log
 
@@ -88,13 +88,16 @@ def _usable(items: list[Item], config: FinetuneConfig) -> tuple[list[Item], list
         if why
     ]
     if len(left_out) == len(items):
-        raise NothingKept(f"none of {len(items)} examples can be trained on; the first: {left_out[0]['detail']}")
+        first = f"; the first: {left_out[0]['detail']}" if left_out else ""
+        raise NothingKept(f"none of {len(items)} examples can be trained on{first}")
     return [i for i, why in zip(items, reasons, strict=True) if not why], left_out
 
 
 def _obstacle(item: Item, config: FinetuneConfig) -> tuple[str, str] | None:
     """(reason, in words) why an item cannot be trained on."""
     most = config.micro_batch_tokens
+    if not item.example.weight > 0:
+        return "no_weight", f"its weight is {item.example.weight}; give it one above 0, or leave it out"
     if item.tokens > most:
         return (
             "too_long",
