@@ -12,14 +12,13 @@ import importlib
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 
+from vstar_fast.engine import clips
 from vstar_fast.engine.request import Answer, Counts, Request, Settings
 from vstar_fast.engine.scheduler import Scheduler
 from vstar_fast.engine.turn import alone
-from vstar_fast.errors import ConfigError, DataError, ModelError
-from vstar_fast.records import FrameBatch
+from vstar_fast.errors import ConfigError, ModelError
 
 if TYPE_CHECKING:
     from vstar_fast.kernels.constrain import Grammar
@@ -50,8 +49,8 @@ class Engine:
         """`n` answers to each question about the video at its place.
 
         Args:
-            videos: per question, frames uint8 [F, H, W, 3] (tensor or array, a second apart; the same object for the
-                same video, which is then encoded once), what `lm.encode` gave for it, or None for a question without.
+            videos: per question, what `FrameSource.read` gave for its video, frames uint8 [F, H, W, 3] (tensor or array,
+                a second apart), what `encode` gave, or None for a question without. The same object is encoded once.
             questions: the user's text; the chat template is put around it (not with a tokenizer in place of a
                 processor: there it is the whole prompt).
             n: answers a question. settings: how they are drawn, or one a question; default greedy.
@@ -96,7 +95,7 @@ class Engine:
         for video in held:
             if id(video) not in known:
                 with alone(self.lm.text_model):
-                    known[id(video)] = _encode(self.lm, video)
+                    known[id(video)] = clips.encode(self.lm, video)
         return [known[id(video)] for video in held]
 
     def text(self, answer: Answer) -> str:
@@ -137,24 +136,6 @@ def _without_wrapper(model: Any) -> Any:
         name, kind = next(iter(kinds.items()))
         raise ModelError(f"adapter {name!r} is {kind}, which adds to prompts; the engine takes LoRA and its kin")
     return model.get_base_model()
-
-
-def _encode(lm: Any, video: Any) -> Any:
-    """Frames -> features; features and None as they are."""
-    if video is None or hasattr(video, "ids"):
-        return video
-    if not hasattr(lm, "encode"):
-        raise ModelError("this is a model of text alone; give None in place of a video")
-    frames = torch.from_numpy(video) if isinstance(video, np.ndarray) else video
-    if not isinstance(frames, torch.Tensor):
-        raise DataError(f"a video is a {type(frames).__name__}; give frames uint8 [F, H, W, 3], or what `encode` gave")
-    shaped = frames.ndim == 4 and frames.shape[-1] == 3 and frames.numel() > 0
-    if not shaped or frames.dtype != torch.uint8:
-        raise DataError(
-            f"a video is {frames.dtype} {tuple(frames.shape)}; give frames uint8 [F, H, W, 3], F at least 1"
-        )
-    times = tuple(float(i) for i in range(len(frames)))
-    return lm.encode(FrameBatch([frames], [times], []))[0]
 
 
 def _seeds(seed: int, text: str, features: Any, n: int) -> list[int]:

@@ -25,6 +25,7 @@ from vstar_fast.finetune.loss import dpo_loss, packed_nll, packed_rows, row_nll
 from vstar_fast.finetune.optimizer import Optimizer
 from vstar_fast.models.video_lm import VideoLM
 from vstar_fast.records import Example
+from vstar_fast.runfolder import writing
 
 __all__ = ["Rows", "accumulate", "count_steps", "finetune", "lora_settings"]
 
@@ -45,7 +46,7 @@ def finetune(
     `rows` gives (question texts, features) of examples; `on_step(step, steps, loss)` is called after each
     step. How a batch is split up changes neither its loss nor its gradients. Under `torchrun` every rank calls this
     with the same arguments and takes its share of each batch; the first saves. Raises RunError when the loss is not
-    finite, NothingKept when no example can be used.
+    finite or `out` cannot be written, NothingKept when no example can be used.
     """
     ranks = Ranks()
     items, left_out = _usable(Reader(lm, rows)(examples), config)
@@ -69,8 +70,9 @@ def finetune(
     peft.eval()
     log |= {"steps": steps, "examples": len(items), "left_out": left_out}
     if ranks.first:
-        peft.save_pretrained(str(out))
-        (Path(out) / "training.json").write_text(json.dumps(log))
+        with writing(Path(out)):
+            peft.save_pretrained(str(out))
+            (Path(out) / "training.json").write_text(json.dumps(log))
     ranks.wait()
     return log
 
