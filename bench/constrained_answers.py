@@ -52,8 +52,8 @@ def run(bench: Bench, quick: bool) -> None:
     speed, ratio = (median(a.per_second for a, _ in turns), median(a.per_second / b.per_second for a, b in turns))
     bench.add(metric="speed", value=speed, unit="tokens/cpu-s", ratio=ratio, target=TARGET, **fixed)  # type: ignore[arg-type]
     shares = [_share(work, [c for pair in turns for c in pair[i].answers]) for i in (0, 1)]
-    ratio = shares[0] / shares[1] if shares[1] else None
-    bench.add(metric="judged", value=shares[0], unit="share of answers", ratio=ratio, **fixed)  # type: ignore[arg-type]
+    against = shares[0] / shares[1] if shares[1] else None
+    bench.add(metric="judged", value=shares[0], unit="share of answers", ratio=against, **fixed)  # type: ignore[arg-type]
 
 
 def _grammars(work: Work) -> list[Grammar | None]:
