@@ -108,9 +108,9 @@ def test_what_cannot_be_asked_is_named(engine, call, said):
 @pytest.mark.parametrize(
     ("video", "said"),
     [
-        (clips()[0].float(), r"got float32 \[4, 40, 40, 3\]"),
-        (clips()[0].permute(0, 3, 1, 2), r"got uint8 \[4, 3, 40, 40\]"),
-        (clips()[0][:0], "at least one frame, got"),
+        (clips()[0].float(), r"float32 \[4, 40, 40, 3\]"),
+        (clips()[0].permute(0, 3, 1, 2), r"uint8 \[4, 3, 40, 40\]"),
+        (clips()[0][:0], "at least one frame"),
         ("a.mp4", "not a str; read files with"),
     ],
 )

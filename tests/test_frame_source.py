@@ -126,3 +126,17 @@ def test_decoding_ahead_takes_the_wait_away(clips: list[str]) -> None:
     assert reader.counts()["decoded"] == 2 and not reader._early
     assert [f.video_id for f in reader.stream(requests) if isinstance(f, Frames)] == clips
     reader.close()
+
+
+def test_a_path_is_read_from_where_the_caller_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with_clip, other = tmp_path / "here", tmp_path / "there"
+    other.mkdir()
+    tiny.write_clip(with_clip / "a.mp4", (200, 30, 30))
+    reader = FrameSource(FramesConfig(workers=1))
+    monkeypatch.chdir(other)
+    (before,) = reader.read([FrameRequest(str(with_clip / "a.mp4"))])  # workers start here
+    monkeypatch.chdir(with_clip)
+    (found,) = reader.read([FrameRequest("a.mp4")])
+    reader.close()
+    assert isinstance(found, Frames) and isinstance(before, Frames)
+    assert torch.equal(found.data, before.data) and found.video_id == "a.mp4"

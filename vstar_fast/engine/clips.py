@@ -29,10 +29,10 @@ def encode(lm: Any, video: Any) -> Features | None:
         data, times = torch.as_tensor(video), tuple(float(i) for i in range(len(video)))
     else:
         raise DataError(
-            f"a video is a {type(video).__name__}; give frames uint8 [F, H, W, 3] (vstar_fast.frames reads files), "
-            "what `encode` gave, or None"
+            f"a video is frames, features or None, not a {type(video).__name__}; read files with vstar_fast.frames"
         )
     if data.dtype != torch.uint8 or data.ndim != 4 or not len(data) or data.shape[-1] != 3:
-        raise DataError(f"a video is {data.dtype} {tuple(data.shape)}; give frames uint8 [F, H, W, 3], F at least 1")
+        kind = f"{str(data.dtype).removeprefix('torch.')} {list(data.shape)}"
+        raise DataError(f"frames must be uint8 [F, H, W, 3] with at least one frame, got {kind}")
     found: Features = lm.encode(FrameBatch([data], [times], []))[0]
     return found
