@@ -49,8 +49,8 @@ class Engine:
         """`n` answers to each question about the video at its place.
 
         Args:
-            videos: per question, what `FrameSource.read` gave for its video, frames uint8 [F, H, W, 3] (tensor or
-                array, a second apart), what `encode` gave, or None for none. The same object is encoded once.
+            videos: per question, what `FrameSource.read` gave for its video, uint8 [F, H, W, 3] (a tensor or array,
+                frames a second apart), what `encode` gave, or None without a video. An object is encoded once.
             questions: the user's text; the chat template is put around it (not with a tokenizer in place of a
                 processor: there it is the whole prompt).
             n: answers a question. settings: how they are drawn, or one a question; default greedy.
