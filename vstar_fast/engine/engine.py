@@ -59,10 +59,10 @@ class Engine:
 
         Raises ConfigError for lists of unequal length, DataError for what is no video.
         """
-        if isinstance(questions, str) or n < 1:
-            raise ConfigError(
-                f"questions are {questions!r:.80} and n is {n}; give a list of texts, and n of at least 1"
-            )
+        if isinstance(questions, str):
+            raise ConfigError(f"questions are one text, {questions!r:.80}; give a list of texts")
+        if n < 1:
+            raise ConfigError(f"n is {n}; a question gets at least 1 answer")
         features = self.encode(videos)
         listed = settings or Settings()
         given = [listed] * len(questions) if isinstance(listed, Settings) else listed
