@@ -4,6 +4,8 @@ import multiprocessing
 import os
 import threading
 import time
+from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -91,6 +93,36 @@ def test_a_cache_that_cannot_be_written_says_so_once_and_works_on(tmp_path, capl
         cache.put(f"{n}", entry(n))
     assert same(cache.get("2"), entry(2)) and cache.counts["unwritten"] == 3
     assert caplog.text.count("cannot write the cache") == 1
+
+
+def test_a_cache_that_may_only_be_read_is_read(tmp_path, monkeypatch):
+    """Files of somebody else's: no time of use can be set, nothing be removed, no lock be opened."""
+    Cache(tmp_path, 1e6).put("aa", entry(1))
+    Cache(tmp_path, 1e6).put("bb", entry(2))
+    (tmp_path / "bb" / "bb.vfc").write_bytes(b"damaged")
+    refuse = Mock(side_effect=PermissionError(1, "not permitted"))
+    monkeypatch.setattr(os, "utime", refuse)
+    monkeypatch.setattr(Path, "unlink", refuse)
+    cache = Cache(tmp_path, 1e6)
+    assert same(cache.get("aa"), entry(1)) and cache.get("bb") is None and cache.counts["damaged"] == 1
+    (tmp_path / ".lock").mkdir()
+    small = Cache(tmp_path, 2000)
+    small.put("cc", entry(3))
+    assert same(small.get("cc"), entry(3)) and small.counts["unwritten"] == 1
+
+
+def test_what_killed_writers_left_does_not_stay(tmp_path):
+    cache = Cache(tmp_path, 5000)
+    cache.put("aa", entry(1))
+    old, new = tmp_path / "aa" / ".x.1.1.tmp", tmp_path / "aa" / ".y.1.1.tmp"
+    for path in (old, new):
+        path.write_bytes(bytes(100))
+    os.utime(old, (1, 1))
+    for n in range(9):
+        cache.put(f"aa{n}", entry(n))
+    assert cache.counts["evicted"] and not old.exists() and new.exists()
+    cache.clear()
+    assert not list(tmp_path.rglob("*.tmp"))
 
 
 def _hammer(folder, seed, seconds):

@@ -399,6 +399,15 @@ def test_export_of_nothing(tmp_path):
     assert "is not empty" in call("export", "--run", run, "--merged", tmp_path / "full", code=1).stderr
 
 
+def test_the_folder_of_several_seeds_names_them_and_shows_their_cache(tmp_path):
+    (tmp_path / "seed-3").mkdir()
+    (tmp_path / "seed-3" / "config.toml").write_text(f"[cache]\nfolder = '{tmp_path}/cache'\n")
+    (tmp_path / "summary.json").write_text('{"seeds": [3], "runs": []}')
+    for args in (["--format", "hf"], ["--merged", tmp_path / "m"]):
+        assert "several seeds; give one of" in call("export", "--run", tmp_path, *args, code=1).stderr
+    assert f"{tmp_path}/cache/frames" in call("cache", "info", "--run", tmp_path).output
+
+
 # -- a real run ------------------------------------------------------------------------------------------
 
 

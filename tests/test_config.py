@@ -176,3 +176,10 @@ def test_every_setting_that_is_not_plain_from_its_name_is_documented():
     text = to_toml(CycleConfig(), comments=True)
     assert "# Candidates a question.\n#samples = 4" in text
     assert "# Intervals: least IoU that passes.\n#iou = 0.5" in text
+
+
+def test_an_error_names_the_file_that_holds_it(tmp_path):
+    path = tmp_path / "config.toml"
+    path.write_text("[frames]\nthreads = 2\n")
+    with pytest.raises(ConfigError, match=r"unknown setting 'threads' in \[frames\].*\(in .*config.toml\)"):
+        load(path)

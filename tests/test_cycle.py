@@ -1,5 +1,6 @@
 """The whole cycle on a tiny model: what it keeps, that it resumes, that a switch does what it says."""
 
+import errno
 import json
 import os
 import random
@@ -18,7 +19,7 @@ import tiny
 from vstar_fast import config as settings
 from vstar_fast import cycle, report
 from vstar_fast.engine.lanes import Lane
-from vstar_fast.errors import DataError, RunError
+from vstar_fast.errors import DataError, ModelError, RunError
 from vstar_fast.profiling import Profiler
 from vstar_fast.progress import Progress
 
@@ -178,6 +179,24 @@ def test_a_tokenizer_without_a_table_is_matched_as_text(project, done, tmp_path,
     assert "matched as text: neither" in caplog.text and not (tmp_path / "tokens").exists()
     for cycle_, same in zip(summary["cycles"], done[1]["cycles"], strict=True):
         assert cycle_["kept"] == same["kept"] and cycle_["accuracy"] == same["accuracy"]
+
+
+def test_answers_that_nothing_can_spell_any_more_are_a_clear_error(project, done, tmp_path):
+    shutil.copytree(done[0], tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "tokens")
+    with pytest.raises(RunError, match=r"tokens/\w+.json is gone.*use another --run folder"):
+        go(make(project), tmp_path / "run")
+
+
+def test_a_damaged_adapter_is_named(project, done, tmp_path):
+    shutil.copytree(done[0], tmp_path / "run")
+    adapter = tmp_path / "run" / "cycle-00" / "adapter"
+    (adapter / "adapter_model.safetensors").write_bytes(b"damaged")
+    shutil.rmtree(tmp_path / "run" / "cycle-01")
+    with pytest.raises(ModelError, match="cycle-00/adapter is damaged .*; delete it and run the same command again"):
+        go(make(project), tmp_path / "run")
+    shutil.rmtree(adapter)
+    assert steady(go(make(project), tmp_path / "run", controls=True)) == steady(done[1])
 
 
 def test_free_answers_are_not_constrained(project, tmp_path):
@@ -412,6 +431,54 @@ def test_a_cycle_trains_in_full_and_on_preferences(project, tmp_path, change):
     assert any(r["rejected"] for r in rows) == ("objective" in change)
     saved = load_file(tmp_path / "run" / "cycle-00" / "adapter" / "adapter_model.safetensors")
     assert any("lora_A" in n for n in saved) == ("tune" not in change)
+
+
+def test_a_full_disk_under_the_adapter_is_a_clear_error(project, tmp_path, monkeypatch):
+    from peft import PeftModel
+
+    def full(self, folder, **kwargs):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(PeftModel, "save_pretrained", full)
+        with pytest.raises(RunError, match="adapter.tmp: the disk is full; make room"):
+            one_cycle(project, tmp_path)
+    assert one_cycle(project, tmp_path)["state"] == "done"
+
+
+def test_pairs_hold_failed_answers_whole(project, tmp_path, monkeypatch):
+    """An answer that was stopped early is no answer to train against: preferences draw all to the end."""
+    monkeypatch.setattr(Lane, "forced", lambda lane: [[]] * len(lane.rows))
+    summary = one_cycle(project, tmp_path, finetune={"objective": "dpo"})
+    assert "stopped_early" not in summary["cycles"][0]["rejected"]
+    judged = [row["candidate"] for row in lines(tmp_path / "cycle-00/generate/judged.jsonl")]
+    whole = {(c["question_id"], c["text"].strip()) for c in judged if c["finish"] == "stop"}
+    pairs = [(r["question_id"], r["rejected"]) for r in lines(tmp_path / "cycle-00/examples.jsonl") if r["rejected"]]
+    assert pairs and whole.issuperset(pairs)
+
+
+def test_a_bad_instruction_file_is_told_before_the_run_takes_its_time(project, tmp_path):
+    sections = {"data": {"instructions": str(tmp_path / "none.json")}, "finetune": {"mix_ratio": 1.0}}
+    with pytest.raises(DataError, match="cannot read data.instructions .*none.json"):
+        one_cycle(project, tmp_path / "run", **sections)
+    assert not (tmp_path / "run" / "base").exists()
+
+
+def test_what_training_left_out_is_counted_again_by_a_run_that_goes_on(project, tmp_path):
+    """Instruction data whose clip is gone, and examples that are too long, are rows of `rejected.jsonl` each time."""
+    said = [{"from": "human", "value": "which colour"}, {"from": "gpt", "value": "red"}]
+    rows = [{"video": f"{i}.mp4", "conversations": said} for i in range(9)]
+    rows += [{"conversations": [said[0], {"from": "gpt", "value": f"red {'. ' * (150 + i)}"}]} for i in range(9)]
+    (tmp_path / "mix.json").write_text(json.dumps(rows))
+    tuning = {"mix_ratio": 1.0, "micro_batch_tokens": 120}
+    config = make(
+        project, loop={"max_cycles": 1}, data={"instructions": str(tmp_path / "mix.json")}, finetune=tuning, seed=3
+    )
+    found = []
+    for _ in range(2):
+        summary = go(config, tmp_path / "run")
+        found.append((summary["input_rejected"], lines(tmp_path / "run" / "rejected.jsonl")))
+    assert found[0] == found[1] and set(found[0][0]) == {"frames:missing_file", "finetune:too_long"}
 
 
 def test_instruction_data_of_every_kind_is_mixed_in(project, tmp_path):

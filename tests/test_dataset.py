@@ -117,6 +117,13 @@ def test_every_form_of_instruction_data_is_read(form, suffix, tmp_path):
     assert example.video_id == video_id.format(tmp_path) and example.source == "instruction"
 
 
+def test_lines_end_at_line_feeds_and_urls_stay(tmp_path):
+    row = says("<video>Why?", "So.\u2028And so.", videos=["https://host/a.mp4"])
+    (tmp_path / "i.jsonl").write_text(json.dumps(row, ensure_ascii=False) + "\n")
+    (example,) = instructions.read(str(tmp_path / "i.jsonl"), 1, seed=0)
+    assert (example.answer, example.video_id) == ("So.\u2028And so.", "https://host/a.mp4")
+
+
 def test_a_window_of_an_instruction_is_that_of_its_video():
     video = instructions.video("/x/a.mp4#t=2.0,5.5")
     assert (video.id, video.path, video.start_s, video.end_s) == ("/x/a.mp4#t=2.0,5.5", "/x/a.mp4", 2.0, 5.5)

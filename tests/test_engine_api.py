@@ -7,7 +7,8 @@ import tiny
 from test_engine import drawn, prompts, request, text_model, theirs
 from vstar_fast import models, ops
 from vstar_fast.engine import Engine, Scheduler, Settings, SharedPrefixCache, TextLM
-from vstar_fast.errors import ConfigError, ModelError
+from vstar_fast.errors import ConfigError, DataError, ModelError
+from vstar_fast.frames import FrameRequest, FramesConfig, FrameSource
 from vstar_fast.models.hf_cache import CACHE
 
 
@@ -32,7 +33,24 @@ def test_engine_takes_a_model_and_its_processor_as_they_are(spoken):
     assert drawn(text.scheduler, [request(ids)])[0][0] == theirs(text.lm.model, ids, 64)
 
 
-def test_nothing_to_say_is_an_error():
+def test_engine_takes_what_a_frame_source_gives(spoken, tmp_path):
+    clip = str(tiny.write_clip(tmp_path / "a.mp4", tiny.COLOURS["red"]))
+    engine, source = Engine(spoken.model, spoken.processor), FrameSource(FramesConfig(isolate=False))
+    (frames, gone) = source.read([FrameRequest(clip), FrameRequest("gone.mp4")])
+    source.close()
+    asked = [frames, frames.data, frames.data.numpy(), engine.encode([frames])[0]]
+    found = engine.generate(asked, ["which colour"] * 4)
+    assert len({tuple(answers[0].token_ids) for answers in found}) == 1
+    wrong = {"gone.mp4 gave no frames: missing_file": gone, "not a str; read files with": clip}
+    wrong |= {r"got float32 \[8, ": frames.data.float(), r"got uint8 \[0, 32": frames.data[:0]}
+    for message, video in wrong.items():
+        with pytest.raises(DataError, match=message):
+            engine.generate([video], ["which colour"])
+
+
+def test_nothing_to_say_is_an_error(spoken):
+    with pytest.raises(ConfigError, match="n is 0; give a list of texts, and n of at least 1"):
+        Engine(spoken.model, spoken.processor).generate([None], ["which"], n=0)
     with pytest.raises(ConfigError, match="max_new_tokens is 0"):
         Settings(max_new_tokens=0)
 

@@ -46,6 +46,18 @@ def test_greedy_answers_are_generates(lm):
     assert scheduler.counts.prefilled <= once  # each video's tokens went through the model once
 
 
+def test_log_probabilities_are_generates(lm):
+    (feature,) = lm.encode(batch_of((56, 84)))
+    (request,) = asked(lm, [feature], ["which colour"])
+    ((_, (answer, _)),) = Scheduler(lm).run([request])
+    inputs = lm.inputs(["which colour"], [feature])
+    settings = {"max_new_tokens": 24, "do_sample": False, "eos_token_id": lm.eos_ids, "pad_token_id": lm.pad_id}
+    out = lm.model.generate(**inputs, **settings, return_dict_in_generate=True, output_logits=True)
+    lm.forget_positions()
+    each = torch.cat(out.logits).log_softmax(-1)[range(len(answer.token_ids)), answer.token_ids]
+    assert answer.logprob == pytest.approx(each.sum().item(), abs=1e-5 * len(each), rel=1e-5)
+
+
 @torch.no_grad()
 def test_label_scores_are_those_of_separate_rows(lm):
     (feature,) = lm.encode(batch_of((56, 84)))

@@ -296,3 +296,21 @@ def test_dpo_prefers_kept_answers_and_leaves_out_what_has_no_pair(setup, tmp_pat
     log = finetune(lm, peft, pairs, rows, config, tmp_path / "a", seed=0)
     assert log["loss"][0] == pytest.approx(math.log(2), abs=1e-5) and log["loss"][-1] < 0.5 * log["loss"][0]
     assert [row["reason"] for row in log["left_out"]] == ["no_failed_answer"] and log["examples"] == 3
+
+
+def test_no_examples_none_of_any_weight_and_a_folder_as_text(setup, tmp_path):
+    lm, peft, examples, rows = setup
+    with pytest.raises(NothingKept, match="none of 0 examples"):
+        finetune(lm, peft, [], lambda _: ([], []), CONFIG, tmp_path / "out", seed=0)
+    weighed = [dataclasses.replace(e, weight=float(n)) for n, e in enumerate(examples, -1)]
+    log = finetune(lm, peft, weighed, rows, CONFIG, str(tmp_path / "out"), seed=0)
+    assert [x["reason"] for x in log["left_out"]] == ["no_weight", "no_weight"] and log["examples"] == 2
+    assert json.loads((tmp_path / "out" / "training.json").read_text())["examples"] == 2
+
+
+def test_layers_that_mix_the_branches_of_a_row_are_refused(setup):
+    lm, peft, examples, rows = setup
+    lm.text_model.config.layer_types = ["linear_attention", "full_attention"]
+    with pytest.raises(ModelError, match=r"layers of linear_attention.*set finetune.pack = false"):
+        backward(lm, peft, examples, rows)
+    assert math.isfinite(backward(lm, peft, examples, rows, pack=False)[0])

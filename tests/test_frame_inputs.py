@@ -296,12 +296,34 @@ def test_seconds_and_indices_in_any_order() -> None:
     assert pick(index, window).ticks == [700, 500]
 
 
+@pytest.mark.parametrize("ends", [(-1.0, None), (1.5, 1.0), (0.0, -1.0), (float("nan"), None), (float("inf"), None)])
+def test_a_window_that_is_none_is_an_error(ends: tuple[float, float | None]) -> None:
+    with pytest.raises(Unusable, match="no part of a clip lies between start_s"):
+        pick(index_of([100 * i for i in range(10)], 100), FrameRequest("", start_s=ends[0], end_s=ends[1]))
+
+
+def test_a_window_without_end_and_a_path_object() -> None:
+    index = index_of([100 * i for i in range(10)], 100)
+    assert pick(index, FrameRequest("", end_s=float("inf"))) == pick(index, FrameRequest(""))
+    assert FrameRequest(Path("clips") / "a.mp4").name == "clips/a.mp4"  # type: ignore[arg-type]
+
+
+def test_a_geometry_without_pixels() -> None:
+    with pytest.raises(DataError, match="crop .* of at least 1 x 1"):
+        Geometry(crop=(0, 5))
+    with pytest.raises(DataError, match="width >= 0, got -3"):
+        Geometry("shortest", 16, -3)
+
+
 @pytest.mark.parametrize(
     ("values", "words"),
     [
         ({"policy": "middle"}, "'middle' is not one of"),
         ({"count": 0}, "count >= 1"),
-        ({"policy": "fps"}, "fps > 0"),
+        ({"count": 2.5}, "whole count"),
+        ({"policy": "fps"}, "fps >= 1e-06"),
+        ({"policy": "fps", "fps": 1e-9}, "fps >= 1e-06"),
+        ({"policy": "seconds", "at": (float("nan"),)}, "finite values"),
         ({"policy": "indices"}, "at least one value"),
         ({"policy": "indices", "at": (0.5,)}, "must be whole"),
     ],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import signal
 import time
 from pathlib import Path
 
@@ -12,8 +13,9 @@ import torch
 import tiny
 from vstar_fast.cache import Cache
 from vstar_fast.config import FramesConfig
-from vstar_fast.frames import FrameRequest, Frames, FrameSource, Geometry, Sampling
+from vstar_fast.frames import FrameRequest, Frames, FrameSource, Geometry, Sampling, worker
 from vstar_fast.frames import workers as processes
+from vstar_fast.frames.job import Task
 from vstar_fast.records import Rejected
 
 
@@ -46,6 +48,15 @@ def test_a_file_that_stops_the_decoder_is_one_record(
         assert isinstance(bad, Rejected) and bad.reason == reason and words in bad.detail and "bad.mp4" in bad.detail
     assert reader.counts()[f"error:{reason}"] == 2
     reader.close()
+
+
+def test_a_decoder_that_hangs_ends_with_its_time_when_nobody_is_left(clips: list[str]) -> None:
+    """The run was killed: what it would have stopped stops itself."""
+    orphan = processes.Worker()
+    task = Task(FrameRequest(clips[-1]), "frame_faults:hang", limit_s=0.1)
+    worker.send(orphan._channel, task)
+    orphan._channel.close()
+    assert orphan._process.wait(30) == -signal.SIGALRM
 
 
 def test_processes_and_threads_give_the_same(clips: list[str]) -> None:
@@ -115,3 +126,17 @@ def test_decoding_ahead_takes_the_wait_away(clips: list[str]) -> None:
     assert reader.counts()["decoded"] == 2 and not reader._early
     assert [f.video_id for f in reader.stream(requests) if isinstance(f, Frames)] == clips
     reader.close()
+
+
+def test_a_path_is_read_from_where_the_caller_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with_clip, other = tmp_path / "here", tmp_path / "there"
+    other.mkdir()
+    tiny.write_clip(with_clip / "a.mp4", (200, 30, 30))
+    reader = FrameSource(FramesConfig(workers=1))
+    monkeypatch.chdir(other)
+    (before,) = reader.read([FrameRequest(str(with_clip / "a.mp4"))])  # workers start here
+    monkeypatch.chdir(with_clip)
+    (found,) = reader.read([FrameRequest("a.mp4")])
+    reader.close()
+    assert isinstance(found, Frames) and isinstance(before, Frames)
+    assert torch.equal(found.data, before.data) and found.video_id == "a.mp4"

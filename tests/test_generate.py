@@ -1,5 +1,7 @@
 """Generation: equal to Hugging Face's own loop, the same samples in any batch, rows that leave."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -8,7 +10,7 @@ from vstar_fast import frames, generate, models, ops, readers
 from vstar_fast.config import DataConfig, FramesConfig
 from vstar_fast.errors import ConfigError
 from vstar_fast.generate import Sampling
-from vstar_fast.records import Label, Question
+from vstar_fast.records import CandidateBatch, Label, Question
 
 
 @pytest.fixture(scope="module")
@@ -98,6 +100,18 @@ def test_ended_rows_leave_and_others_take_their_place(project):
     hook.remove()
     assert max(sizes[1:]) < 8 + 2 * 20 and min(sizes) < 8
     assert answers(draw(project, sampling)) == few
+
+
+def test_an_answer_of_special_tokens_alone_has_text():
+    """Without a table of bytes ids are not stored without words: the judge could not spell them."""
+    words = tiny.tokenizer()
+    lm = SimpleNamespace(token_bytes=None, tokenizer=words)
+    ids = torch.tensor([[tiny.token_id(words, "<|im_start|>")], [tiny.token_id(words, "red")]])
+    question = Question("q", "v", "Which?", (Label("class", "colour", "red"),), "t")
+    one = torch.ones(2)
+    batch = CandidateBatch(ids, one.long(), one, one.bool(), [question] * 2, [0, 1], [0, 1], ~one.bool())
+    texts = [c.text.strip() for c in generate.to_candidates(batch, lm, Sampling(2, 1.0, 1.0, 0, 2), "k", "direct")]
+    assert texts == ["<|im_start|>", "red"]
 
 
 def test_a_cut_answer_says_so(project):

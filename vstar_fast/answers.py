@@ -200,8 +200,9 @@ class Answers:
         Only `strict` reads the slot and nothing else, so only then an answer is lost with its slot.
         """
         c = self._session.config
-        only_accepted = c.loop.filter and not c.generate.keep_rejected and how.stage in ("generate", "rationalize")
-        if self._slots is None or not only_accepted or c.match.profile != "strict":
+        failed_too = not c.loop.filter or c.generate.keep_rejected or c.finetune.objective == "dpo"
+        read_by_slot = how.stage in ("generate", "rationalize") and c.match.profile == "strict"
+        if self._slots is None or failed_too or not read_by_slot:
             return None
         surfaces = self._slots.surfaces(question)
         key = (surfaces, question.labels)

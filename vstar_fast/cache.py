@@ -13,6 +13,7 @@ import json
 import logging
 import os
 import threading
+import time
 from collections import Counter, OrderedDict
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,6 +24,9 @@ import numpy as np
 MAGIC = b"vstarfc1"
 _SUM_BYTES = 16
 SUFFIX = ".vfc"
+UNFINISHED = ".*.tmp"
+ABANDONED_NS = 3600 * 10**9
+"""Nobody is still writing an entry that was begun so long ago."""
 RECOUNT = 1 / 16
 ROOM = 0.9
 """Making room goes down to this share of the budget, so that it is not done for every entry."""
@@ -87,7 +91,7 @@ class Cache:
             self._host.clear()
             self._held, self._on_disk, self._written = 0, None, 0
         freed = 0
-        for path, size, _ in self._files():
+        for path, size, _ in [*self._files(), *self._files(UNFINISHED)]:
             path.unlink(missing_ok=True)
             freed += size
         return freed
@@ -126,16 +130,18 @@ class Cache:
             with open(path, "rb") as file:
                 data = bytearray(os.fstat(file.fileno()).st_size)
                 file.readinto(data)
-            os.utime(path)
         except OSError:
             return None
+        with contextlib.suppress(OSError):  # of a cache that may only be read
+            os.utime(path)
         try:
             return unpack(data)
         except ValueError as error:
             with self._lock:
                 self.counts["damaged"] += 1
             logging.getLogger(__name__).warning("cache entry %s is damaged (%s): dropped, and made again", path, error)
-            path.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                path.unlink()
             return None
 
     def _write(self, key: str, entry: Entry) -> None:
@@ -154,7 +160,10 @@ class Cache:
         with self._lock:
             self.counts["put"] += 1
             self._written += len(data)
-        self._make_room()
+        try:
+            self._make_room()
+        except OSError as error:  # entries of somebody else's
+            self._unwritten(self.folder, error)
 
     def _unwritten(self, path: Path, error: OSError) -> None:
         """A cache that cannot be written costs time, not results: said once, counted always."""
@@ -173,6 +182,7 @@ class Cache:
         with self._only_one() as mine:
             if not mine:
                 return
+            self._sweep()
             files = sorted(self._files(), key=lambda f: f[2])
             left = sum(size for _, size, _ in files)
             for path, size, _ in files:
@@ -182,6 +192,12 @@ class Cache:
                 left -= size
                 self.counts["evicted"] += 1
             self._on_disk, self._written = left, 0
+
+    def _sweep(self) -> None:
+        """Remove what processes that were killed had not finished writing."""
+        for path, _, changed_ns in self._files(UNFINISHED):
+            if time.time_ns() - changed_ns > ABANDONED_NS:
+                path.unlink(missing_ok=True)
 
     @contextlib.contextmanager
     def _only_one(self) -> Iterator[bool]:
@@ -194,9 +210,9 @@ class Cache:
                 return
             yield True
 
-    def _files(self) -> Iterator[tuple[Path, int, int]]:
+    def _files(self, names: str = f"*{SUFFIX}") -> Iterator[tuple[Path, int, int]]:
         """Path, bytes and time of the last use of each entry."""
-        for path in self.folder.glob(f"??/*{SUFFIX}"):
+        for path in self.folder.glob(f"??/{names}"):
             with contextlib.suppress(FileNotFoundError):  # another process made room
                 info = path.stat()
                 yield path, info.st_size, info.st_mtime_ns

@@ -31,9 +31,11 @@ def _caches(run_dir: Path | None, folder: Path | None) -> dict[str, Cache]:
 
     if folder is not None:
         return features.caches(config.CacheConfig(folder=str(folder)), folder)
-    if run_dir is None or not (run_dir / "config.toml").is_file():
+    # A run of several seeds has its settings in their folders.
+    kept = sorted(p for at in ("config.toml", "seed-*/config.toml") for p in run_dir.glob(at)) if run_dir else []
+    if not kept:
         raise ConfigError("say which cache: --run of a run that has begun, or --folder")
-    return features.caches(config.load(run_dir / "config.toml").cache, run_dir)
+    return features.caches(config.load(kept[0]).cache, kept[0].parent)
 
 
 @cache.command()

@@ -39,6 +39,11 @@ def is_folder(path: str) -> bool:
     return not is_url(path) and not is_member(path) and os.path.isdir(path)
 
 
+def absolute(path: str) -> str:
+    """The same for a process whose working folder is another one."""
+    return path if is_url(path) or os.path.isabs(path) else os.path.join(os.getcwd(), path)
+
+
 def check(path: str) -> None:
     """Raise Unusable for what can be told without opening: missing, empty, no file and no folder of images."""
     if is_url(path) or is_member(path):

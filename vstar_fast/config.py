@@ -12,6 +12,7 @@ from vstar_fast.config_file import field_docs, merge, need, one_of
 from vstar_fast.config_finetune import FinetuneConfig
 from vstar_fast.config_frames import CacheConfig, FramesConfig
 from vstar_fast.config_ranges import DEVICE, in_range
+from vstar_fast.errors import ConfigError
 
 __all__ = [
     "PAPER",
@@ -245,7 +246,11 @@ def from_dict(values: dict[str, Any]) -> CycleConfig:
 
 def load(path: str | Path, overrides: dict[str, Any] | None = None) -> CycleConfig:
     """Settings from a TOML file, with `overrides` (nested like the file) on top."""
-    return from_dict(merge(config_file.read(Path(path)), overrides or {}))
+    values = merge(config_file.read(Path(path)), overrides or {})
+    try:
+        return from_dict(values)
+    except ConfigError as error:
+        raise ConfigError(f"{error} (in {path}{' or the options given' if overrides else ''})") from None
 
 
 def replace(config: Any, **changes: Any) -> Any:

@@ -12,7 +12,8 @@ from vstar_fast import config as settings
 from vstar_fast.errors import DataError, RunError
 from vstar_fast.questions import prompt_text
 from vstar_fast.records import Example, LabeledVideo, Question, question_from_dict, video_from_dict
-from vstar_fast.runfolder import read_json, read_jsonl, write_json, write_jsonl, write_text
+from vstar_fast.rundata import check_one_seed
+from vstar_fast.runfolder import read_json, read_jsonl, write_json, write_jsonl, write_text, writing
 
 
 class Written(NamedTuple):
@@ -109,10 +110,11 @@ def write_merged(run_dir: Path, out: Path, *, cycle: int | None = None) -> Path:
     base = config.model.init or config.model.base
     lm = models.load(base, dtype=config.model.dtype, device="cpu", family=config.model.family)
     merged = PeftModel.from_pretrained(lm.model, str(adapter)).merge_and_unload()
-    merged.save_pretrained(str(out))
-    lm.processor.save_pretrained(str(out))
-    for code in sorted(Path(base).glob("*.py")):
-        shutil.copy(code, out / code.name)
+    with writing(out):
+        merged.save_pretrained(str(out))
+        lm.processor.save_pretrained(str(out))
+        for code in sorted(Path(base).glob("*.py")):
+            shutil.copy(code, out / code.name)
     return out
 
 
@@ -138,7 +140,9 @@ def _cycle(run_dir: Path, cycle: int | None, needed: str) -> Path:
 
 def _summary(run_dir: Path) -> dict[str, Any]:
     path = run_dir / "summary.json"
-    return dict(read_json(path)) if path.is_file() else {}
+    found = dict(read_json(path)) if path.is_file() else {}
+    check_one_seed(run_dir, found)
+    return found
 
 
 def _turns(run_dir: Path, cycle: int | None, plain: bool) -> list[_Turn]:

@@ -154,7 +154,7 @@ def to_candidates(
             video_id=question.video_id,
             sample=batch.samples[i],
             mode=mode,
-            text="" if lm.token_bytes else lm.tokenizer.decode(tokens, skip_special_tokens=True),
+            text="" if lm.token_bytes else _text(lm, tokens),
             token_ids=tuple(tokens),
             logprob=logprobs[i],
             finish="stop" if finished[i] else "stopped_early" if stopped[i] else "length",
@@ -163,6 +163,11 @@ def to_candidates(
             sampling=settings,
             template=question.template,
         )
+
+
+def _text(lm: VideoLM, tokens: list[int]) -> str:
+    """The words of an answer; of one without words its special tokens, for an answer with ids has text."""
+    return lm.tokenizer.decode(tokens, skip_special_tokens=True) or lm.tokenizer.decode(tokens)
 
 
 def batches(questions: Sequence[Question], rows: int, samples: int) -> Iterator[list[Question]]:

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from vstar_fast import clip_files
 from vstar_fast.errors import DataError
 from vstar_fast.records import Example, Label, LabeledVideo
 
@@ -55,7 +56,8 @@ def _rows(file: Path) -> list[Any]:
     try:
         text = file.read_text(encoding="utf-8")
         if file.suffix == ".jsonl":
-            return [json.loads(line) for line in text.splitlines() if line.strip()]
+            # Not splitlines(): it also splits at U+2028 and the like, which JSON leaves as they are.
+            return [json.loads(line) for line in text.split("\n") if line.strip()]
         rows = json.loads(text)
     except (OSError, ValueError) as error:
         raise DataError(f"cannot read data.instructions {file}: {error}") from None
@@ -107,6 +109,8 @@ def _named(row: Mapping[str, Any]) -> list[_Media]:
 def _id(file: Path, media: Sequence[_Media]) -> str:
     if not media:
         return ""
-    path = str((file.parent / media[0].path.removeprefix("file://")).resolve())
+    path = media[0].path.removeprefix("file://")
+    if not clip_files.is_url(path):
+        path = str((file.parent / path).resolve())
     window = ["" if t is None else f"{float(t)}" for t in media[0][1:]]
     return f"{path}#t={','.join(window)}" if any(window) else path

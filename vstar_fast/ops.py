@@ -8,14 +8,14 @@
     match.first                                     # tensor([[10, 19]]), bytes
 
     tokens = TokenBytes.from_hf(tokenizer)          # the same on generated ids [B, T], nothing decoded
-    label_match(ids, labels, own=["spin kick"], tokens=tokens, lengths=lengths)
+    label_match(ids, labels, own, tokens=tokens, lengths=lengths)
 
-    ids, logprobs = sample(logits, seeds, step=0, temperature=0.7)   # [B] int64, [B] fp32
+    next_ids, logprobs = sample(logits, seeds, step=0, temperature=0.7)   # [B] int64, [B] fp32
 
-    vocab = TokenVocab.from_hf(tokenizer, logits_size=model.config.vocab_size)
+    vocab = TokenVocab.from_hf(tokenizer, logits_size=logits.shape[-1])
     grammar = compile(template("Answer: {label}", label=choice(["back flip", "spin kick"])), vocab)
     state = DecodeState(grammar, batch=2, max_new_tokens=16)
-    ids, logprobs = state.sample_(logits, seeds, temperature=0.7)    # legal tokens only
+    next_ids, logprobs = state.sample_(logits, seeds, temperature=0.7)    # legal tokens only
 
 Every op has `backend="auto"`: `vstar-fast doctor` tells what that means here, `vstar_fast.backends.report()`
 what ran.

@@ -64,9 +64,7 @@ def load(root: Path) -> Run:
     Raises RunError when there is nothing to show, or when the folder holds several seeds.
     """
     summary = _with_nan(read_json(root / "summary.json")) if (root / "summary.json").is_file() else None
-    if summary is not None and "runs" in summary:
-        seeds = ", ".join(str(root / f"seed-{s}") for s in summary["seeds"])
-        raise RunError(f"{root} holds several seeds; give one of: {seeds}")
+    check_one_seed(root, summary or {})
     run = Run(root, summary or {}, {row["id"]: video_from_dict(row) for row in _rows(root / "videos.jsonl")})
     run.rejected = _rows(root / "rejected.jsonl")
     _add_questions(run, root / "questions.jsonl")
@@ -78,6 +76,13 @@ def load(root: Path) -> Run:
     if summary is None:
         run.summary = _unfinished(run)
     return run
+
+
+def check_one_seed(root: Path, summary: dict[str, Any]) -> None:
+    """Raise RunError for the folder of a run of several seeds, each of which is a run folder itself."""
+    if "runs" in summary:
+        seeds = ", ".join(str(root / f"seed-{s}") for s in summary["seeds"])
+        raise RunError(f"{root} holds several seeds; give one of: {seeds}")
 
 
 def _with_nan(value: Any) -> Any:

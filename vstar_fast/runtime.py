@@ -108,11 +108,15 @@ class Runtime:
 
     def _attach(self, lm: VideoLM, adapter: Path, *, trainable: bool) -> None:
         from peft import PeftModel
+        from safetensors import SafetensorError
 
         if not (adapter / "adapter_config.json").is_file():
             raise ModelError(f"{adapter} has no adapter_config.json; run `vstar-fast finetune` first")
         self._detach(lm.path)
-        self._peft[lm.path] = PeftModel.from_pretrained(lm.model, str(adapter), is_trainable=trainable)
+        try:
+            self._peft[lm.path] = PeftModel.from_pretrained(lm.model, str(adapter), is_trainable=trainable)
+        except SafetensorError as error:
+            raise ModelError(f"{adapter} is damaged ({error}); delete it and run the same command again") from None
 
     def _detach(self, path: str) -> None:
         self._attached.pop(path, None)

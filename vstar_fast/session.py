@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from vstar_fast import config as settings
 from vstar_fast import evaluate, instructions, match, questions, readers
@@ -36,14 +36,13 @@ from vstar_fast.records import (
     Verdict,
     to_dict,
 )
-from vstar_fast.runfolder import RunFolder, content_key, read_json, write_json, write_jsonl, write_text
+from vstar_fast.runfolder import RunFolder, content_key, read_json, read_jsonl, write_json, write_jsonl, write_text
 from vstar_fast.runtime import Runtime, stream_seed
 from vstar_fast.token_store import TokenStore
 
-if TYPE_CHECKING:
-    pass
-
 Judged = list[tuple[Candidate, Verdict]]
+LEFT_OUT = "left_out.jsonl"
+"""In an adapter's folder: the examples and files that its training could not use."""
 
 
 class Session:
@@ -73,6 +72,7 @@ class Session:
             raise DataError(
                 f"no training question could be asked of {config.data.path}; see {folder.root}/rejected.jsonl"
             )
+        self.instruction_examples(0)  # what is wrong with the file is known before the run takes its time
         self._warn()
 
     def _warn(self) -> None:
@@ -131,7 +131,7 @@ class Session:
 
     def judge(self, candidates: list[Candidate], asked: Sequence[Question], where: Path | None) -> Judged:
         """Verdicts on candidates, in their order; kept beside them for the report."""
-        tokens = self.tokens.get(candidates[0].tokenizer) if candidates else None
+        tokens = self.tokens.of(candidates)
         with self.profiler.stage("match"):
             verdicts = match.verify(
                 candidates,
@@ -175,16 +175,20 @@ class Session:
         tuning = settings.replace(c.finetune, steps=steps or c.finetune.steps, **rates)
         tuning = settings.replace(tuning, objective=objective or tuning.objective)
         origin = self._teacher_key(start) if start else self._model_keys[self.runtime.init_path]
-        clips = [self.clip_keys.get(e.video_id) for e in examples]
+        clips = [self._clip_of(e) for e in examples]
         rows_key = [to_dict(e) for e in examples]
         key = content_key(rows_key, clips, asdict(tuning), origin, self.seen_through, c.seed, reason)
         if (out / "key.json").is_file() and read_json(out / "key.json") == key:
+            self.folder.reject(_left_out(out))
             return out
         temporary = out.with_name(f".{out.name}.tmp")
         shutil.rmtree(temporary, ignore_errors=True)
         seed = stream_seed(c.seed, "finetune", key)
         lm, peft = self.runtime.trainable(lambda m: lora_settings(m, tuning), start, seed)
         features = self.runtime.features(self.runtime.init_path, self._videos_of(examples))
+        unread = [f for i in sorted(_of_instructions(examples)) if isinstance(f := features[i], Rejected)]
+        gone = {f.id for f in unread}
+        examples = [e for e in examples if e.video_id not in gone]
         prompts = self._prompts(reason) | (texts or {})
 
         def rows(part: Sequence[Example]) -> tuple[list[str], list[Features | None]]:
@@ -197,8 +201,9 @@ class Session:
             self.profiler.count("examples", tuning.batch_size * log["steps"])
             self.profiler.count("tokens", log["packed_tokens"])
         bar.close()
-        left_out = log["left_out"]
-        self.folder.reject([Rejected("finetune", row["question_id"], row["reason"], row["detail"]) for row in left_out])
+        unused = [Rejected("finetune", row["question_id"], row["reason"], row["detail"]) for row in log["left_out"]]
+        write_jsonl(temporary / LEFT_OUT, [to_dict(row) for row in unread + unused])
+        self.folder.reject(unread + unused)
         write_json(temporary / "key.json", key)
         shutil.rmtree(out, ignore_errors=True)
         temporary.rename(out)
@@ -208,9 +213,14 @@ class Session:
         return {q.id: questions.prompt_text(q, reason=reason) for split in self.questions.values() for q in split}
 
     def _videos_of(self, examples: Sequence[Example]) -> list[LabeledVideo]:
-        own = {e.video_id for e in examples if e.source == "instruction"}
-        made = [instructions.video(i) for i in sorted(own) if i]
-        return made + [self.videos[i] for i in sorted({e.video_id for e in examples} - own)]
+        own = _of_instructions(examples)
+        made = [instructions.video(i) for i in sorted(own)]
+        return made + [self.videos[i] for i in sorted({e.video_id for e in examples if e.video_id} - own)]
+
+    def _clip_of(self, example: Example) -> str | None:
+        if not example.video_id or example.source != "instruction":
+            return self.clip_keys.get(example.video_id)
+        return _clip_key(instructions.video(example.video_id))
 
     @staticmethod
     def _features_of(features: dict[str, Features | Rejected], example: Example) -> Features:
@@ -262,6 +272,17 @@ class Session:
             return [], {}
         mixed = instructions.read(path, round(ratio * kept), self.config.seed)
         return mixed, {e.question_id: e.question for e in mixed}
+
+
+def _of_instructions(examples: Sequence[Example]) -> set[str]:
+    """Videos and images of instruction examples; one that cannot be read leaves its examples out."""
+    return {e.video_id for e in examples if e.video_id and e.source == "instruction"}
+
+
+def _left_out(adapter: Path) -> list[Rejected]:
+    """What a finished training could not use, to be counted again by a run that goes on."""
+    path = adapter / LEFT_OUT
+    return [Rejected(**row) for row in read_jsonl(path)] if path.is_file() else []
 
 
 def _clip_key(video: LabeledVideo) -> str | None:

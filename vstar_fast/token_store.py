@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from vstar_fast.errors import RunError
 from vstar_fast.runfolder import read_json, write_text
 
 if TYPE_CHECKING:
     from vstar_fast.kernels.label_match import TokenBytes
+    from vstar_fast.records import Candidate
 
 
 class TokenStore:
@@ -33,6 +36,17 @@ class TokenStore:
             write_text(path, text + "\n")
         self._kept[key] = tokens
         return key
+
+    def of(self, candidates: Sequence[Candidate]) -> TokenBytes | None:
+        """The table that spells candidates of one tokenizer; None where they hold text.
+
+        Raises RunError when it is gone.
+        """
+        tokens = self.get(candidates[0].tokenizer) if candidates else None
+        if tokens is None and any(c.token_ids and not c.text for c in candidates):
+            path = self._folder / f"{candidates[0].tokenizer}.json"
+            raise RunError(f"{path} is gone, without which this run's answers cannot be read; use another --run folder")
+        return tokens
 
     def get(self, key: str) -> TokenBytes | None:
         """The table of a key; None where the run folder has none (its answers were stored as text)."""

@@ -2,7 +2,7 @@
 
     from vstar_fast import ops
 
-    vocab = ops.TokenVocab.from_hf(tokenizer, logits_size=model.config.vocab_size)
+    vocab = ops.TokenVocab.from_hf(tokenizer, logits_size=logits.shape[-1])
     grammar = ops.compile(ops.template("Answer: {label}", label=ops.choice(names)), vocab)
     state = ops.DecodeState(grammar, batch=8, device=logits.device, max_new_tokens=16)
     ids, logprobs = state.sample_(logits, seeds, temperature=0.7)      # legal tokens only; the rows move

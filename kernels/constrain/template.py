@@ -50,7 +50,11 @@ def template(pattern: str, **slots: Part) -> Node:
     """
     parts: list[Node] = []
     names: list[str | None] = []
-    for literal, name, spec, conversion in Formatter().parse(pattern):
+    try:
+        pieces = list(Formatter().parse(pattern))
+    except ValueError as error:
+        raise ConstrainError(f"{pattern!r} cannot be read: {error}; write {{{{ and }}}} for braces") from None
+    for literal, name, spec, conversion in pieces:
         if literal:
             parts.append(node(literal))
             names.append(None)

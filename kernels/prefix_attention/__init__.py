@@ -44,6 +44,8 @@ def prefix_attention(
 
 
 def _check(query: torch.Tensor, levels: Sequence[Level]) -> None:
+    if query.dim() != 3:
+        raise ModelError(f"query is {tuple(query.shape)}; it is [N, Hq, D], the tokens of all rows one after the other")
     for segment in (s for level in levels for s in level):
         keys, values, tokens = segment.keys, segment.values, segment.groups.tokens
         if keys.dim() != 4 or keys.shape[:3] != values.shape[:3] or keys.shape[-1] != query.shape[-1]:
@@ -51,6 +53,8 @@ def _check(query: torch.Tensor, levels: Sequence[Level]) -> None:
                 f"keys {tuple(keys.shape)} and values {tuple(values.shape)} do not fit query {tuple(query.shape)}; "
                 "they are [S, Hkv, P, D] with the query's D"
             )
+        if keys.dtype != query.dtype or values.dtype != query.dtype:
+            raise ModelError(f"query, keys and values are {query.dtype}, {keys.dtype}, {values.dtype}; use one dtype")
         if query.shape[1] % keys.shape[1]:
             raise ModelError(f"{query.shape[1]} query heads are no multiple of {keys.shape[1]} key heads")
         if segment.groups.slots is None and keys.shape[0] != tokens.shape[0]:

@@ -23,9 +23,11 @@ def run_parts(
     part: Part, query: torch.Tensor, levels: Sequence[Sequence[Segment]], scale: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """As `reference.run`, with `part` for one segment."""
-    found = [_level(part, query, level, scale) for level in levels if level]
+    seen = [[s for s in level if s.keys.shape[2] and s.groups.tokens.numel()] for level in levels]
+    found = [_level(part, query, level, scale) for level in seen if level]
     if not found:
-        return torch.zeros_like(query), torch.full(query.shape[:2], -math.inf, device=query.device)
+        width = next((s.values.shape[-1] for level in levels for s in level), query.shape[-1])
+        return query.new_zeros(*query.shape[:2], width), torch.full(query.shape[:2], -math.inf, device=query.device)
     out, lse = found[0]
     for other, other_lse in found[1:]:
         out, lse = merge(out, lse, other, other_lse)

@@ -8,6 +8,8 @@ from typing import NamedTuple
 
 import torch
 
+from vstar_fast.errors import ModelError
+
 
 class Groups:
     """G groups of query tokens, each with keys and values of its own. Made once a step, used by every layer.
@@ -32,6 +34,7 @@ class Groups:
         self.slots = slots
         self.visible = visible
         self.causal = causal
+        _check(tokens, visible)
         self._bias: dict[tuple[int, int, torch.dtype], torch.Tensor | None] = {}
 
     @cached_property
@@ -74,6 +77,19 @@ class Groups:
             return None
         none = ~self.visible.any(-1) if self.visible.dtype == torch.bool else self.visible <= 0
         return none if bool(none.any()) else None
+
+
+def _check(tokens: torch.Tensor, visible: torch.Tensor | None) -> None:
+    if tokens.dim() != 2:
+        raise ModelError(f"tokens of groups are {tuple(tokens.shape)}; they are [G, M], -1 where there is nobody")
+    if visible is None:
+        return
+    ndim = 3 if visible.dtype == torch.bool else 2
+    if visible.dim() != ndim or visible.shape[0] != len(tokens) or visible.shape[1] not in (1, tokens.shape[1]):
+        raise ModelError(
+            f"visible is {visible.dtype} {tuple(visible.shape)} for tokens {tuple(tokens.shape)}; it is int64 [G, M] "
+            "or [G, 1], or bool [G, M, P]"
+        )
 
 
 class Segment(NamedTuple):

@@ -103,6 +103,8 @@ def match_interval(
         options = (float(iou), tokens.handle, pick, after, backend)  # type: ignore[union-attr]
         table, score, values = library.interval(texts, _sizes(lengths), spans, *options)
         return ValueMatch(table, score, backend, values)
+    if not 0 <= iou <= 1:
+        raise DataError(f"iou is {iou}; give the least overlap that counts, 0 to 1")
     rows = rows_of(texts, tokens, lengths)
     wanted = own.of_intervals(gold, iou, rows.size, rows.device)
     found, name = _run("match_interval", Call(rows, wanted, pick, after, threads), backend)

@@ -52,8 +52,11 @@ def of_numbers(
     gold: Any, absolute: Any, relative: Any, unit: str | Sequence[str], rows: int, device: torch.device
 ) -> Own:
     """Numbers with tolerances and units, for all rows or each."""
-    given = ((gold, "gold"), (absolute, "abs_tolerance"), (relative, "rel_tolerance"))
-    wanted, absolute, relative = (doubles(x, rows, what, device) for x, what in given)
+    wanted = doubles(gold, rows, "gold", device)
+    absolute, relative = (
+        _tolerances(given, rows, what, device)
+        for given, what in ((absolute, "abs_tolerance"), (relative, "rel_tolerance"))
+    )
     none = torch.empty(0, dtype=torch.int32, device=device)
     return Own(NUMBER, wanted, absolute, relative, _units(unit, rows, device), none, _offsets(0, 0, device))
 
@@ -72,6 +75,18 @@ def doubles(given: Any, rows: int, what: str, device: torch.device) -> torch.Ten
     if held.shape != (rows,):
         raise DataError(f"{what} must be one number, or [{rows}], not {tuple(held.shape)}")
     return upload(held.contiguous(), device)
+
+
+def _tolerances(given: Any, rows: int, what: str, device: torch.device) -> torch.Tensor:
+    """[B] float64, checked where that makes nothing wait: not for a tensor that lies on a GPU."""
+    if not _is_tensor(given):
+        listed = list(given) if isinstance(given, (list, tuple)) else [given]
+        bad = [x for x in listed if isinstance(x, (int, float)) and not x >= 0]
+    else:
+        bad = given[~(given >= 0)].tolist() if given.device.type == "cpu" else []
+    if bad:
+        raise DataError(f"{what} is {bad[0]}; give 0 or more, how far off a number may be")
+    return doubles(given, rows, what, device)
 
 
 def _units(unit: str | Sequence[str], rows: int, device: torch.device) -> torch.Tensor:
@@ -116,7 +131,7 @@ def span_list(row: Any) -> list[tuple[float, float]]:
     """The spans of one row, given as one pair or a list of pairs."""
     items = row.tolist() if _is_tensor(row) else list(row)
     items = [items] if len(items) == 2 and not hasattr(items[0], "__len__") else items
-    if any(len(item) != 2 for item in items):
+    if any(not hasattr(item, "__len__") or len(item) != 2 for item in items):
         raise DataError(f"an own interval is (begin, end) in seconds, not {row!r}")
     return [(float(begin), float(end)) for begin, end in items]
 

@@ -107,3 +107,8 @@ def test_bad_arguments_are_named():
             call()
     with pytest.raises(BackendError, match="no backend 'triton'"):
         ops.DecodeState(grammar, 2, backend="triton")
+
+
+def test_a_pattern_that_cannot_be_read():
+    with pytest.raises(ConstrainError, match="cannot be read: .*; write {{ and }} for braces"):
+        ops.template("Answer: {label", label=ops.choice(["red"]))

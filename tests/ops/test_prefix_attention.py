@@ -116,6 +116,28 @@ def test_queries_in_blocks_give_the_same(monkeypatch):
     check(query, levels, "gemm")
 
 
+@pytest.mark.parametrize("backend", ["flash", "gemm", "reference"])
+def test_no_tokens_and_no_positions(backend):
+    query, nothing = torch.randn(2, 4, 8), torch.empty(1, 0, dtype=torch.int64)
+    for levels in ([[segment(Groups(torch.tensor([[0, 1]])), 0)]], [[segment(Groups(nothing), 3)]], [[]], []):
+        out, lse = prefix_attention(query, levels, backend=backend)
+        assert out.shape == query.shape and not out.any() and bool((lse == -math.inf).all())
+    check(query, [[segment(Groups(torch.tensor([[0, 1]])), 3)], [segment(Groups(torch.tensor([[0, 1]])), 0)]], backend)
+    assert prefix_attention(query[:0], [[segment(Groups(nothing), 3)]], backend=backend)[0].shape == (0, 4, 8)
+
+
+def test_groups_and_kinds_that_do_not_fit_are_named():
+    both = torch.tensor([[0, 1]])
+    with pytest.raises(ModelError, match="tokens of groups are"):
+        Groups(both[0])
+    with pytest.raises(ModelError, match="visible is torch.int64"):
+        Groups(both, visible=torch.tensor([1, 2]))
+    with pytest.raises(ModelError, match=r"query is \(4, 8\)"):
+        prefix_attention(torch.randn(4, 8), [[segment(Groups(both), 3)]])
+    with pytest.raises(ModelError, match="use one dtype"):
+        prefix_attention(torch.randn(2, 4, 8, dtype=torch.bfloat16), [[segment(Groups(both), 3)]])
+
+
 def test_keys_that_do_not_fit_are_named():
     query = torch.randn(2, 3, 8)
     with pytest.raises(ModelError, match="3 query heads are no multiple of 2 key heads"):

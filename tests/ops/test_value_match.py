@@ -197,6 +197,11 @@ def test_bad_arguments_are_named():
         (lambda: match_number(["1"], [1.0], lengths=[1]), "`tokens`"),
         (lambda: match_interval(["1"], []), "spans for 0 rows"),
         (lambda: match_interval(["1"], [[(1.0, 2.0, 3.0)]]), "begin, end"),
+        (lambda: match_interval(["1"], [(1.0, 2.0, 3.0)]), "begin, end"),
+        (lambda: match_interval(["1"], [(1.0, 2.0)], iou=2.0), "iou is 2.0"),
+        (lambda: match_interval(["1"], [(1.0, 2.0)], iou=math.nan), "iou is nan"),
+        (lambda: match_number(["1"], [1.0], abs_tolerance=-1), "abs_tolerance is -1"),
+        (lambda: match_number(["1"], [1.0], rel_tolerance=math.nan), "rel_tolerance is nan"),
         (lambda: match_interval(["1"], torch.ones(1, 3)), r"\[B, 2\] or \[B, S, 2\]"),
         (lambda: match_number("1", [1.0]), "list of texts"),
     ]

@@ -19,12 +19,13 @@ from transformers.masking_utils import sdpa_mask
 from vstar_fast.engine.plan import Plan
 from vstar_fast.errors import ModelError
 from vstar_fast.kernels.prefix_attention import prefix_attention
+from vstar_fast.models.modules import odd_layers
 
 NAME = "vstar_prefix"
 """`attn_implementation` for any model: plain caches go to torch's attention, those of this module are shared."""
 PACKED = "vstar_prefix_packed"
 """The same without masks, as the engine calls it: what a token sees is in the plan."""
-REFUSED = ("softcap", "s_aux", "position_bias", "sinks")
+REFUSED = ("softcap", "s_aux", "position_bias", "sinks", "sliding_window")
 
 
 class Handle:
@@ -46,9 +47,9 @@ class PackedLayer(CacheLayerMixin):
     is_sliding = False
     is_compileable = False
 
-    def __init__(self, layer: int) -> None:
+    def __init__(self, layer: int, sizes: tuple[int, int]) -> None:
         super().__init__()
-        self.layer = layer
+        self.layer, self.sizes = layer, sizes
         self.plan = Plan()
         self.is_initialized = True
 
@@ -57,6 +58,12 @@ class PackedLayer(CacheLayerMixin):
 
     def update(self, key_states: Any, value_states: Any, *_args: Any, **_kwargs: Any) -> Any:
         """Keys and values [1, heads, N, width] of packed tokens -> handles."""
+        for given in (key_states, value_states):
+            if given.shape[1::2] != self.sizes:
+                raise ModelError(
+                    f"layer {self.layer} has keys or values of (heads, width) {tuple(given.shape[1::2])} where the "
+                    f"model's config says {self.sizes}; the engine knows layers of equal keys and values only"
+                )
         self.plan.write(self.layer, key_states[0].transpose(0, 1), value_states[0].transpose(0, 1))
         handle = Handle(self.plan, self.layer)
         return handle, handle
@@ -77,8 +84,8 @@ class PackedLayer(CacheLayerMixin):
 class PackedCache(Cache):
     """Cache of packed tokens: `cache.plan = plan`, then call the text stack with it."""
 
-    def __init__(self, layers: int) -> None:
-        super().__init__(layers=[PackedLayer(n) for n in range(layers)])
+    def __init__(self, layers: int, sizes: tuple[int, int]) -> None:
+        super().__init__(layers=[PackedLayer(n, sizes) for n in range(layers)])
 
     def set_plan(self, plan: Plan) -> None:
         """The plan of the next call."""
@@ -103,7 +110,9 @@ def attention(
         )
     odd = [name for name in REFUSED if kwargs.get(name) is not None]
     if odd:
-        raise ModelError(f"{type(module).__name__} asks for {', '.join(odd)}, which shared prefixes do not have")
+        raise ModelError(
+            f"{type(module).__name__} asks for {', '.join(odd)}, which shared prefixes do not have; use a plain cache"
+        )
     if attention_mask is not None and not getattr(key, "takes_mask", False):
         raise ModelError("packed tokens take no attention mask; use the engine, or a cache of vstar_fast.engine")
     return key.attend(query, scaling) if attention_mask is None else key.attend(query, scaling, attention_mask), None
@@ -121,12 +130,6 @@ def attending(text_model: Any) -> Iterator[None]:
     """The text stack attends to packed tokens inside, and as before afterwards."""
     register()
     config = text_model.config
-    window = getattr(config, "sliding_window", None)
-    if window and (getattr(config, "use_sliding_window", True) or "sliding_attention" in _kinds(config)):
-        raise ModelError(
-            f"{type(text_model).__name__} has layers with a sliding window of {window} tokens, which the engine does "
-            "not know; use a model with full attention"
-        )
     before = config._attn_implementation
     config._attn_implementation = PACKED
     try:
@@ -135,5 +138,16 @@ def attending(text_model: Any) -> Iterator[None]:
         config._attn_implementation = before
 
 
-def _kinds(config: Any) -> tuple[str, ...]:
-    return tuple(getattr(config, "layer_types", None) or ())
+def check(text_model: Any) -> None:
+    """Raise ModelError for a text stack whose layers do something that packed tokens have no form for."""
+    config, name = text_model.config, type(text_model).__name__
+    window = getattr(config, "sliding_window", None)
+    kinds = getattr(config, "layer_types", None) or ()
+    if window and (getattr(config, "use_sliding_window", True) or "sliding_attention" in kinds):
+        raise ModelError(
+            f"{name} has layers with a sliding window of {window} tokens, which the engine does not know; use a model "
+            "with full attention"
+        )
+    odd = odd_layers(text_model)
+    if odd:
+        raise ModelError(f"{name} has {odd}, which the engine does not know; use a model with full attention")

@@ -100,6 +100,6 @@ def _budget(settings: Settings, grammar: Grammar) -> int:
     if settings.max_new_tokens < grammar.shortest + 1:
         raise ConfigError(
             f"max_new_tokens is {settings.max_new_tokens}, but the shortest answer of a label takes "
-            f"{grammar.shortest + 1} tokens; raise it, or set generate.constrain = false"
+            f"{grammar.shortest + 1} tokens; raise it, or draw without a template (generate.constrain = false)"
         )
     return settings.max_new_tokens - 1

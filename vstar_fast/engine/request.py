@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from vstar_fast.errors import ConfigError
+from vstar_fast.kernels.sample.settings import check_settings
 
 if TYPE_CHECKING:
     import torch
@@ -27,6 +28,7 @@ class Settings:
     def __post_init__(self) -> None:
         if self.max_new_tokens < 1:
             raise ConfigError(f"max_new_tokens is {self.max_new_tokens}; an answer takes at least 1")
+        check_settings(self.temperature, self.top_p, self.top_k, ConfigError)
 
 
 @dataclass(slots=True, eq=False)

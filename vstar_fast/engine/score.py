@@ -16,8 +16,10 @@ from vstar_fast.engine.plan import Plan, Slab, Span
 from vstar_fast.engine.prompts import Prefix, Prompts
 from vstar_fast.engine.request import Request
 from vstar_fast.engine.stack import Stack
+from vstar_fast.engine.turn import alone
 from vstar_fast.errors import ConfigError
 from vstar_fast.kernels.prefix_attention import Groups
+from vstar_fast.models.modules import evaluating
 
 MOST_LOGITS = 1 << 25
 """Logits held at once."""
@@ -87,15 +89,24 @@ class Scorer:
         """
         if norm not in NORMS:
             raise ConfigError(f"norm is {norm!r}; use one of {', '.join(NORMS)}")
+        nameless = [i for i, label in enumerate(labels) if not len(label)]
+        if nameless or not len(labels):
+            what = f"label {nameless[0]} has no surface" if nameless else "there are no labels"
+            raise ConfigError(f"{what}, so nothing can be scored; give each label the token ids of its name")
         surfaces = [tuple(s) for label in labels for s in label]
         tree = trie(surfaces)
         owner = torch.tensor([i for i, label in enumerate(labels) for _ in label])
         sizes = torch.tensor([len(s) for s in surfaces], dtype=torch.float32)
-        rows = []
-        for i, request in enumerate(requests):
-            sums = self._one(request, tree, requests[i + 1 :]).cpu()
-            rows.append(_by_label(sums if norm == "sum" else sums / sizes, owner, len(labels), norm))
-        return torch.stack(rows)
+        found = torch.empty(len(requests), len(labels))
+        try:
+            for i, request in enumerate(requests):
+                with alone(self.stack.text_model), evaluating(self.lm.model):
+                    sums = self._one(request, tree, requests[i + 1 :]).cpu()
+                found[i] = _by_label(sums if norm == "sum" else sums / sizes, owner, len(labels), norm)
+        finally:  # what is stored is of the weights as they are now
+            self._prompts.clear()
+            self.stack.store.clear()
+        return found
 
     def pmi(
         self, requests: Sequence[Request], blank: Request, labels: Sequence[Sequence[Sequence[int]]]

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from vstar_fast.engine import plan as plans
-from vstar_fast.engine.cache import PackedCache, attending
+from vstar_fast.engine.cache import PackedCache, attending, check
 from vstar_fast.engine.plan import Plan, Span
 from vstar_fast.engine.store import Node, Store, shape_of
 from vstar_fast.models.hf_cache import CACHE
@@ -42,8 +42,9 @@ class Stack:
     def __init__(self, lm: Any) -> None:
         self.lm = lm
         self.text_model = lm.text_model
+        check(self.text_model)
         self.store = Store(shape_of(self.text_model, lm.device))
-        self._cache = PackedCache(self.store.shape.layers)
+        self._cache = PackedCache(self.store.shape.layers, (self.store.shape.heads, self.store.shape.width))
 
     def call(
         self, embeds: torch.Tensor, positions: torch.Tensor, plan: Plan, extras: dict[str, Any] | None = None

@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
+
+from vstar_fast.errors import ModelError
+from vstar_fast.models.modules import Head
+
+if TYPE_CHECKING:
+    from vstar_fast.kernels.constrain import TokenVocab
 
 
 class TextInputs(NamedTuple):
@@ -16,29 +23,41 @@ class TextInputs(NamedTuple):
     next_position: int
 
 
-class TextLM:
+class TextLM(Head):
     """Any Hugging Face causal language model of text; prompts are token ids, or text if there is a tokenizer."""
 
     def __init__(self, model: Any, tokenizer: Any = None) -> None:
         self.model = model
         self.tokenizer = tokenizer
         self.device = model.device
-        self.text_model = model.get_decoder()
+        self.text_model = self.body = model.get_decoder()
         eos = getattr(model.generation_config, "eos_token_id", None)
         listed = eos if isinstance(eos, list) else [eos]
         self.eos_ids = [int(i) for i in listed if i is not None]
         pad = getattr(model.generation_config, "pad_token_id", None)
         self.pad_id = int(pad) if pad is not None else (self.eos_ids or [0])[0]
 
-    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Hidden states [..., H] -> logits [..., V]."""
-        out: torch.Tensor = self.model.get_output_embeddings()(hidden)
-        return out
+    @cached_property
+    def vocab(self) -> TokenVocab:
+        """The bytes of each token, for constrained decoding."""
+        from vstar_fast.kernels.constrain import TokenVocab
+
+        columns = self.model.get_output_embeddings().weight.shape[0]
+        return TokenVocab.from_hf(self._spoken(), logits_size=columns, eos_ids=self.eos_ids or None)
+
+    def _spoken(self) -> Any:
+        if self.tokenizer is None:
+            raise ModelError("this model was given without a tokenizer, so it takes token ids only; give its tokenizer")
+        return self.tokenizer
+
+    def text_ids(self, text: str) -> torch.Tensor:
+        """The tokens of `text`, int64 [T]."""
+        ids = self._spoken()(text, return_attention_mask=False)["input_ids"]
+        return torch.tensor(ids, dtype=torch.long)
 
     def split(self, text: str) -> tuple[torch.Tensor, torch.Tensor]:
         """(no tokens, the tokens of `text`)."""
-        ids = self.tokenizer(text, return_attention_mask=False)["input_ids"]
-        return torch.empty(0, dtype=torch.long), torch.tensor(ids, dtype=torch.long)
+        return torch.empty(0, dtype=torch.long), self.text_ids(text)
 
     def embed(self, ids: torch.Tensor, _features: None = None) -> TextInputs:
         """Inputs of the text stack for one row of ids [T]."""

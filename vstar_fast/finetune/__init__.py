@@ -25,6 +25,7 @@ from vstar_fast.finetune.loss import dpo_loss, packed_nll, packed_rows, row_nll
 from vstar_fast.finetune.optimizer import Optimizer
 from vstar_fast.models.video_lm import VideoLM
 from vstar_fast.records import Example
+from vstar_fast.runfolder import writing
 
 __all__ = ["Rows", "accumulate", "count_steps", "finetune", "lora_settings"]
 
@@ -35,7 +36,7 @@ def finetune(
     examples: Sequence[Example],
     rows: Rows,
     config: FinetuneConfig,
-    out: Path,
+    out: str | Path,
     *,
     seed: int,
     on_step: Callable[[int, int, float], None] | None = None,
@@ -45,7 +46,7 @@ def finetune(
     `rows` gives (question texts, features) of examples; `on_step(step, steps, loss)` is called after each
     step. How a batch is split up changes neither its loss nor its gradients. Under `torchrun` every rank calls this
     with the same arguments and takes its share of each batch; the first saves. Raises RunError when the loss is not
-    finite, NothingKept when no example can be used.
+    finite or `out` cannot be written, NothingKept when no example can be used.
     """
     ranks = Ranks()
     items, left_out = _usable(Reader(lm, rows)(examples), config)
@@ -69,8 +70,9 @@ def finetune(
     peft.eval()
     log |= {"steps": steps, "examples": len(items), "left_out": left_out}
     if ranks.first:
-        peft.save_pretrained(str(out))
-        (out / "training.json").write_text(json.dumps(log))
+        with writing(Path(out)):
+            peft.save_pretrained(str(out))
+            (Path(out) / "training.json").write_text(json.dumps(log))
     ranks.wait()
     return log
 
@@ -86,13 +88,16 @@ def _usable(items: list[Item], config: FinetuneConfig) -> tuple[list[Item], list
         if why
     ]
     if len(left_out) == len(items):
-        raise NothingKept(f"none of {len(items)} examples can be trained on; the first: {left_out[0]['detail']}")
+        first = f"; the first: {left_out[0]['detail']}" if left_out else ""
+        raise NothingKept(f"none of {len(items)} examples can be trained on{first}")
     return [i for i, why in zip(items, reasons, strict=True) if not why], left_out
 
 
 def _obstacle(item: Item, config: FinetuneConfig) -> tuple[str, str] | None:
     """(reason, in words) why an item cannot be trained on."""
     most = config.micro_batch_tokens
+    if not item.example.weight > 0:
+        return "no_weight", f"its weight is {item.example.weight}; give it one above 0, or leave it out"
     if item.tokens > most:
         return (
             "too_long",

@@ -11,6 +11,7 @@ import torch
 from vstar_fast.errors import ModelError
 from vstar_fast.finetune.items import Item
 from vstar_fast.finetune.packed import pack
+from vstar_fast.models.modules import odd_layers
 from vstar_fast.models.video_lm import VideoLM
 
 NAME = "vstar_tree"
@@ -48,8 +49,16 @@ def attention(
 
 @contextlib.contextmanager
 def packed_rows(lm: VideoLM) -> Iterator[None]:
-    """Inside, the text stack attends along the tree it is given. Backward belongs inside: it may run layers again."""
+    """Inside, the text stack attends along the tree it is given. Backward belongs inside: it may run layers again.
+
+    Raises ModelError for layers that would mix the branches of a row.
+    """
     from transformers import AttentionInterface
+
+    odd = odd_layers(lm.text_model)
+    if odd:
+        name = type(lm.text_model).__name__
+        raise ModelError(f"{name} has {odd}: not with packed rows; set finetune.pack = false")
 
     AttentionInterface.register(NAME, attention)
     config = lm.text_model.config

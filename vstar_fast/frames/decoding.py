@@ -6,6 +6,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -109,6 +110,7 @@ class Decoding:
 
     def _ask(self, task: Task) -> Any:
         ask: Callable[[Task], tuple[Any, float]] = workers().ask if self._config.isolate else _here
+        task = replace(task, request=replace(task.request, path=clip_files.absolute(task.request.path)))
         with self._at_once:
             value, cpu_s = ask(task)
         with self._lock:

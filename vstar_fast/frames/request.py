@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,6 +12,8 @@ from vstar_fast.errors import DataError
 POLICIES = ("centres", "ends", "fps", "indices", "seconds")
 SHAPES = ("native", "shortest", "exact", "budget")
 FILTERS = ("area", "bilinear", "bicubic")
+LEAST_FPS = 1e-6
+"""Times are kept to a millionth."""
 
 
 def _need(ok: bool, message: str) -> None:
@@ -40,9 +43,11 @@ class Sampling:
         if self.policy in ("indices", "seconds"):
             _need(bool(self.at), f"sampling {self.policy!r} needs at least one value in `at`")
         else:
-            _need(self.count >= 1, f"sampling needs count >= 1, got {self.count}")
+            whole = self.count == int(self.count)
+            _need(whole and self.count >= 1, f"sampling needs a whole count >= 1, got {self.count}")
         if self.policy == "fps":
-            _need(0 < self.fps < math.inf, f"sampling 'fps' needs fps > 0, got {self.fps}")
+            _need(LEAST_FPS <= self.fps < math.inf, f"sampling 'fps' needs fps >= {LEAST_FPS}, got {self.fps}")
+        _need(all(map(math.isfinite, self.at)), f"sampling {self.policy!r} needs finite values in `at`, got {self.at}")
         if self.policy == "indices":
             _need(all(x == int(x) for x in self.at), f"picture numbers must be whole, got {self.at}")
 
@@ -77,6 +82,9 @@ class Geometry:
         _need(self.filter in FILTERS, f"filter {self.filter!r} is not one of {', '.join(FILTERS)}")
         if self.shape in ("shortest", "exact"):
             _need(self.height >= 1, f"geometry {self.shape!r} needs height >= 1, got {self.height}")
+        _need(self.width >= 0, f"geometry needs width >= 0, got {self.width}")
+        crop = self.crop
+        _need(crop is None or min(crop) >= 1, f"geometry needs a crop (height, width) of at least 1 x 1, got {crop}")
         if self.shape == "exact":
             _need(self.width >= 1, f"geometry 'exact' needs width >= 1, got {self.width}")
         if self.shape == "budget":
@@ -102,6 +110,9 @@ class FrameRequest:
     end_s: float | None = None
     id: str = ""
     max_duration_s: float = math.inf
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "path", os.fspath(self.path))
 
     @property
     def name(self) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bisect
+import math
 from collections.abc import Iterator
 from fractions import Fraction
 from typing import NamedTuple
@@ -49,11 +50,14 @@ def _window(index: Index, request: FrameRequest) -> _Window:
     def tick(seconds: float) -> Fraction:
         return index.zero + Fraction(seconds).limit_denominator(1_000_000) / index.base
 
-    start = tick(request.start_s or 0.0)
-    end = Fraction(index.end) if request.end_s is None else min(Fraction(index.end), tick(request.end_s))
+    begin, until = request.start_s or 0.0, math.inf if request.end_s is None else request.end_s
+    if not (0 <= begin < until):
+        raise Unusable("window_outside", f"no part of a clip lies between start_s {begin:g} and end_s {until:g}")
+    start = tick(begin)
+    end = Fraction(index.end) if math.isinf(until) else min(Fraction(index.end), tick(until))
     if start >= end:
         clip_s = float((index.end - index.zero) * index.base)
-        detail = f"start_s {request.start_s or 0:g} is past the end of the clip ({clip_s:.2f} s)"
+        detail = f"start_s {begin:g} is past the end of the clip ({clip_s:.2f} s)"
         raise Unusable("window_outside", detail)
     stop = max(bisect.bisect_left(index.ticks, end), 1)
     first = min(bisect.bisect_left(index.ticks, start), stop - 1)

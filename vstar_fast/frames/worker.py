@@ -6,7 +6,9 @@ through the pipe. A file that crashes or hangs the decoder takes this process wi
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import math
 import mmap
 import os
 import pickle
@@ -23,6 +25,8 @@ from vstar_fast.frames.job import Read, Task, do, look, probe
 LENGTH = struct.Struct("<Q")
 READY = "ready"
 """The first message of a worker."""
+ALONE_S = 5.0
+"""What a worker gets beyond a file's time limit until it ends by itself, with nobody there to stop it."""
 
 
 def send(channel: socket.socket, value: Any, descriptors: tuple[int, ...] = ()) -> None:
@@ -84,14 +88,14 @@ def _answer(task: Task) -> tuple[Any, np.ndarray | None]:
 def main(descriptor: int) -> None:
     """Answer tasks until the other side goes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the other side's to answer
-    with socket.socket(fileno=descriptor) as channel:
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)  # ends the process, also inside a decoder that hangs
+    with socket.socket(fileno=descriptor) as channel, contextlib.suppress(EOFError, ConnectionError):
         send(channel, READY)
         while True:
-            try:
-                task, _ = receive(channel)
-            except EOFError:
-                return
+            task, _ = receive(channel)
+            signal.setitimer(signal.ITIMER_REAL, 0 if math.isinf(task.limit_s) else task.limit_s + ALONE_S)
             _serve(channel, task)
+            signal.setitimer(signal.ITIMER_REAL, 0)
 
 
 def _serve(channel: socket.socket, task: Task) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cached_property
 from typing import Any
 
@@ -14,7 +16,59 @@ from vstar_fast.models.text_inputs import forward_of
 STACKS = ("model.language_model", "language_model", "model.text_model", "text_model")
 
 
-class Modules:
+def odd_layers(text_model: Any) -> str:
+    """What the layers of a text stack do, in words, that packed tokens have no form for; empty where all is known."""
+    odd = set(getattr(text_model.config, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}
+    if odd:
+        return f"layers of {', '.join(sorted(odd))}"
+    if not getattr(text_model, "_supports_attention_backend", False):
+        return "attention in code of its own, not through transformers' AttentionInterface"
+    return ""
+
+
+@contextmanager
+def evaluating(model: torch.nn.Module) -> Iterator[None]:
+    """Inside, nothing is dropped out; afterwards each module is in the mode it was in."""
+    training = [module for module in model.modules() if module.training] if model.training else []
+    for module in training:
+        module.training = False
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+class Head:
+    """The output head of `model`, whose hidden states are those of `body`."""
+
+    model: Any
+    body: Any
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Output head, with whatever the family does behind it: `[..., H]` -> `[..., V]`."""
+        if self._plain_head:
+            logits: torch.Tensor = self.model.get_output_embeddings()(hidden)
+            return logits
+        return self._own_logits(hidden)
+
+    def _own_logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Through the model's own forward, its body replaced by one that returns `hidden`."""
+        rows = hidden.reshape(1, -1, hidden.shape[-1])
+        with forward_of([self.body], lambda *_, **__: _BodyOutput(last_hidden_state=rows)):
+            out = self.model(inputs_embeds=rows, use_cache=False, return_dict=True)
+        return out.logits.reshape(*hidden.shape[:-1], -1)
+
+    @cached_property
+    def _plain_head(self) -> bool:
+        """Whether the logits are the head's output and nothing else, seen on random hidden states."""
+        head = self.model.get_output_embeddings()
+        hidden = torch.randn(1, 4, head.weight.shape[1], generator=torch.Generator().manual_seed(0)).to(head.weight)
+        with torch.no_grad():  # large values, so that a soft cap shows
+            return torch.equal(self._own_logits(100 * hidden).float(), head(100 * hidden).float())
+
+
+class Modules(Head):
     """Names and calls the parts of a model. Looked up at each use: an adapter puts modules of its own in place."""
 
     def __init__(self, path: str, model: Any) -> None:
@@ -49,28 +103,6 @@ class Modules:
         """Qwen's bodies keep the last batch's `rope_deltas`; the next call must not find them."""
         if getattr(self.body, "rope_deltas", None) is not None:
             self.body.rope_deltas = None
-
-    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Output head, with whatever the family does behind it: `[..., H]` -> `[..., V]`."""
-        if self._plain_head:
-            logits: torch.Tensor = self.model.get_output_embeddings()(hidden)
-            return logits
-        return self._own_logits(hidden)
-
-    def _own_logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Through the model's own forward, its body replaced by one that returns `hidden`."""
-        rows = hidden.reshape(1, -1, hidden.shape[-1])
-        with forward_of([self.body], lambda *_, **__: _BodyOutput(last_hidden_state=rows)):
-            out = self.model(inputs_embeds=rows, use_cache=False, return_dict=True)
-        return out.logits.reshape(*hidden.shape[:-1], -1)
-
-    @cached_property
-    def _plain_head(self) -> bool:
-        """Whether the logits are the head's output and nothing else, seen on random hidden states."""
-        head = self.model.get_output_embeddings()
-        hidden = torch.randn(1, 4, head.weight.shape[1], generator=torch.Generator().manual_seed(0)).to(head.weight)
-        with torch.no_grad():  # large values, so that a soft cap shows
-            return torch.equal(self._own_logits(100 * hidden).float(), head(100 * hidden).float())
 
     def language_linears(self, named: tuple[str, ...] = ()) -> str:
         """Regular expression over module names: linear layers of the text stack (LoRA targets), all or those named."""

@@ -11,12 +11,14 @@ import inspect
 import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cached_property, wraps
+from functools import cached_property, partial, update_wrapper
 from itertools import product
 from typing import Any
 
 import torch
 from transformers.modeling_outputs import ModelOutput
+
+from vstar_fast.models.modules import evaluating
 
 PROJECTORS = ("multi_modal_projector", "connector", "merger", "aligner", "mm_projector", "projector")
 """What families call the module between tower and text stack."""
@@ -104,12 +106,8 @@ class Tower:
         name = next(name for name in PIXELS if name in inputs)
         own = self._own[PIXELS[name]]
         taken = inspect.signature(own).parameters
-        training = self.body.training
-        self.body.eval()
-        try:
+        with evaluating(self.body):
             return own(inputs[name], **{k: v for k, v in inputs.items() if k in taken and k != name})
-        finally:
-            self.body.train(training)
 
     @torch.no_grad()
     def encode(self, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -164,13 +162,19 @@ class Tower:
 
     def _wrapped(self, own: Callable[..., Any]) -> Callable[..., Any]:
         """The body's features method: its own for pixels, the projection for what is kept of a tower."""
-
-        @wraps(own)
-        def features(*args: Any, **kwargs: Any) -> Any:
-            kept = next((v for v in (*args, *kwargs.values()) if isinstance(v, TowerOutput)), None)
-            return own(*args, **kwargs) if kept is None else self.project(kept.as_subclass(torch.Tensor))
-
+        features = update_wrapper(partial(self._features, own), own)  # not a closure: a copied model has its own tower
+        features.tower = self  # type: ignore[attr-defined]
         return features
+
+    def _features(self, own: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        kept = next((v for v in (*args, *kwargs.values()) if isinstance(v, TowerOutput)), None)
+        return own(*args, **kwargs) if kept is None else self.project(kept.as_subclass(torch.Tensor))
+
+
+def tower_of(body: Any, kind: type[Tower]) -> Tower:
+    """The tower that is in `body` already, or a new one: adapters over one model share it."""
+    known = [getattr(getattr(body, method, None), "tower", None) for method in PIXELS.values()]
+    return next((tower for tower in known if type(tower) is kind), None) or kind(body)
 
 
 def _same(own: Any, made: Any) -> bool:

@@ -20,7 +20,7 @@ from vstar_fast.models.modules import Modules
 from vstar_fast.models.preprocessing import probe_clip
 from vstar_fast.models.prompts import Prompts, between
 from vstar_fast.models.text_inputs import TextInputs
-from vstar_fast.models.tower import KEPT, PIXELS, Tower
+from vstar_fast.models.tower import KEPT, PIXELS, Tower, tower_of
 from vstar_fast.records import FrameBatch
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ class VideoLM(Prompts, Modules):
         Modules.__init__(self, path, model)
         Prompts.__init__(self, path, processor, _eos_ids(model, processor.tokenizer))
         self.device = device
-        self.tower = self.tower_class(self.body)
+        self.tower = tower_of(self.body, self.tower_class)
         if not self.tower.methods:
             raise ModelError(
                 f"{type(self.body).__name__} has neither {' nor '.join(PIXELS.values())}; it takes no videos"

@@ -1,0 +1,217 @@
+"""`Scheduler`: requests in as rows get free, a step of the model for all rows, finished requests out.
+
+A video's tokens go through the model once, a question once behind them, and its answers fork from there: what they
+share is stored once and read once a step. Answers that end leave at once, and further questions take their place.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import torch
+
+from vstar_fast.engine import memory
+from vstar_fast.engine.batch import Batch, Flight, Group, Row
+from vstar_fast.engine.prompts import Prompts
+from vstar_fast.engine.request import Answer, Counts, Request
+from vstar_fast.engine.stack import Stack
+from vstar_fast.engine.turn import alone
+from vstar_fast.errors import ConfigError, ModelError
+from vstar_fast.models.modules import evaluating
+
+LOOKAHEAD = 64
+"""Requests that are looked at before their turn, to see which videos will be asked about again."""
+PLAIN_BELOW = {"cpu": 16, "cuda": 192}
+"""Prompts of at most so many tokens are copied to their answers, which then have one part to attend to, not two.
+
+On a CPU sharing won at 90 tokens already (16 prompts x 4: 0.6 ms a layer against 1.5); for GPUs others measured a
+loss at 128 and a gain at 256.
+"""
+REFILL = 8
+"""New questions are taken in when a REFILLth of the rows is free, so that they come several at a time."""
+
+
+class Scheduler:
+    """Takes requests in as rows get free, steps, gives finished requests back.
+
+    `lm`: a `VideoLM`, or a `TextLM`. `max_rows`: answers drawn at once; `memory_bytes`: for keys and values, default
+    half of what is free. `plain_below`: see PLAIN_BELOW. `skip_forced`: tokens that a grammar leaves no choice about
+    take no step of their own; False is there to measure what that saves. An answer depends on its request alone, on
+    none of these. Threads may have schedulers of their own over one model; they take turns.
+    """
+
+    def __init__(
+        self, lm: Any, *, max_rows: int = 64, memory_bytes: int | None = None, plain_below: int | None = None,
+        skip_forced: bool = True,
+    ) -> None:  # fmt: skip
+        if max_rows < 1:
+            raise ConfigError(f"max_rows is {max_rows}; at least 1 answer must be drawn at once")
+        self.lm = lm
+        self.stack = Stack(lm)
+        self.counts = Counts()
+        self.max_rows = max_rows
+        self.memory_bytes = memory.free_bytes(lm.device) // 2 if memory_bytes is None else memory_bytes
+        self._prompts = Prompts(self.stack)
+        short = PLAIN_BELOW[lm.device.type] if plain_below is None else plain_below
+        self._batch = Batch(self.stack, lm.eos_ids, self.counts, short, skip_forced)
+        self._inbound: list[Flight] = []
+        self._busy = threading.Lock()
+
+    def run(self, requests: Iterable[Request]) -> Iterator[tuple[Request, list[Answer]]]:
+        """Requests with their answers, as they get done. One run at a time; a run may be left with `close()`."""
+        if not self._busy.acquire(blocking=False):
+            raise ModelError(
+                "this scheduler has a run that is not at its end; finish or close() it, or make another one over the "
+                "same model"
+            )
+        source = iter(requests)
+        waiting: deque[Flight] = deque()
+        try:
+            while True:
+                self._look_ahead(source, waiting)
+                if not waiting and not len(self._batch):
+                    return
+                for flight in self._turn(waiting):
+                    yield flight.request, flight.answers
+        finally:
+            self.clear()
+            self._busy.release()
+
+    def clear(self) -> None:
+        """Let go of all prompts, rows and their memory."""
+        self._batch.clear()
+        self._prompts.clear()
+        self.stack.store.clear()
+
+    @staticmethod
+    def _look_ahead(source: Iterator[Request], waiting: deque[Flight]) -> None:
+        while len(waiting) < LOOKAHEAD:
+            request = next(source, None)
+            if request is None:
+                return
+            answers = [Answer(n, seed, finish="") for n, seed in enumerate(request.seeds)]
+            waiting.append(Flight(request, answers, list(answers)))
+
+    @torch.inference_mode()
+    def _turn(self, waiting: deque[Flight]) -> list[Flight]:
+        """Take in what fits, one step; the requests that got done. On out-of-memory, half the rows, all anew."""
+        try:
+            with alone(self.stack.text_model), evaluating(self.lm.model):
+                return self._advance(waiting)
+        except Exception as error:
+            if not memory.ran_out(error):
+                raise
+            self._halve(waiting, error)
+            return []
+
+    def _advance(self, waiting: deque[Flight]) -> list[Flight]:
+        with self._clock("prefill"):
+            done = self._take_in(waiting)
+        if len(self._batch):
+            with self._clock("decode"):
+                self._batch.step()
+            done += self._let_go(waiting)
+        return done
+
+    def _take_in(self, waiting: deque[Flight]) -> list[Flight]:
+        """Requests from the front of `waiting`, as many as fit; those that are done at once."""
+        done = _nothing_to_draw(waiting)
+        groups, taken = [], len(self._batch)
+        if taken and self.max_rows - taken < max(1, self.max_rows // REFILL):
+            return done
+        picked: list[tuple[Flight, list[Answer]]] = []
+        reserved = sum(g.reserved for g in self._batch.groups)
+        while waiting:
+            flight = waiting[0]
+            n, need = len(flight.todo), self._need(flight)
+            fits = taken + n <= self.max_rows and reserved + need <= self.memory_bytes
+            if not fits and (taken or picked):
+                break
+            answers = flight.todo[: self.max_rows]
+            flight.todo = flight.todo[self.max_rows :]
+            picked.append((flight, answers))
+            taken, reserved = taken + len(answers), reserved + need
+            if flight.todo:
+                break
+            waiting.popleft()
+        if not picked:
+            return done
+        for flight, answers in picked:
+            flight.open += len(answers)
+        self._inbound = [flight for flight, _ in picked]
+        prefixes = self._prompts.put([f.request for f, _ in picked], [f.request for f in waiting])
+        for (flight, answers), prefix in zip(picked, prefixes, strict=True):
+            rows = [Row(flight, answer, prefix.next_position) for answer in answers]
+            groups.append(Group(flight, prefix, rows, self._need(flight, len(answers))))
+        self._batch.join(groups)
+        self._inbound = []
+        self.counts.prefilled = self._prompts.tokens
+        return done + self._let_go(waiting)
+
+    def _need(self, flight: Flight, rows: int | None = None) -> int:
+        """Bytes of keys and values that a request may come to hold."""
+        r = flight.request
+        video = 0 if r.features is None else len(r.features.ids)
+        prompt = len(r.head) + video + len(r.tail)
+        answers = (len(flight.todo) if rows is None else rows) * r.settings.max_new_tokens
+        return (prompt + answers) * self.stack.store.shape.token_bytes
+
+    def _let_go(self, waiting: deque[Flight]) -> list[Flight]:
+        """Finished rows leave; the requests that are done with it."""
+        done = []
+        for group in self._batch.leave():
+            self._prompts.let_go(group.prefix, [f.request for f in waiting])
+            if group.flight.done:
+                done.append(group.flight)
+        return done
+
+    def _halve(self, waiting: deque[Flight], error: BaseException) -> None:
+        flights = list(dict.fromkeys([*(g.flight for g in self._batch.groups), *self._inbound]))
+        flights = [f for f in flights if not f.done]
+        rows = max(len(self._batch), min(self.max_rows, sum(len(f.answers) for f in flights)))
+        if rows <= 1:
+            raise ModelError(
+                f"memory ran out with a single answer in flight ({error}); use a smaller model or dtype, fewer frames, "
+                "or a lower max_new_tokens"
+            ) from error
+        self.max_rows = rows // 2
+        self.counts.halved += 1
+        logging.getLogger(__name__).warning(
+            "memory ran out with %d answers in flight; going on with %d, nothing is lost", rows, self.max_rows
+        )
+        for flight in flights:
+            flight.restart()
+        for flight in reversed(flights):
+            if flight not in waiting:
+                waiting.appendleft(flight)
+        self.clear()
+        memory.release(self.lm.device)
+
+    def _clock(self, name: str) -> Any:
+        return _Clock(self.counts.seconds, name)
+
+
+class _Clock:
+    """Adds the CPU seconds spent inside to `seconds[name]`."""
+
+    def __init__(self, seconds: dict[str, float], name: str) -> None:
+        self.seconds, self.name = seconds, name
+
+    def __enter__(self) -> None:
+        self.began = time.process_time()
+
+    def __exit__(self, *_: object) -> None:
+        self.seconds[self.name] = self.seconds.get(self.name, 0.0) + time.process_time() - self.began
+
+
+def _nothing_to_draw(waiting: deque[Flight]) -> list[Flight]:
+    """Take requests for no answers, and those whose last answer had ended when memory ran out, off the queue."""
+    done = [flight for flight in waiting if not flight.todo]
+    for flight in done:
+        waiting.remove(flight)
+    return done
