@@ -49,7 +49,7 @@ def test_engine_takes_what_a_frame_source_gives(spoken, tmp_path):
 
 
 def test_nothing_to_say_is_an_error(spoken):
-    with pytest.raises(ConfigError, match="n is 0; give a list of texts, and n of at least 1"):
+    with pytest.raises(ConfigError, match="n is 0; a question gets at least 1 answer"):
         Engine(spoken.model, spoken.processor).generate([None], ["which"], n=0)
     with pytest.raises(ConfigError, match="max_new_tokens is 0"):
         Settings(max_new_tokens=0)
