@@ -150,7 +150,7 @@ def test_errors_are_one_line_and_a_code(error, code, toml, monkeypatch):
         (["cycle", "--config", "{toml}", "--set", "generate.samples"], "must look like section.key=value"),
         (["cycle", "--config", "{toml}", "--set", "generate.samples=many"], "generate.samples must be int"),
         (["export", "--run", "x"], "say what to export: --format llava|sharegpt|swift|hf"),
-        (["bench", "nothing"], "unknown bench 'nothing'; known: constrain, constrained_answers, cycle, decode, finetune"),
+        (["bench", "nothing"], "unknown bench 'nothing'; known: constrain, constrained_answers, cycle, decode"),
     ],
 )
 def test_wrong_use(args, message, toml):
