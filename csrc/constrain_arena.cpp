@@ -28,10 +28,12 @@ void check_array(const ArenaHeader& h, int32_t at, int64_t count, int64_t size) 
   if (!fits) broken("an array lies outside of it");
 }
 
+constexpr int32_t kMostTokens = 1 << 24;  // of any vocabulary; sizes made from it stay inside an int32
+
 void check_layout(const ArenaHeader& h) {
-  const bool sizes = h.vocabulary > 0 && h.states >= 0 && h.edges >= 0 && h.dense >= 0 &&
-                     h.dense <= h.states && h.eos_count > 0 && h.narrow == (h.vocabulary <= 0x10000) &&
-                     h.start >= 0 && h.start < h.states;
+  const bool sizes = h.vocabulary > 0 && h.vocabulary <= kMostTokens && h.states >= 0 && h.edges >= 0 &&
+                     h.dense >= 0 && h.dense <= h.states && h.eos_count > 0 &&
+                     h.narrow == (h.vocabulary <= 0x10000) && h.start >= 0 && h.start < h.states;
   if (!sizes) broken("its sizes contradict each other");
   check_array(h, h.first, static_cast<int64_t>(h.states) + 1, 4);
   check_array(h, h.reach, h.states, sizeof(Reach));
