@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
 
 from vstar_fast import backends
-from vstar_fast.errors import BackendError
 from vstar_fast.ops import linear
 
 if TYPE_CHECKING:
@@ -27,35 +28,33 @@ def same(ours: Tensors, theirs: Tensors) -> bool:
 
 
 def run(bench: Bench, quick: bool) -> None:
-    """Decode steps of 8 and 64 rows, a prefill of 512; training of 512 rows, with the weight frozen."""
-    if bench.device != "cpu":
-        raise BackendError(
-            "linear is an op of the CPU: on a GPU torch's own product runs and there is nothing to compare"
-        )
+    """Decode steps of 8 and 64 rows, a prefill of 512; training of 512 rows, weight frozen. Always on the CPU."""
     backend = backends.choose("linear", "cpu").name
-    names = list(SHAPES)[:1] if quick else list(SHAPES)
-    for name in names:
+    for name in list(SHAPES)[:1] if quick else list(SHAPES):
         inner, columns = SHAPES[name]
         weight = torch.randn(columns, inner) * inner**-0.5
-        for rows in (64,) if quick else (8, 64, 512):
-            x = torch.randn(rows, inner)
+        cases = [
+            (f"{name}, {rows} rows", _product, torch.randn(rows, inner)) for rows in ((64,) if quick else (8, 64, 512))
+        ]
+        cases.append((f"{name}, 512 rows, forward and backward", _trained, torch.randn(512, inner)))
+        for case, work, x in cases:
             bench.compare(
-                f"{name}, {rows} rows",
-                lambda x=x, w=weight: (linear(x, w),),
-                lambda x=x, w=weight: (torch.nn.functional.linear(x, w),),
-                equal=same, names=("vstar-fast", "torch linear"), work=(rows, "row"), backend=backend,
-            )  # fmt: skip
-        bench.compare(
-            f"{name}, 512 rows, forward and backward",
-            lambda w=weight, n=inner: _trained(linear, w, n),
-            lambda w=weight, n=inner: _trained(torch.nn.functional.linear, w, n),
-            equal=same, names=("vstar-fast", "torch linear"), work=(512, "row"), backend=backend,
-        )  # fmt: skip
+                case,
+                partial(work, linear, x, weight),
+                partial(work, torch.nn.functional.linear, x, weight),
+                equal=same,
+                names=("vstar-fast", "torch linear"),
+                work=(len(x), "row"),
+                backend=backend,
+            )
 
 
-def _trained(product: object, weight: torch.Tensor, inner: int) -> Tensors:
-    x = torch.ones(512, inner, requires_grad=True)
-    y = product(x, weight)  # type: ignore[operator]
-    y.backward(torch.ones_like(y))
-    assert x.grad is not None
-    return y.detach(), x.grad
+def _product(product: Callable[..., torch.Tensor], x: torch.Tensor, weight: torch.Tensor) -> Tensors:
+    return (product(x, weight),)
+
+
+def _trained(product: Callable[..., torch.Tensor], x: torch.Tensor, weight: torch.Tensor) -> Tensors:
+    """Product and the gradient of its input."""
+    x = x.clone().requires_grad_()
+    y = product(x, weight)
+    return y.detach(), torch.autograd.grad(y, x, torch.ones_like(y))[0]

@@ -88,7 +88,7 @@ def fast_linears() -> Iterator[None]:
     with _Swap.lock:
         if not _Swap.users:
             _Swap.own = torch.nn.Linear.forward
-            torch.nn.Linear.forward = _forward  # type: ignore[method-assign]
+            torch.nn.Linear.forward = _forward  # type: ignore[method-assign, assignment]
         _Swap.users += 1
     try:
         yield
