@@ -23,6 +23,7 @@ from vstar_fast.finetune.distributed import Ranks
 from vstar_fast.finetune.items import Item, Reader, Rows, cut
 from vstar_fast.finetune.loss import dpo_loss, packed_nll, packed_rows, row_nll
 from vstar_fast.finetune.optimizer import Optimizer
+from vstar_fast.kernels.linear import fast_linears
 from vstar_fast.models.video_lm import VideoLM
 from vstar_fast.records import Example
 from vstar_fast.runfolder import writing
@@ -108,6 +109,7 @@ def _obstacle(item: Item, config: FinetuneConfig) -> tuple[str, str] | None:
     return None
 
 
+@fast_linears()
 def accumulate(
     lm: VideoLM, peft: Any, items: Sequence[Item], config: FinetuneConfig, ranks: Ranks | None = None
 ) -> tuple[float, dict[str, int]]:
