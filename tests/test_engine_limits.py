@@ -132,10 +132,10 @@ def resident_bytes():
 
 
 def test_a_run_that_is_left_keeps_no_lane_no_row_and_no_video(loaded):
-    engine = Engine(*loaded, max_rows=4)
+    engine = Engine(*loaded, max_rows=9)
     features = engine.encode([clip(seed=n) for n in range(6)])
     alive = [weakref.ref(tensor) for f in features for tensor in f.kwargs.values()]
-    asked = [engine.request("which colour", f, range(3), Settings(1.0, max_new_tokens=9)) for f in features]
+    asked = [engine.request("which colour", f, range(3), Settings(1.0, max_new_tokens=n)) for n, f in enumerate(features, 2)]
     want = drawn(Scheduler(engine.lm), asked)
     run = engine.scheduler.run(iter(asked))
     next(run)
@@ -243,22 +243,3 @@ def check_distribution(seen, expected, n):
     freedom = int(kept.sum()) - 1
     assert chi2 < freedom + 4 * math.sqrt(2 * max(freedom, 1))
 
-
-def test_dbg(loaded):
-    engine = Engine(*loaded, max_rows=4)
-    features = engine.encode([clip(seed=n) for n in range(6)])
-    alive = [weakref.ref(tensor) for f in features for tensor in f.kwargs.values()]
-    asked = [engine.request("which colour", f, range(3), Settings(1.0, max_new_tokens=9)) for f in features]
-    run = engine.scheduler.run(iter(asked))
-    next(run)
-    run.close()
-    del asked, features, run
-    gc.collect()
-    for ref in alive:
-        if ref() is not None:
-            print(type(ref()), ref().shape)
-            for r in gc.get_referrers(ref()):
-                print("   ", type(r), str(r)[:200])
-                for r2 in gc.get_referrers(r):
-                    print("        ", type(r2), str(r2)[:150])
-    assert 0
