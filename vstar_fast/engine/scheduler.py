@@ -157,17 +157,17 @@ class Scheduler:
         prefixes = self._prompts.put([f.request for f, _ in picked], [f.request for f in waiting])
         for (flight, answers), prefix in zip(picked, prefixes, strict=True):
             rows = [Row(flight, answer, prefix.next_position) for answer in answers]
-            groups.append(Group(flight, prefix, rows, self._need(flight, len(answers))))
+            groups.append(Group(flight, prefix, rows, self._need(flight, answers)))
         self._batch.join(groups)
         self._inbound = []
         self.counts.prefilled = self._prompts.tokens
 
-    def _need(self, flight: Flight, rows: int | None = None) -> int:
+    def _need(self, flight: Flight, drawn: list[Answer] | None = None) -> int:
         """Bytes of keys and values that a request may come to hold."""
         r = flight.request
         video = 0 if r.features is None else len(r.features.ids)
         prompt = len(r.head) + video + len(r.tail)
-        answers = (len(flight.todo) if rows is None else rows) * r.settings.max_new_tokens
+        answers = sum(r.settings_of(a.sample).max_new_tokens for a in (flight.todo if drawn is None else drawn))
         return (prompt + answers) * self.stack.store.shape.token_bytes
 
     def _let_go(self, waiting: deque[Flight]) -> list[Flight]:
