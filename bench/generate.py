@@ -209,12 +209,13 @@ def _expanded(model: Any, prompts: Any, k: int, tokens: int) -> Any:
 
 def cost_of(work: Callable[[], Any], device: str) -> tuple[Any, Cost]:
     """Result, seconds (of the CPU, or on the wall beside a GPU), and MiB taken on top of what was there."""
+    import torch
+
     from vstar_fast import profiling
+    from vstar_fast.engine import memory
 
     gc.collect()
     if device == "cuda":
-        import torch
-
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
         before, began = torch.cuda.memory_allocated(), time.perf_counter()
@@ -222,6 +223,7 @@ def cost_of(work: Callable[[], Any], device: str) -> tuple[Any, Cost]:
         torch.cuda.synchronize()
         taken = time.perf_counter() - began
         return result, Cost(taken, (torch.cuda.max_memory_allocated() - before) / (1 << 20))
+    memory.release(torch.device("cpu"))
     profiling.reset_peaks()
     resident = profiling.peak_mib()
     began = time.process_time()

@@ -52,6 +52,8 @@ class Scheduler:
         if max_rows < 1:
             raise ConfigError(f"max_rows is {max_rows}; at least 1 answer must be drawn at once")
         self.lm = lm
+        if lm.device.type == "cpu":
+            memory.keep_freed()
         self.stack = Stack(lm)
         self.counts = Counts()
         self._rows = memory.RowLimit(max_rows)
