@@ -52,7 +52,7 @@ ORDER: dict[str, dict[str, tuple[str, ...]]] = {
     "match_sequence": {"cuda": ("cuda", "cpp", "reference"), "cpu": ("cpp", "reference")},
     "sample": {"cuda": ("triton", "reference"), "cpu": ("cpp", "reference")},
     "linear": {"cuda": ("reference",), "cpu": ("onednn", "reference")},
-    "prefix_attention": {"cuda": ("gemm", "reference"), "cpu": ("flash", "gemm", "reference")},
+    "prefix_attention": {"cuda": ("gemm", "reference"), "cpu": ("avx512", "flash", "gemm", "reference")},
     "tree_attention": {"cuda": ("flash", "sdpa", "reference"), "cpu": ("flash", "sdpa", "reference")},
     "frames": {"cuda": ("dali", "pyav", "torchcodec"), "cpu": ("pyav", "torchcodec", "dali")},
     "attention": {"cuda": ("sdpa",), "cpu": ("sdpa",)},
@@ -115,6 +115,15 @@ def _cpp() -> Probe:
     return Probe(True, "vstar_fast._C is built")
 
 
+def _avx512() -> Probe:
+    cpp = _cpp()
+    if not cpp.ok:
+        return cpp
+    if not importlib.import_module("vstar_fast._C").attention_simd:
+        return Probe(False, "the processor has no AVX-512, or _C was built by another compiler than GCC", REINSTALL)
+    return Probe(True, "vstar_fast._C is built, the processor has AVX-512")
+
+
 def _cuda() -> Probe:
     cpp = _cpp()
     if not cpp.ok:
@@ -168,6 +177,7 @@ _PROBES: dict[str, Callable[[], Probe]] = {
     "gemm": _always("batched products of plain torch, always there"),
     "onednn": _onednn,
     "cpp": _cpp,
+    "avx512": _avx512,
     "cuda": _cuda,
     "triton": _triton,
     "torch-cuda": _torch_cuda,
