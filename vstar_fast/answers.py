@@ -239,7 +239,7 @@ class Answers:
         Only `strict` reads the slot and nothing else, so only then an answer is lost with its slot.
         """
         c = self._session.config
-        failed_too = not c.loop.filter or c.generate.keep_rejected or c.finetune.objective == "dpo"
+        failed_too = not c.loop.filter or c.generate.keep_rejected or c.finetune.objective != "sft"
         read_by_slot = how.stage in ("generate", "rationalize") and c.match.profile == "strict"
         if self._wanted_slots is None or failed_too or not read_by_slot:
             return None

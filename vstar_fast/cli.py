@@ -324,4 +324,4 @@ def _benches() -> list[str]:
     return sorted(path.stem for path in files if "\ndef run(bench: Bench" in path.read_text(encoding="utf-8"))
 
 
-from vstar_fast import cli_cache  # noqa: E402, F401 - its commands join `main`
+from vstar_fast import cli_cache, cli_replay  # noqa: E402, F401 - their commands join `main`

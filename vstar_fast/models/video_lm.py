@@ -8,6 +8,7 @@ tower runs once a video as well (`tower.py`).
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +20,7 @@ from vstar_fast.models import text_inputs
 from vstar_fast.models.features import Features
 from vstar_fast.models.modules import Modules
 from vstar_fast.models.preprocessing import probe_clip
-from vstar_fast.models.prompts import Prompts, between
+from vstar_fast.models.prompts import Prompts, Talk, between
 from vstar_fast.models.text_inputs import TextInputs
 from vstar_fast.models.tower import KEPT, PIXELS, Tower, tower_of
 from vstar_fast.records import FrameBatch
@@ -127,7 +128,9 @@ class VideoLM(Prompts, Modules):
 
     # -- inputs ------------------------------------------------------------------------------------
 
-    def inputs(self, texts: list[str], features: list[Features], answers: list[str] | None = None) -> dict[str, Any]:
+    def inputs(
+        self, texts: Sequence[str | Talk], features: list[Features], answers: list[str] | None = None
+    ) -> dict[str, Any]:
         """Inputs of the model's own forward and `generate` for rows of (question text, video).
 
         Without `answers`: left-padded prompts, for generation. With `answers`: prompt + answer, right-
