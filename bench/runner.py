@@ -26,7 +26,7 @@ from typing import Any
 
 from vstar_fast.errors import ConfigError, VstarError
 
-HELPERS = {"runner", "compile_kernels", "label_rivals", "language_models", "decode_rivals", "decode_clips"}
+HELPERS = {"runner", "compile_kernels", "cost", "label_rivals", "language_models", "decode_rivals", "decode_clips"}
 SCHEMA = 1
 
 
