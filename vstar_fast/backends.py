@@ -52,8 +52,12 @@ ORDER: dict[str, dict[str, tuple[str, ...]]] = {
     "match_sequence": {"cuda": ("cuda", "cpp", "reference"), "cpu": ("cpp", "reference")},
     "sample": {"cuda": ("triton", "reference"), "cpu": ("cpp", "reference")},
     "linear": {"cuda": ("reference",), "cpu": ("onednn", "reference")},
-    "prefix_attention": {"cuda": ("gemm", "reference"), "cpu": ("avx512", "flash", "gemm", "reference")},
-    "tree_attention": {"cuda": ("flash", "sdpa", "reference"), "cpu": ("flash", "sdpa", "reference")},
+    "prefix_attention": {
+        "cuda": ("triton", "flash", "gemm", "reference"),
+        "cpu": ("avx512", "flash", "gemm", "reference"),
+    },
+    "tree_attention": {"cuda": ("flash", "triton", "sdpa", "reference"), "cpu": ("flash", "sdpa", "reference")},
+    "patchify": {"cuda": ("triton", "reference"), "cpu": ("reference",)},
     "frames": {"cuda": ("dali", "pyav", "torchcodec"), "cpu": ("pyav", "torchcodec", "dali")},
     "attention": {"cuda": ("sdpa",), "cpu": ("sdpa",)},
 }
@@ -69,6 +73,7 @@ OPS = (
     "linear",
     "prefix_attention",
     "tree_attention",
+    "patchify",
 )
 
 PACKAGES = ("dali", "fsspec", "flash-attn-4", "flash-attn-3", "flash-attn-2", "torchcodec")

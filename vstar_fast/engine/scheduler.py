@@ -22,16 +22,11 @@ from vstar_fast.engine.request import Answer, Counts, Request
 from vstar_fast.engine.stack import Stack
 from vstar_fast.engine.turn import alone
 from vstar_fast.errors import ConfigError, ModelError
+from vstar_fast.kernels.prefix_attention import threshold
 from vstar_fast.models.modules import evaluating
 
 LOOKAHEAD = 64
 """Requests that are looked at before their turn, to see which videos will be asked about again."""
-PLAIN_BELOW = {"cpu": 16, "cuda": 192}
-"""Prompts of at most so many tokens are copied to their answers, which then have one part to attend to, not two.
-
-On a CPU sharing won at 90 tokens already (16 prompts x 4: 0.6 ms a layer against 1.5); for GPUs others measured a
-loss at 128 and a gain at 256.
-"""
 REFILL = 8
 """New questions are taken in when a REFILLth of the rows is free, so that they come several at a time."""
 
@@ -40,9 +35,10 @@ class Scheduler:
     """Takes requests in as rows get free, steps, gives finished requests back.
 
     `lm`: a `VideoLM`, or a `TextLM`. `max_rows`: answers drawn at once; `memory_bytes`: for keys and values, default
-    half of what is free. `plain_below`: see PLAIN_BELOW. `skip_forced`: tokens that a grammar leaves no choice about
-    take no step of their own; False is there to measure what that saves. An answer depends on its request alone, on
-    none of these. Threads may have schedulers of their own over one model; they take turns.
+    half of what is free. `plain_below`: prompts of at most so many tokens are copied to their answers, which then have
+    one part to attend to, not two; default `threshold.plain_below`. `skip_forced`: tokens that a grammar leaves no
+    choice about take no step of their own; False is there to measure what that saves. An answer depends on its request
+    alone, on none of these. Threads may have schedulers of their own over one model; they take turns.
     """
 
     def __init__(
@@ -57,7 +53,7 @@ class Scheduler:
         self._rows = memory.RowLimit(max_rows)
         self.memory_bytes = memory.free_bytes(lm.device) // 2 if memory_bytes is None else memory_bytes
         self._prompts = Prompts(self.stack)
-        short = PLAIN_BELOW[lm.device.type] if plain_below is None else plain_below
+        short = threshold.plain_below(lm.device) if plain_below is None else plain_below
         self._batch = Batch(self.stack, lm.eos_ids, self.counts, short, skip_forced)
         self._inbound: list[Flight] = []
         self._busy = threading.Lock()
