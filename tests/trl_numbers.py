@@ -63,6 +63,16 @@ def grad_norm(peft):
     return math.sqrt(sum(float(p.grad.double().square().sum()) for n, p in peft.named_parameters() if "lora_" in n))
 
 
+def _hash_without_pickling():
+    """datasets names its cached files by a pickle of the table, which pyarrow's newest types refuse."""
+    import uuid
+
+    from datasets.fingerprint import Hasher
+
+    Hasher.hash = classmethod(lambda cls, value: uuid.uuid4().hex)
+    Hasher.update = lambda self, value: self.m.update(uuid.uuid4().bytes)
+
+
 def of_trl(kind, lm, folder):
     """(loss, gradient norm) of one batch with TRL's trainer."""
     import trl
@@ -70,13 +80,16 @@ def of_trl(kind, lm, folder):
     from peft import LoraConfig
     from transformers import LlamaForCausalLM
 
+    _hash_without_pickling()
     torch.manual_seed(0)
     model = LlamaForCausalLM(lm.model.config.text_config)
     model.model.load_state_dict(lm.text_model.state_dict())
     model.lm_head.load_state_dict(lm.model.get_output_embeddings().state_dict())
     prompts = [placeholder.rendering(lm.processor, row[0], video=False) for row in (PAIRS if kind == "dpo" else SINGLE)]
     if kind == "dpo":
-        rows = [{"prompt": p, "chosen": f" {a}", "rejected": f" {b}"} for p, (_, a, b) in zip(prompts, PAIRS, strict=True)]
+        rows = [
+            {"prompt": p, "chosen": f" {a}", "rejected": f" {b}"} for p, (_, a, b) in zip(prompts, PAIRS, strict=True)
+        ]
         made, settings = trl.DPOTrainer, trl.DPOConfig
     else:
         rows = [{"prompt": p, "completion": f" {a}", "label": x} for p, (_, a, x) in zip(prompts, SINGLE, strict=True)]

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from vstar_fast import label_scores, match, ops, questions
 from vstar_fast.answer_slots import Slots
+from vstar_fast.errors import RunError
 from vstar_fast.features import weights_key
 from vstar_fast.generate import Asked, Sampling, batches, joined, stream, to_candidates, usable
 from vstar_fast.match.text import Names
@@ -24,6 +25,10 @@ if TYPE_CHECKING:
     from vstar_fast.models.video_lm import VideoLM
     from vstar_fast.records import CandidateBatch
     from vstar_fast.session import Session
+
+
+SCORED_TOGETHER = 64
+"""Questions whose labels are scored as one part."""
 
 
 class How(NamedTuple):
@@ -68,16 +73,34 @@ class Answers:
         ]
         bar = s.progress.task(" ".join(where.relative_to(s.folder.root).parts), len(asked))
         missing = [g for g in groups if not s.folder.has_part(g.path, g.key)]
-        for done in self._stream(missing, how, rows):
-            s.folder.part(done.path, done.key, lambda: self._part(done, how))  # noqa: B023 - called at once
+        own = [missing[i] for i in s.ranks.mine([g.key for g in missing])]
+        made: dict[str, Part] = {}
+        for done in self._stream(own, how, rows):
+            self._store(done.path, done.key, self._part(done, how), made)
             bar.advance(len(done.asked))
-        found: list[Candidate] = []
-        for group in groups:
-            part = s.folder.part(group.path, group.key, lambda: self._part(group, how))  # noqa: B023
-            found += [candidate_from_dict(row) for row in part]
-            bar.advance(0 if group in missing else len(group.asked))
+        stored = self._stored([(g.path, g.key) for g in groups], made)
+        found = [candidate_from_dict(row) for rows_of in stored for row in rows_of]
+        bar.advance(len(asked) - sum(len(g.asked) for g in own))
         bar.close()
         return found
+
+    def _store(self, path: Path, key: str, part: Part, made: dict[str, Part]) -> None:
+        """Store a part; one that may come out otherwise next time is not stored, and goes into `made`."""
+        self._session.folder.part(path, key, lambda: part)
+        if not self._session.folder.has_part(path, key):
+            made[key] = part
+
+    def _stored(self, parts: Sequence[tuple[Path, str]], made: dict[str, Part]) -> list[list[dict[str, Any]]]:
+        """Rows of parts that all processes have made; waits for them."""
+        s = self._session
+        everyones = s.ranks.merged(made)
+
+        def given(key: str) -> Part:
+            if key not in everyones:
+                raise RunError(f"another process's part {key} is not in {s.folder.root}; all need the same run folder")
+            return everyones[key]
+
+        return [s.folder.part(path, key, lambda: given(key)) for path, key in parts]  # noqa: B023 - called at once
 
     def _key(self, group: Sequence[Question], how: How, teacher: str) -> str:
         s = self._session
@@ -139,10 +162,10 @@ class Answers:
         s = self._session
         slots = self._slots or Slots(asked, s.videos, Names(asked, s.label_sets).closed)
         closed = [q for q in asked if slots.names(q)]
-        rows = [(questions.prompt_text(q, reason=False), s.clip_keys.get(q.video_id), slots.names(q)) for q in closed]
-        key = content_key("scored", rows, teacher, s.seen_through)
+        parts = list(batches(closed, SCORED_TOGETHER, 1))
+        keys = [self._scored_key(part, slots, teacher) for part in parts]
 
-        def compute() -> Part:
+        def compute(closed: list[Question]) -> Part:
             path = s.config.model.base if adapter is None else s.runtime.init_path
             lm = s.runtime.plain(path) if adapter is None else s.runtime.adapted(adapter)
             features = s.runtime.features(path, [s.videos[q.video_id] for q in closed])
@@ -153,8 +176,17 @@ class Answers:
                 s.profiler.count("scored", len(found))
             return [asdict(x) for x in found], [f for f in features.values() if isinstance(f, Rejected)]
 
-        stored = s.folder.part(where / "parts", key, compute) if closed else []
-        return label_scores.metrics([label_scores.Scored(**row) for row in stored])
+        folder, made = where / "parts", dict[str, Part]()
+        missing = [i for i, key in enumerate(keys) if not s.folder.has_part(folder, key)]
+        for i in s.ranks.mine([keys[i] for i in missing]):
+            self._store(folder, keys[missing[i]], compute(parts[missing[i]]), made)
+        stored = self._stored([(folder, key) for key in keys], made)
+        return label_scores.metrics([label_scores.Scored(**row) for rows in stored for row in rows])
+
+    def _scored_key(self, closed: Sequence[Question], slots: Slots, teacher: str) -> str:
+        s = self._session
+        rows = [(questions.prompt_text(q, reason=False), s.clip_keys.get(q.video_id), slots.names(q)) for q in closed]
+        return content_key("scored", rows, teacher, s.seen_through)
 
     def _part(self, group: Group, how: How) -> Part:
         if not group.kept:
