@@ -35,6 +35,9 @@ def check_row(row: dict) -> None:
     for name in ("case", "subject", "baseline", "metric", "unit", "backend"):
         assert isinstance(row[name], str) and row[name]
     assert row["equal"] is True
+    if row["metric"] == runner.ABSENT:
+        assert row["value"] is None and row["ratio"] is None
+        return
     assert row["value"] > 0
     assert row["ratio"] is None or row["ratio"] > 0
     assert (row["target"] is None) == (row["met"] is None)
@@ -133,14 +136,31 @@ def test_the_torch_baseline_of_sample_draws_what_ours_draws():
 
 
 def test_triton_kernels_compile_ahead_of_time():
-    """For one architecture here; CI does both."""
+    """For one architecture and op here; CI does all."""
     pytest.importorskip("triton")
-    command = [sys.executable, "-m", "vstar_fast.bench.compile_kernels", "--arch", "90"]
+    command = [sys.executable, "-m", "vstar_fast.bench.compile_kernels", "--arch", "90", "--op", "sample"]
     env = {**os.environ, "TRITON_INTERPRET": "0"}
     out = subprocess.run(command, check=True, capture_output=True, text=True, env=env).stdout
     lines = [line for line in out.splitlines() if line.startswith("sm_90 sample")]
     assert len(lines) == 3
     assert all("stack 0 B" in line for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("arch", "shared", "spill", "used", "found"),
+    [
+        (90, 1000, 0, "wgmma.mma_async", []),
+        (90, 1000, 8, "wgmma.mma_async", ["8 B spilled a thread"]),
+        (80, 170_000, 0, "mma.sync", ["170000 B of shared memory, sm_80 has 166912"]),
+        (90, 1000, 0, "mma.sync", ["no wgmma.mma_async, but mma.sync"]),
+        (100, 1000, 0, "", ["no tcgen05.mma, but no tensor cores"]),
+        (80, 1000, None, "mma.sync", ["registers and spills are not known: Triton came without cuobjdump"]),
+    ],
+)
+def test_what_is_a_fault_of_a_compiled_kernel(arch, shared, spill, used, found):
+    from vstar_fast.bench import compile_kernels
+
+    assert list(compile_kernels._faults(arch, shared, spill, used, wanted=True)) == found
 
 
 def test_the_gpu_script_parses_and_says_how_it_is_used():

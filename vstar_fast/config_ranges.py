@@ -53,6 +53,7 @@ RANGES: dict[str, dict[str, Range]] = {
         "top_k": FROM_0,
         "max_new_tokens": AT_LEAST_1,
         "batch_size": AT_LEAST_1,
+        "propose": FROM_0,
     },
     "rationalize": {"samples": AT_LEAST_1, "max_share": FROM_0_TO_ANY},
     "match": {"rel_tolerance": BELOW_1, "iou": ABOVE_0_TO_1, "min_correct": SHARE},

@@ -43,7 +43,7 @@ def split_layers(lm: VideoLM, config: FinetuneConfig, ranks: Ranks) -> None:
 
 def layers_of(text_model: Any) -> list[Any]:
     """The decoder layers of a text stack: the longest list of modules in it by weight."""
-    lists: list[Any] = [m for m in text_model.modules() if isinstance(m, torch.nn.ModuleList)]
+    lists: list[torch.nn.Module] = [m for m in text_model.modules() if isinstance(m, torch.nn.ModuleList)]
     if not lists:
         raise ModelError(f"{type(text_model).__name__} has no list of layers; set finetune.split = false")
-    return list(max(lists, key=lambda m: sum(p.numel() for p in m.parameters())))
+    return list(max(lists, key=lambda m: sum(p.numel() for p in m.parameters())).children())

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from vstar_fast.errors import DataError, ModelError
+from vstar_fast.kernels.linear import fast_linears
 from vstar_fast.models import text_inputs
 from vstar_fast.models.features import Features
 from vstar_fast.models.modules import Modules
@@ -98,6 +99,7 @@ class VideoLM(Prompts, Modules):
         """Frames -> the processor's output for each video, as `generate` of the model takes it."""
         return [self.preprocess(data, times) for data, times in zip(batch.data, batch.times_s, strict=True)]
 
+    @fast_linears()
     def encode_pixels(self, features: list[Features]) -> list[Features]:
         """Run the frozen tower on each video; pixels stay where its output cannot be told from its projector's."""
         encoded = [self._ready_tower.encode(self._on_device(f.kwargs)) for f in features]
@@ -161,6 +163,7 @@ class VideoLM(Prompts, Modules):
         kinds = {k: self.model.dtype if k in seen and v.is_floating_point() else None for k, v in inputs.items()}
         return {k: v.to(self.device, dtype=kinds[k], non_blocking=True) for k, v in inputs.items()}
 
+    @fast_linears()
     def embed(self, ids: torch.Tensor, features: Features | None = None) -> TextInputs:
         """What the text stack is called with for one row of ids int64 `[T]` that holds the video's tokens, or none.
 
