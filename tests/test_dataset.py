@@ -82,7 +82,7 @@ LLAVA = {
 
 def test_instruction_data_is_read_and_bad_rows_are_named(tmp_path):
     path = write(tmp_path / "i.json", [LLAVA])
-    (example,) = instructions.read(path, 1, seed=0)
+    (example,), _ = instructions.read(path, 1, seed=0)
     assert (example.question, example.answer, example.video_id) == ("Why?", "So.", str(tmp_path / "a.mp4"))
     with pytest.raises(DataError, match="has 1 examples but"):
         instructions.read(path, 2, seed=0)
@@ -112,7 +112,7 @@ FORMS = {
 @pytest.mark.parametrize("suffix", [".json", ".jsonl"])
 def test_every_form_of_instruction_data_is_read(form, suffix, tmp_path):
     row, video_id = FORMS[form]
-    (example,) = instructions.read(write(tmp_path / f"i{suffix}", [row]), 1, seed=0)
+    (example,), _ = instructions.read(write(tmp_path / f"i{suffix}", [row]), 1, seed=0)
     assert (example.question, example.answer) == ("Why?", "So.")
     assert example.video_id == video_id.format(tmp_path) and example.source == "instruction"
 
@@ -120,7 +120,7 @@ def test_every_form_of_instruction_data_is_read(form, suffix, tmp_path):
 def test_lines_end_at_line_feeds_and_urls_stay(tmp_path):
     row = says("<video>Why?", "So.\u2028And so.", videos=["https://host/a.mp4"])
     (tmp_path / "i.jsonl").write_text(json.dumps(row, ensure_ascii=False) + "\n")
-    (example,) = instructions.read(str(tmp_path / "i.jsonl"), 1, seed=0)
+    (example,), _ = instructions.read(str(tmp_path / "i.jsonl"), 1, seed=0)
     assert (example.answer, example.video_id) == ("So.\u2028And so.", "https://host/a.mp4")
 
 
@@ -133,7 +133,7 @@ def test_a_window_of_an_instruction_is_that_of_its_video():
 def test_system_words_stand_before_the_question(tmp_path):
     row = says("Why?")
     row["messages"].insert(0, {"role": "system", "content": "Be brief."})
-    (example,) = instructions.read(write(tmp_path / "i.json", [row]), 1, seed=0)
+    (example,), _ = instructions.read(write(tmp_path / "i.json", [row]), 1, seed=0)
     assert example.question == "Be brief.\nWhy?"
 
 

@@ -91,7 +91,9 @@ def step(lm, peft, config, backward):
     before = weights(peft)
     loss = backward()
     grads = gradients(peft)
-    Optimizer(lm, peft, config, 1).step()
+    optimizer = Optimizer(lm, peft, config, 1)
+    optimizer.clip()
+    optimizer.step()
     after = weights(peft)
     with torch.no_grad():
         for n, p in peft.named_parameters():

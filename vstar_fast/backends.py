@@ -13,6 +13,7 @@ import importlib.util
 import threading
 from collections import Counter
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import NamedTuple
 
 from vstar_fast.errors import BackendError
@@ -50,7 +51,11 @@ ORDER: dict[str, dict[str, tuple[str, ...]]] = {
     "match_interval": {"cuda": ("cuda", "cpp", "reference"), "cpu": ("cpp", "reference")},
     "match_sequence": {"cuda": ("cuda", "cpp", "reference"), "cpu": ("cpp", "reference")},
     "sample": {"cuda": ("triton", "reference"), "cpu": ("cpp", "reference")},
-    "prefix_attention": {"cuda": ("triton", "flash", "gemm", "reference"), "cpu": ("flash", "gemm", "reference")},
+    "linear": {"cuda": ("reference",), "cpu": ("onednn", "reference")},
+    "prefix_attention": {
+        "cuda": ("triton", "flash", "gemm", "reference"),
+        "cpu": ("avx512", "flash", "gemm", "reference"),
+    },
     "tree_attention": {"cuda": ("flash", "triton", "sdpa", "reference"), "cpu": ("flash", "sdpa", "reference")},
     "patchify": {"cuda": ("triton", "reference"), "cpu": ("reference",)},
     "frames": {"cuda": ("dali", "pyav", "torchcodec"), "cpu": ("pyav", "torchcodec", "dali")},
@@ -65,6 +70,7 @@ OPS = (
     "match_interval",
     "match_sequence",
     "sample",
+    "linear",
     "prefix_attention",
     "tree_attention",
     "patchify",
@@ -132,6 +138,15 @@ def _cpp() -> Probe:
     return Probe(True, "vstar_fast._C is built")
 
 
+def _avx512() -> Probe:
+    cpp = _cpp()
+    if not cpp.ok:
+        return cpp
+    if not importlib.import_module("vstar_fast._C").attention_simd:
+        return Probe(False, "the processor has no AVX-512, or _C was built by another compiler than GCC", REINSTALL)
+    return Probe(True, "vstar_fast._C is built, the processor has AVX-512")
+
+
 def _cuda() -> Probe:
     cpp = _cpp()
     if not cpp.ok:
@@ -150,6 +165,27 @@ def _triton() -> Probe:
     return Probe(True, f"{package.why}; {gpu.why}") if gpu.ok else gpu
 
 
+def _onednn() -> Probe:
+    import torch
+
+    mkl = torch.backends.mkl.is_available()
+    if not (mkl and torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")):
+        return Probe(False, "this torch has not both MKL and oneDNN to choose from")
+    vendor = _cpu_vendor()
+    if vendor == "GenuineIntel":
+        return Probe(False, "on Intel's CPUs torch's own choice, MKL, is as fast")
+    return Probe(True, f"MKL takes AVX2 code on a CPU of {vendor or 'an unnamed vendor'}, oneDNN the widest there is")
+
+
+def _cpu_vendor() -> str:
+    """ "GenuineIntel", "AuthenticAMD" and so on; empty where the system does not tell."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return ""
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("vendor_id")), "")
+
+
 def _always(why: str) -> Callable[[], Probe]:
     return lambda: Probe(True, why)
 
@@ -162,7 +198,9 @@ _PROBES: dict[str, Callable[[], Probe]] = {
     "sdpa": _always("torch scaled_dot_product_attention, always there"),
     "flash": _always("torch's fused attention, always there"),
     "gemm": _always("batched products of plain torch, always there"),
+    "onednn": _onednn,
     "cpp": _cpp,
+    "avx512": _avx512,
     "cuda": _cuda,
     "triton": _triton,
     "torch-cuda": _torch_cuda,

@@ -41,6 +41,7 @@ __all__ = [
 
 RECIPES = ("fast", "paper")
 PROFILES = ("strict", "paper", "paper-code")
+SCORE_NORMS = ("sum", "mean", "pmi")
 TIMERS = ("off", "nvtx", "torch")
 
 
@@ -119,9 +120,15 @@ class GenerateConfig:
     """Only let a label of its kind stand behind `Answer:` (in evaluation too). The reasoning stays free."""
     keep_rejected: bool = False
     """Draw answers that can no longer hold their label to their end, too (for preference pairs)."""
+    propose: int = 0
+    """n: label scores name the n likeliest labels of a question's closed set, and its candidates are shared out to
+    them: candidate i ends in the label of rank i mod n. 0: a candidate chooses its label itself."""
 
     def __post_init__(self) -> None:
         in_range("generate", self)
+        need(
+            self.constrain or not self.propose, "generate.propose holds the slot to a label; it needs constrain = true"
+        )
 
 
 @dataclass(frozen=True)
@@ -170,9 +177,13 @@ class EvaluateConfig:
     """Resamples behind every 95 % interval (clustered by clip)."""
     score_labels: bool = False
     """Also ask how likely the model holds each label of a closed set: top-1, top-5 and calibration, as `scored`."""
+    score_norm: str = "sum"
+    """`sum`: probability of a label's name and aliases; `mean`: of its likeliest one, a token; `pmi`: `sum` against
+    that behind a blank video."""
 
     def __post_init__(self) -> None:
         in_range("evaluate", self)
+        one_of("evaluate.score_norm", self.score_norm, SCORE_NORMS)
 
 
 @dataclass(frozen=True)

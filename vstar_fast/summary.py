@@ -28,7 +28,7 @@ SCHEMA = {
     "gain": "{value, low, high, n}: last cycle minus base on test, paired by clip",
     "controls": "{labels_only, shuffled}: .accuracy, .gain over base, .steps",
     "stages.<name>": "seconds, cpu_seconds, peak_mib, items and rates",
-    "frames": "clips decoded, encoded, cached; stalls (the model waited), stall_s, decode_cpu_s, cache hits, error:*",
+    "frames": "decoded, encoded, cached; stalls (the model waited), stall_s, decode_cpu_s, *_hit, route:*, error:*",
     "backends": "op or stage -> backend -> calls: what really ran, earlier processes of the run included",
     "best_cycle": "cycle with the best dev accuracy (-1: the base model)",
 }

@@ -50,13 +50,18 @@ class Scheduler:
         self.lm = lm
         self.stack = Stack(lm)
         self.counts = Counts()
-        self.max_rows = max_rows
+        self._rows = memory.RowLimit(max_rows)
         self.memory_bytes = memory.free_bytes(lm.device) // 2 if memory_bytes is None else memory_bytes
         self._prompts = Prompts(self.stack)
         short = threshold.plain_below(lm.device) if plain_below is None else plain_below
         self._batch = Batch(self.stack, lm.eos_ids, self.counts, short, skip_forced)
         self._inbound: list[Flight] = []
         self._busy = threading.Lock()
+
+    @property
+    def max_rows(self) -> int:
+        """Answers drawn at once, as of now: fewer than asked for after memory ran out, more again later."""
+        return self._rows.now
 
     def run(self, requests: Iterable[Request]) -> Iterator[tuple[Request, list[Answer]]]:
         """Requests with their answers, as they get done. One run at a time; a run may be left with `close()`."""
@@ -96,30 +101,35 @@ class Scheduler:
     @torch.inference_mode()
     def _turn(self, waiting: deque[Flight]) -> list[Flight]:
         """Take in what fits, one step; the requests that got done. On out-of-memory, half the rows, all anew."""
+        done: list[Flight] = []
         try:
             with alone(self.stack.text_model), evaluating(self.lm.model):
-                return self._advance(waiting)
+                self._advance(waiting, done)
         except Exception as error:
             if not memory.ran_out(error):
                 raise
             self._halve(waiting, error)
-            return []
+        return done
 
-    def _advance(self, waiting: deque[Flight]) -> list[Flight]:
+    def _advance(self, waiting: deque[Flight], done: list[Flight]) -> None:
+        """Requests that get done join `done` at once: what comes behind may run out of memory."""
         with self._clock("prefill"):
-            done = self._take_in(waiting)
+            done += _nothing_to_draw(waiting)
+            self._take_in(waiting)
+            done += self._let_go(waiting)
         if len(self._batch):
             with self._clock("decode"):
                 self._batch.step()
+            if self._rows.went_well(len(self._batch)):
+                self.counts.regrown += 1
+                logging.getLogger(__name__).info("memory has sufficed; %d answers at once again", self.max_rows)
             done += self._let_go(waiting)
-        return done
 
-    def _take_in(self, waiting: deque[Flight]) -> list[Flight]:
-        """Requests from the front of `waiting`, as many as fit; those that are done at once."""
-        done = _nothing_to_draw(waiting)
+    def _take_in(self, waiting: deque[Flight]) -> None:
+        """Requests from the front of `waiting`, as many as fit, and their first tokens."""
         groups, taken = [], len(self._batch)
         if taken and self.max_rows - taken < max(1, self.max_rows // REFILL):
-            return done
+            return
         picked: list[tuple[Flight, list[Answer]]] = []
         reserved = sum(g.reserved for g in self._batch.groups)
         while waiting:
@@ -136,7 +146,7 @@ class Scheduler:
                 break
             waiting.popleft()
         if not picked:
-            return done
+            return
         for flight, answers in picked:
             flight.open += len(answers)
         self._inbound = [flight for flight, _ in picked]
@@ -147,7 +157,6 @@ class Scheduler:
         self._batch.join(groups)
         self._inbound = []
         self.counts.prefilled = self._prompts.tokens
-        return done + self._let_go(waiting)
 
     def _need(self, flight: Flight, rows: int | None = None) -> int:
         """Bytes of keys and values that a request may come to hold."""
@@ -175,7 +184,7 @@ class Scheduler:
                 f"memory ran out with a single answer in flight ({error}); use a smaller model or dtype, fewer frames, "
                 "or a lower max_new_tokens"
             ) from error
-        self.max_rows = rows // 2
+        self._rows.halve(rows)
         self.counts.halved += 1
         logging.getLogger(__name__).warning(
             "memory ran out with %d answers in flight; going on with %d, nothing is lost", rows, self.max_rows

@@ -27,15 +27,22 @@ class Ranks:
         joined = distributed.is_available() and distributed.is_initialized()
         self.rank = distributed.get_rank() if joined else 0
         self.size = distributed.get_world_size() if joined else 1
+        self.lockstep = False
+        """Whether all ranks must go through the model equally often (sharded weights)."""
 
     @property
     def first(self) -> bool:
         """Whether this process writes files."""
         return self.rank == 0
 
-    def share(self, things: Sequence[T]) -> Sequence[T]:
-        """This rank's part of what all ranks know."""
-        return things[self.rank :: self.size]
+    def share(self, things: Sequence[T]) -> list[tuple[T, float]]:
+        """This rank's part of what all ranks know, and what each counts.
+
+        In lockstep every rank has as many: those that run short do the first thing again, which counts nothing.
+        """
+        mine = [(thing, 1.0) for thing in things[self.rank :: self.size]]
+        missing = -(-len(things) // self.size) - len(mine) if self.lockstep else 0
+        return mine + [(things[0], 0.0)] * missing
 
     def same_start(self, tensors: Sequence[torch.Tensor]) -> None:
         """Give every rank the first rank's values."""

@@ -30,4 +30,4 @@ def decode(job: Job) -> Pictures:
     if max(off) > 2e-3:
         raise Unusable("decode_error", f"torchcodec gives pictures {max(off):.3f} s off; set frames.backend to pyav")
     data = played.data.numpy()
-    return Pictures(dict(zip(job.wanted, data, strict=True)), *data.shape[1:3])
+    return Pictures(data, (), *data.shape[1:3])

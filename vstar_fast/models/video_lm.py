@@ -8,17 +8,19 @@ tower runs once a video as well (`tower.py`).
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from vstar_fast.errors import DataError, ModelError
+from vstar_fast.kernels.linear import fast_linears
 from vstar_fast.models import text_inputs
 from vstar_fast.models.features import Features
 from vstar_fast.models.modules import Modules
 from vstar_fast.models.preprocessing import probe_clip
-from vstar_fast.models.prompts import Prompts, between
+from vstar_fast.models.prompts import Prompts, Talk, between
 from vstar_fast.models.text_inputs import TextInputs
 from vstar_fast.models.tower import KEPT, PIXELS, Tower, tower_of
 from vstar_fast.records import FrameBatch
@@ -97,6 +99,7 @@ class VideoLM(Prompts, Modules):
         """Frames -> the processor's output for each video, as `generate` of the model takes it."""
         return [self.preprocess(data, times) for data, times in zip(batch.data, batch.times_s, strict=True)]
 
+    @fast_linears()
     def encode_pixels(self, features: list[Features]) -> list[Features]:
         """Run the frozen tower on each video; pixels stay where its output cannot be told from its projector's."""
         encoded = [self._ready_tower.encode(self._on_device(f.kwargs)) for f in features]
@@ -125,7 +128,9 @@ class VideoLM(Prompts, Modules):
 
     # -- inputs ------------------------------------------------------------------------------------
 
-    def inputs(self, texts: list[str], features: list[Features], answers: list[str] | None = None) -> dict[str, Any]:
+    def inputs(
+        self, texts: Sequence[str | Talk], features: list[Features], answers: list[str] | None = None
+    ) -> dict[str, Any]:
         """Inputs of the model's own forward and `generate` for rows of (question text, video).
 
         Without `answers`: left-padded prompts, for generation. With `answers`: prompt + answer, right-
@@ -158,6 +163,7 @@ class VideoLM(Prompts, Modules):
         kinds = {k: self.model.dtype if k in seen and v.is_floating_point() else None for k, v in inputs.items()}
         return {k: v.to(self.device, dtype=kinds[k], non_blocking=True) for k, v in inputs.items()}
 
+    @fast_linears()
     def embed(self, ids: torch.Tensor, features: Features | None = None) -> TextInputs:
         """What the text stack is called with for one row of ids int64 `[T]` that holds the video's tokens, or none.
 
