@@ -76,7 +76,9 @@ def of_trl(kind, lm, folder):
     model.lm_head.load_state_dict(lm.model.get_output_embeddings().state_dict())
     prompts = [placeholder.rendering(lm.processor, row[0], video=False) for row in (PAIRS if kind == "dpo" else SINGLE)]
     if kind == "dpo":
-        rows = [{"prompt": p, "chosen": f" {a}", "rejected": f" {b}"} for p, (_, a, b) in zip(prompts, PAIRS, strict=True)]
+        rows = [
+            {"prompt": p, "chosen": f" {a}", "rejected": f" {b}"} for p, (_, a, b) in zip(prompts, PAIRS, strict=True)
+        ]
         made, settings = trl.DPOTrainer, trl.DPOConfig
     else:
         rows = [{"prompt": p, "completion": f" {a}", "label": x} for p, (_, a, x) in zip(prompts, SINGLE, strict=True)]

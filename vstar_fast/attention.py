@@ -62,7 +62,7 @@ def ran_in_tower(body: Any) -> None:
 def _switch(model: Any, part: str, config: Any, backend: str) -> backends.Choice:
     kind = str(model.device).split(":")[0]
     names = backends.ORDER["attention"][kind] if backend == "auto" else (backend,)
-    missed = []
+    missed: list[str] = []
     for name in names:
         why = _obstacle(model, part, config, name)
         if not why:
