@@ -208,3 +208,31 @@ def test_what_is_absent_is_a_row_that_says_why(capsys):
     made.absent("one", "vLLM", "not importable")
     assert "vLLM is not measured: not importable" in capsys.readouterr().out
     check_row(asdict(made.rows[0]))
+
+
+def test_the_roofline_page_is_up_to_date_and_takes_figures_of_a_card(tmp_path):
+    from vstar_fast.bench import roofline_page
+
+    page = Path(__file__).parents[1] / "bench" / "ROOFLINE.md"
+    assert page.read_text() == roofline_page.page(), "run: python -m vstar_fast.bench.roofline_page > bench/ROOFLINE.md"
+    row = runner.Row("a shape", "shared", "a copy", "gpu", 12.5, "us", 3.0, True, 2.0, True, 1, "triton")
+    head = runner.header("prefix_attention", False, "cuda") | {"gpu": "NVIDIA H200"}
+    report = {"header": head, "rows": [row.__dict__]}
+    (tmp_path / "bench-prefix_attention.json").write_text(json.dumps(report))
+    (tmp_path / "bench-sample.json").write_text(json.dumps({"header": head | {"gpu": None}, "rows": []}))
+    text = roofline_page.page(tmp_path)
+    assert "| a shape | shared [triton] | gpu | 12.5 us | 3.00x a copy | 2x met |" in text
+    assert "No card has run this" not in text and text.count("### ") == 1
+
+
+def test_costs_are_bytes_or_operations_over_what_a_card_reaches():
+    from vstar_fast.bench import cost
+
+    card = cost.Card("test", 100, 1e12, 1e15)
+    moving = cost.Cost(9e9, 1e9, 1000, 2)
+    assert moving.seconds(card) == pytest.approx(0.01) and moving.seconds(card, 1e12) == pytest.approx(0.009)
+    computing = cost.Cost(1e6, 8e12, 150, 1)
+    assert computing.waves(card) == 1.5 and computing.filled(card) == 0.75
+    assert computing.seconds(card) == pytest.approx(0.01 / 0.75)
+    assert "bound by operations" in computing.line(card) and "bound by bytes" in moving.line(card)
+    assert cost.Cost(1e9, 1e6, 25, 1).seconds(card) == pytest.approx(1e9 / 0.9e12 / 0.5)  # a quarter of the processors
