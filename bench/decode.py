@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import vstar_fast.bench.decode_rivals as rivals
 from vstar_fast.bench.decode_clips import Clip, long_real, number, real, synthetic
-from vstar_fast.bench.decode_race import Reader, peak_mib, race, rows, table
+from vstar_fast.bench.decode_race import Reader, cpu_s, peak_mib, race, rows, table
 from vstar_fast.bench.runner import Bench
 
 from vstar_fast.cache import Cache
@@ -172,10 +172,20 @@ def _workers(bench: Bench, clip: Clip, quick: bool) -> None:
         if not _same(*(take() for take in takes.values())):
             raise RuntimeError(f"{case}: one worker and two give different pictures")
         turns = race(takes, quick)
-        names = ("2 workers", "1 worker")
-        rows(bench, case, turns, names, work=videos, targets={"wall": WORKERS}, threads=2)
+        names, metrics = ("2 workers", "1 worker"), ("wall",) if isolate else ("wall", "cpu")
+        rows(bench, case, turns, names, work=videos, targets={"wall": WORKERS}, threads=2, metrics=metrics)
+        if isolate:
+            _shares(case, sources[1], takes["2 workers"], videos)
         for source in sources:
             source.close()
+
+
+def _shares(case: str, source: FrameSource, take: Callable[[], Any], videos: int) -> None:
+    """Print the CPU time of the workers and that of this process, which is what they share and wait for."""
+    before, began = source.counts()["decode_cpu_s"], cpu_s()
+    take()
+    ours, theirs = cpu_s() - began, source.counts()["decode_cpu_s"] - before
+    print(f"{case}: {1e3 * theirs / videos:.2f} ms CPU a video in the workers, {1e3 * ours / videos:.2f} ms here")
 
 
 def _cache(bench: Bench, clip: Clip, kept: Path, quick: bool) -> None:
