@@ -255,6 +255,17 @@ def test_frames_a_second_against_their_definition(index: Index, cap: int, fps: f
     assert ticks == [shown(index, index.zero + k * step) for k in range(count)]
 
 
+@given(clips(), st.data())
+def test_seconds_and_indices_against_their_definition(index: Index, data: st.DataObject) -> None:
+    length_ms = index.end - index.zero
+    at_ms = data.draw(st.lists(st.integers(0, length_ms - 1), min_size=1, max_size=12))
+    by_second = pick(index, FrameRequest("", Sampling("seconds", at=tuple(t / 1000 for t in at_ms))))
+    assert by_second.ticks == [shown(index, Fraction(index.zero + t)) for t in at_ms]
+    asked = data.draw(st.lists(st.integers(0, len(index.ticks) - 1), min_size=1, max_size=12))
+    by_number = pick(index, FrameRequest("", Sampling("indices", at=tuple(asked))))
+    assert by_number.ticks == [index.ticks[n] for n in asked]
+
+
 @given(clips(), st.floats(0, 20), st.floats(0.001, 20), st.integers(1, 12))
 def test_a_window_shows_nothing_outside_it(index: Index, start_s: float, length_s: float, count: int) -> None:
     request = FrameRequest("", Sampling(count=count), start_s=start_s, end_s=start_s + length_s)
@@ -362,6 +373,14 @@ def test_frames_come_at_the_size_asked_for(
     assert (found.height_px, found.width_px) == (32, 160)
     exact = read(clip, 3, geometry=Geometry(**values))
     assert isinstance(exact, Frames) and (found.data.float() - exact.data.float()).abs().mean() < 8
+
+
+def test_padding_keeps_the_picture_in_the_middle_of_black(clip: Path) -> None:
+    found = read(clip, 1, geometry=Geometry("exact", 160, 160, pad=True))
+    plain = read(clip, 1)
+    assert isinstance(found, Frames) and isinstance(plain, Frames)
+    assert torch.equal(found.data[:, 64:96], plain.data)
+    assert not found.data[:, :64].any() and not found.data[:, 96:].any()
 
 
 def test_normalised() -> None:
