@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import subprocess
 import sys
 import zipfile
@@ -31,38 +32,71 @@ def number(picture: Any) -> int:
     return sum(1 << b for b, x in enumerate(at) if float(row[x].mean()) > 128)
 
 
-def _pictures(count: int, height: int, width: int) -> Iterator[np.ndarray]:
-    """A texture that drifts, below the number."""
+def _pictures(height: int, width: int) -> Iterator[np.ndarray]:
+    """A texture that drifts, without an end."""
     rng = np.random.default_rng(0)
     coarse = rng.integers(0, 256, (height // 8 + 1, width // 8 + 1, 3), dtype=np.uint8)
     texture = np.repeat(np.repeat(coarse, 8, 0), 8, 1)[:height, :width]
+    for i in itertools.count():
+        yield np.roll(texture, (i // 2, i), (0, 1))
+
+
+def _footage(path: str, height: int, width: int) -> Iterator[np.ndarray]:
+    """A film at another size, over and over."""
+    import av
+
+    while True:
+        with av.open(path) as file:
+            for frame in file.decode(video=0):
+                yield frame.to_ndarray(format="rgb24", height=height, width=width)
+
+
+def _say(picture: np.ndarray, n: int) -> np.ndarray:
+    """Write a number over the upper tenth, a block a bit."""
+    height, width = picture.shape[:2]
     edges = [round(b * width / BITS) for b in range(BITS + 1)]
-    for i in range(count):
-        picture = np.roll(texture, (i // 2, i), (0, 1))
-        for b in range(BITS):
-            picture[: height // 10, edges[b] : edges[b + 1]] = 255 * ((i >> b) & 1)
-        yield picture
+    for b in range(BITS):
+        picture[: height // 10, edges[b] : edges[b + 1]] = 255 * ((n >> b) & 1)
+    return picture
+
+
+OPTIONS = {
+    "libx264": {"preset": "veryfast", "crf": "23"},
+    "libvpx-vp9": {"deadline": "realtime", "cpu-used": "8"},
+}
 
 
 def synthetic(folder: Path, name: str, codec: str, seconds: float, height: int, width: int, gop: int) -> Clip:
-    """A numbered clip at 25 pictures a second, made once a folder."""
+    """A numbered clip of a texture at 25 pictures a second, made once a folder."""
+    return _made(folder / name, codec, round(25 * seconds), _pictures(height, width), gop, OPTIONS[codec])
+
+
+def long_real(folder: Path, found: list[Clip], seconds: float, height: int, width: int, gop: int) -> list[Clip]:
+    """The first of the real clips `found` over and over, numbered, as x264 encodes when nothing is set."""
+    if not found:
+        return []
+    path = folder / f"long-real-{height}p.mp4"
+    pictures = _footage(found[0].path, height, width)
+    return [_made(path, "libx264", round(25 * seconds), pictures, gop, {"sc_threshold": "0"})]
+
+
+def _made(
+    path: Path, codec: str, count: int, pictures: Iterator[np.ndarray], gop: int, options: dict[str, str]
+) -> Clip:
     import av
 
-    path, count = folder / name, round(25 * seconds)
     if not path.is_file():
-        options = {
-            "libx264": {"preset": "veryfast", "crf": "23"},
-            "libvpx-vp9": {"deadline": "realtime", "cpu-used": "8"},
-        }
-        part = path.with_name(f"part-{name}")
+        part = path.with_name(f"part-{path.name}")
+        first = next(pictures)
         with av.open(str(part), "w") as file:
-            stream: Any = file.add_stream(codec, rate=25, options=options[codec])
-            stream.height, stream.width, stream.pix_fmt, stream.codec_context.gop_size = height, width, "yuv420p", gop
-            for picture in _pictures(count, height, width):
-                file.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+            stream: Any = file.add_stream(codec, rate=25, options=options)
+            stream.height, stream.width = first.shape[:2]
+            stream.pix_fmt, stream.codec_context.gop_size = "yuv420p", gop
+            for n, picture in enumerate(itertools.islice(itertools.chain([first], pictures), count)):
+                file.mux(stream.encode(av.VideoFrame.from_ndarray(_say(picture, n), format="rgb24")))
             file.mux(stream.encode())
         part.rename(path)
-    return Clip(name, str(path), count, True)
+    return Clip(path.name, str(path), count, True)
 
 
 def real(folder: Path) -> list[Clip]:

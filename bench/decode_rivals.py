@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import shutil
 import subprocess
 from collections.abc import Callable
@@ -18,26 +19,35 @@ Take = Callable[[str, list[int], tuple[int, int]], Any]
 def pyav_all(path: str, numbers: list[int], size: tuple[int, int]) -> Any:
     """PyAV, every picture decoded."""
     import av
+    from av.video.reformatter import VideoReformatter
 
-    wanted, found = set(numbers), {}
+    wanted, found, scaler = set(numbers), {}, VideoReformatter()
     with av.open(path) as file:
         stream = file.streams.video[0]
         stream.thread_type = "NONE"
         for i, frame in enumerate(file.decode(stream)):
             if i in wanted:
-                found[i] = frame.to_ndarray(
-                    format="rgb24", height=size[0], width=size[1], interpolation="AREA", threads=1
-                )
+                small = scaler.reformat(frame, size[1], size[0], "rgb24", interpolation="AREA", threads=1)
+                found[i] = small.to_ndarray()
     return np.stack([found[n] for n in numbers])
 
 
 def torchcodec(path: str, numbers: list[int], size: tuple[int, int]) -> Any:
-    """torchcodec's exact mode, one FFmpeg thread."""
+    """torchcodec's exact mode, one FFmpeg thread, resized while it decodes."""
     from torchcodec.decoders import VideoDecoder
+
+    decoder = VideoDecoder(path, dimension_order="NHWC", num_ffmpeg_threads=1, transforms=[_torchcodec_resize(size)])
+    return decoder.get_frames_at(numbers).data.numpy()
+
+
+@functools.cache
+def _torchcodec_resize(size: tuple[int, int]) -> Any:
+    from vstar_fast import torchvision_compat
+
+    torchvision_compat.ensure()
     from torchcodec.transforms import Resize
 
-    decoder = VideoDecoder(path, dimension_order="NHWC", num_ffmpeg_threads=1, transforms=[Resize(size)])
-    return decoder.get_frames_at(numbers).data.numpy()
+    return Resize(size)
 
 
 def torchcodec_cuda(path: str, numbers: list[int], size: tuple[int, int]) -> Any:
@@ -48,6 +58,18 @@ def torchcodec_cuda(path: str, numbers: list[int], size: tuple[int, int]) -> Any
 
     decoder = VideoDecoder(path, dimension_order="NHWC", device="cuda")
     return resize(decoder.get_frames_at(numbers).data, size)
+
+
+def pynvvideocodec(path: str, numbers: list[int], size: tuple[int, int]) -> Any:
+    """PyNvVideoCodec's SimpleDecoder on NVDEC, resized by torch on the GPU."""
+    import PyNvVideoCodec as nvc
+    import torch
+
+    from vstar_fast.frames.geometry import resize
+
+    decoder = nvc.SimpleDecoder(path, use_device_memory=True, output_color_type=nvc.OutputColorType.RGB)
+    pictures = [torch.from_dlpack(p).clone() for p in decoder.get_batch_frames_by_index(numbers)]
+    return resize(torch.stack(pictures), size)
 
 
 def decord2(path: str, numbers: list[int], size: tuple[int, int]) -> Any:
@@ -74,8 +96,8 @@ def opencv(path: str, numbers: list[int], size: tuple[int, int]) -> Any:
 
 
 def ffmpeg(path: str, numbers: list[int], size: tuple[int, int]) -> Any:
-    """The ffmpeg program with a select filter, one thread. Its CPU time is a child's: see `wall`."""
-    select = "+".join(rf"eq(n\,{n})" for n in numbers)
+    """The ffmpeg program with a select filter, one thread."""
+    select = "+".join(rf"eq(n\,{n})" for n in sorted(set(numbers)))
     graph = f"select='{select}',scale={size[1]}:{size[0]}:flags=area"
     command = ["ffmpeg", "-v", "error", "-threads", "1", "-i", path, "-vf", graph, "-fps_mode", "passthrough"]
     out = subprocess.run([*command, "-f", "rawvideo", "-pix_fmt", "rgb24", "-"], capture_output=True, check=True).stdout
@@ -90,14 +112,22 @@ RIVALS: dict[str, tuple[Take, str]] = {
     "ffmpeg": (ffmpeg, "program"),
 }
 """Name -> how, and the module it needs."""
+ON_GPU: dict[str, tuple[Take, str]] = {
+    "torchcodec CUDA": (torchcodec_cuda, "torchcodec.decoders"),
+    "PyNvVideoCodec": (pynvvideocodec, "PyNvVideoCodec"),
+}
 
 
 def installed(cuda: bool = False) -> dict[str, Take]:
-    """The rivals that run here."""
-    named = dict(RIVALS) | ({"torchcodec CUDA": (torchcodec_cuda, "torchcodec.decoders")} if cuda else {})
-    return {name: take for name, (take, module) in named.items() if _there(module)}
+    """The rivals that run here: those on NVDEC with `cuda`, else those on the CPU. Says which do not."""
+    asked = ON_GPU if cuda else RIVALS
+    here = {name: take for name, (take, module) in asked.items() if _there(module)}
+    if missing := sorted(set(asked) - set(here)):
+        print(f"not installed here, no rows: {', '.join(missing)}")
+    return here
 
 
+@functools.cache
 def _there(module: str) -> bool:
     import importlib
 
@@ -108,3 +138,11 @@ def _there(module: str) -> bool:
     except (ImportError, RuntimeError, OSError):  # torchcodec raises RuntimeError without FFmpeg's libraries
         return False
     return True
+
+
+def held(path: str) -> int:
+    """Pictures in a file, counted by playing it."""
+    import av
+
+    with av.open(path) as file:
+        return sum(1 for _ in file.decode(video=0))

@@ -26,10 +26,18 @@ from typing import Any
 
 from vstar_fast.errors import ConfigError, VstarError
 
-HELPERS = {"runner", "compile_kernels", "label_rivals", "language_models", "decode_rivals", "decode_clips"} | {
+HELPERS = {
+    "compile_kernels",
+    "cost",
+    "decode_clips",
+    "decode_rivals",
     "generate_rivals",
     "generate_split",
+    "label_rivals",
+    "language_models",
     "roofline",
+    "roofline_page",
+    "runner",
     "towers",
 }
 SCHEMA = 1

@@ -20,6 +20,8 @@ from vstar_fast import config as settings
 from vstar_fast import cycle, report
 from vstar_fast.engine.lanes import Lane
 from vstar_fast.errors import DataError, ModelError, RunError
+from vstar_fast.frames import FrameSource
+from vstar_fast.models.video_lm import VideoLM
 from vstar_fast.profiling import Profiler
 from vstar_fast.progress import Progress
 
@@ -86,6 +88,34 @@ def test_no_video_is_decoded_or_encoded_twice(project, done, tmp_path):
     only_frames = make(project, cache={"folder": str(folder / "cache"), "embeddings_gib": 0.0}, loop={"max_cycles": 1})
     third = go(only_frames, tmp_path / "frames")
     assert "decoded" not in third["frames"] and third["frames"]["encoded"] == third["frames"]["cached"] >= contents
+
+
+def test_training_evaluation_and_the_second_cycle_decode_and_encode_nothing(project, tmp_path, monkeypatch):
+    work, at = [], ["base"]
+
+    def spy(owner, name):
+        call = getattr(owner, name)
+        monkeypatch.setattr(owner, name, lambda *a, **k: (work.append((name, at[0])), call(*a, **k))[1])
+
+    def enter(name):
+        call = getattr(cycle, name)
+
+        def wrapped(session, r, *a, **k):
+            at[0] = f"{name} {r.number}"
+            found = call(session, r, *a, **k)
+            at[0] = f"evaluate {r.number}"
+            return found
+
+        monkeypatch.setattr(cycle, name, wrapped)
+
+    spy(FrameSource, "_fresh")
+    spy(VideoLM, "encode")
+    for name in ("answer", "rationalize", "train"):
+        enter(name)
+    summary = go(make(project), tmp_path)
+    assert len(summary["cycles"]) == 2 and {name for name, _ in work} == {"_fresh", "encode"}
+    assert {stage for _, stage in work} <= {"base", "answer 0"}, work
+    assert at == ["evaluate 1"] and summary["frames"]["decoded"] == sum(name == "_fresh" for name, _ in work)
 
 
 def test_strict_stops_at_a_bad_file(project, tmp_path):

@@ -159,9 +159,9 @@ def test_a_run_that_is_left_keeps_no_lane_no_row_and_no_video(loaded):
     run = engine.scheduler.run(iter(asked))
     next(run)
     batch = engine.scheduler._batch
-    assert len(batch) and batch._lanes
+    assert len(batch) and batch.lanes
     run.close()
-    assert not (len(batch) or batch._lanes or batch._golds or engine.scheduler._prompts._videos)
+    assert not (len(batch) or batch.lanes or batch.golds or engine.scheduler._prompts._videos)
     assert engine.scheduler.stack.store.nbytes == 0 and not engine.scheduler._inbound
     assert drawn(engine.scheduler, asked) == want
     del asked, features, run

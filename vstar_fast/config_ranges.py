@@ -59,6 +59,9 @@ RANGES: dict[str, dict[str, Range]] = {
     "match": {"rel_tolerance": BELOW_1, "iou": ABOVE_0_TO_1, "min_correct": SHARE},
     "finetune": {
         "dpo_beta": ABOVE_0,
+        "kto_beta": ABOVE_0,
+        "checkpoint_steps": FROM_0,
+        "checkpoints_kept": AT_LEAST_1,
         "lora_r": AT_LEAST_1,
         "lora_alpha": AT_LEAST_1,
         "lora_dropout": BELOW_1,

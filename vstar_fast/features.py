@@ -41,6 +41,14 @@ def clip_key(video: LabeledVideo) -> str:
     return content_key(clip_files.content_key(video.path), video.start_s, video.end_s)
 
 
+def clip_key_of(video: LabeledVideo) -> str | None:
+    """The same; None for a file that cannot be opened: reading its frames says why."""
+    try:
+        return clip_key(video)
+    except (OSError, frames.Unusable):
+        return None
+
+
 def caches(config: CacheConfig, run: Path) -> dict[str, Cache]:
     """The caches of a run by name: `index`, `frames` and `embeddings`."""
     folder = Path(config.folder).expanduser() if config.folder else run / "cache"
@@ -67,7 +75,9 @@ class FeatureStore:
         size = frames.ModelSize(lm.processor.video_processor) if config.frames.resize == "model" else None
         kept = {"index_cache": self.caches["index"], "frame_cache": self.caches["frames"]}
         self.source = frames.FrameSource(config.frames, model_size=size, **kept)
-        self._seen_as = (size.key if size else "", weights_key(lm.path), type(lm).__name__, str(lm.model.dtype))
+        # Of a model from the hub the commit stands for its files.
+        weights = (weights_key(lm.path), getattr(lm.model.config, "_commit_hash", None))
+        self._seen_as = (size.key if size else "", *weights, type(lm).__name__, str(lm.model.dtype))
         self._failed: dict[str, Rejected] = {}
         self._upcoming: deque[LabeledVideo] = deque()
         self._encoded = 0

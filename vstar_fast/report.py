@@ -179,7 +179,7 @@ def _frames(counts: Mapping[str, float]) -> list[tuple[str, str]]:
         "cached": "clips from the frame cache",
         "encoded": "clips encoded",
         "embeddings_hit": "encodings from the cache",
-        "fallback": "clips DALI failed on, read by PyAV",
+        "fallback": "clips DALI or torchcodec failed on, read by PyAV",
         "stalls": "times the model waited for a clip",
         "stall_s": "seconds it waited",
         "decode_cpu_s": "CPU seconds of decoding",
@@ -187,8 +187,9 @@ def _frames(counts: Mapping[str, float]) -> list[tuple[str, str]]:
         "embeddings_damaged": "damaged encodings, made again",
     }
     rows = [(words, f"{counts[name]:g}") for name, words in named.items() if counts.get(name)]
-    errors = {n.removeprefix("error:"): c for n, c in counts.items() if n.startswith("error:")}
-    return rows + [(f"not read: {reason}", f"{n:g}") for reason, n in sorted(errors.items())]
+    for kind, words in (("route:", "routed to "), ("error:", "not read: ")):
+        rows += [(words + n.removeprefix(kind), f"{c:g}") for n, c in sorted(counts.items()) if n.startswith(kind)]
+    return rows
 
 
 def _kinds(s: Mapping[str, Any]) -> dict[str, Any]:

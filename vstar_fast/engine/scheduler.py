@@ -11,27 +11,25 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator
+from itertools import islice
 from typing import Any
 
 import torch
 
-from vstar_fast.engine import memory
+from vstar_fast.engine import graphs, memory
 from vstar_fast.engine.batch import Batch, Flight, Group, Row
 from vstar_fast.engine.prompts import Prompts
 from vstar_fast.engine.request import Answer, Counts, Request
 from vstar_fast.engine.stack import Stack
 from vstar_fast.engine.turn import alone
 from vstar_fast.errors import ConfigError, ModelError
+from vstar_fast.kernels.prefix_attention import threshold
 from vstar_fast.models.modules import evaluating
 
 LOOKAHEAD = 64
 """Requests that are looked at before their turn, to see which videos will be asked about again."""
-PLAIN_BELOW = {"cpu": 16, "cuda": 192}
-"""Prompts of at most so many tokens are copied to their answers, which then have one part to attend to, not two.
-
-On a CPU sharing won at 90 tokens already (16 prompts x 4: 0.6 ms a layer against 1.5); for GPUs others measured a
-loss at 128 and a gain at 256.
-"""
+UPLOADS = 2
+"""Requests whose videos are on their way to a GPU while it decodes."""
 REFILL = 8
 """New questions are taken in when a REFILLth of the rows is free, so that they come several at a time."""
 
@@ -40,9 +38,10 @@ class Scheduler:
     """Takes requests in as rows get free, steps, gives finished requests back.
 
     `lm`: a `VideoLM`, or a `TextLM`. `max_rows`: answers drawn at once; `memory_bytes`: for keys and values, default
-    half of what is free. `plain_below`: see PLAIN_BELOW. `skip_forced`: tokens that a grammar leaves no choice about
-    take no step of their own; False is there to measure what that saves. An answer depends on its request alone, on
-    none of these. Threads may have schedulers of their own over one model; they take turns.
+    half of what is free. `plain_below`: prompts of at most so many tokens are copied to their answers, which then have
+    one part to attend to, not two; default `threshold.plain_below`. `skip_forced`: tokens that a grammar leaves no
+    choice about take no step of their own; False is there to measure what that saves. An answer depends on its request
+    alone, on none of these. Threads may have schedulers of their own over one model; they take turns.
     """
 
     def __init__(
@@ -59,8 +58,9 @@ class Scheduler:
         self._rows = memory.RowLimit(max_rows)
         self.memory_bytes = memory.free_bytes(lm.device) // 2 if memory_bytes is None else memory_bytes
         self._prompts = Prompts(self.stack)
-        short = PLAIN_BELOW[lm.device.type] if plain_below is None else plain_below
+        short = threshold.plain_below(lm.device) if plain_below is None else plain_below
         self._batch = Batch(self.stack, lm.eos_ids, self.counts, short, skip_forced)
+        self._graphs = graphs.made_for(self._batch)
         self._inbound: list[Flight] = []
         self._busy = threading.Lock()
 
@@ -91,6 +91,8 @@ class Scheduler:
 
     def clear(self) -> None:
         """Let go of all prompts, rows and their memory."""
+        if self._graphs is not None:
+            self._graphs.clear()
         self._batch.clear()
         self._prompts.clear()
         self.stack.store.clear()
@@ -124,8 +126,10 @@ class Scheduler:
             self._take_in(waiting)
             done += self._let_go(waiting)
         if len(self._batch):
+            for flight in islice(waiting, UPLOADS):
+                self.lm.expect(flight.request.features)
             with self._clock("decode"):
-                self._batch.step()
+                (self._graphs or self._batch).step()
             if self._rows.went_well(len(self._batch)):
                 self.counts.regrown += 1
                 logging.getLogger(__name__).info("memory has sufficed; %d answers at once again", self.max_rows)

@@ -1,10 +1,11 @@
-"""One clip decoded by the backend that suits it; what DALI cannot decode is tried once more on PyAV."""
+"""One clip decoded by the backend that suits it; what DALI or torchcodec cannot decode is tried on PyAV."""
 
 from __future__ import annotations
 
 import logging
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from vstar_fast import backends, clip_files
+from vstar_fast.backends import Choice
 from vstar_fast.config import FramesConfig
 from vstar_fast.errors import BackendError
 from vstar_fast.frames.dali import BATCH, Clip, Dali
@@ -22,6 +24,7 @@ from vstar_fast.frames.route import route
 from vstar_fast.frames.sampling import Picked
 from vstar_fast.frames.sidecar import Sidecar
 from vstar_fast.frames.workers import workers
+from vstar_fast.unusable import Unusable
 
 if TYPE_CHECKING:
     import torch
@@ -38,7 +41,7 @@ class Decoded(NamedTuple):
 
 
 class Decoding:
-    """Thread-safe. `counts` has `fallback` (clips DALI failed on); `cpu_s` the seconds that workers took."""
+    """Thread-safe. `fallbacks`: clips that PyAV read in the end; `routed`: by backend and why; `cpu_s`: of decoding."""
 
     def __init__(self, config: FramesConfig, sidecar: Sidecar) -> None:
         self._config = config
@@ -48,29 +51,61 @@ class Decoding:
         self.dali = self._make_dali()
         self.cpu_s = 0.0
         self.fallbacks = 0
+        self.routed: Counter[Choice] = Counter()
         self._lock = threading.Lock()
         # A batch of DALI's is more clips than there should be processes.
         self._at_once = threading.BoundedSemaphore(max(1, config.workers))
 
     @property
     def threads(self) -> int:
-        """Clips that should be under way at once: a batch where DALI decodes."""
-        return max(BATCH, self._config.workers) if self.dali else max(1, self._config.workers)
+        """Clips that should be under way at once: a batch where DALI decodes.
+
+        Else twice the decoders, so that they have the next file when the last one is resized and kept.
+        """
+        return max(BATCH if self.dali else 1, 2 * self._config.workers)
 
     def __call__(self, request: FrameRequest, content: str) -> Decoded:
         """Decode a clip. Raises Unusable, OSError or what its decoder raises."""
         index = self._sidecar.index(content)
         if self.dali is not None and not clip_files.is_folder(request.path):
             index, seen = self._looked(request, content, index)
-            why = route(index, seen, asked=self._config.backend, gpu=self._gpu, least_pixels=self._config.gpu_pixels)
-            if why.name == "dali":
+            choice = self._route(index, seen)
+            with self._lock:
+                self.routed[choice] += 1
+            if choice.name == "dali":
                 try:
                     return self._by_dali(request, index, seen)
                 except RuntimeError as error:
-                    self._note_fallback(request, error)
-        read: Read = self._ask(Task(request, self._single, index, self._config.limit_s))
-        self._sidecar.put_index(content, read.index)
-        return _decoded(read, self._single)
+                    self._note_fallback("DALI", request, error)
+        read, backend = self._read(request, index)
+        if read.index is not None:
+            self._sidecar.put_index(content, read.index)
+        return _decoded(read, backend)
+
+    def _read(self, request: FrameRequest, index: Index | None) -> tuple[Read, str]:
+        """A clip by the decoder that takes one at a time; what torchcodec cannot give exactly PyAV gives."""
+        try:
+            return self._ask(Task(request, self._single, index, self._config.limit_s)), self._single
+        except (RuntimeError, LookupError, ValueError, Unusable) as error:
+            if self._single != "torchcodec" or getattr(error, "reason", "decode_error") != "decode_error":
+                raise
+            self._note_fallback("torchcodec", request, error)
+        return self._ask(Task(request, "pyav", index, self._config.limit_s)), "pyav"
+
+    def route(self, request: FrameRequest, content: str) -> Choice:
+        """The backend that would decode a clip, and why. Raises Unusable or OSError."""
+        if self._config.backend not in ROUTED:
+            return Choice(self._single, "asked for by name")
+        if clip_files.is_folder(request.path):
+            return Choice("pyav", "not dali: images")
+        return self._route(*self._looked(request, content, self._sidecar.index(content)))
+
+    def _route(self, index: Index, seen: Look) -> Choice:
+        c = self._config
+        choice = route(index, seen, asked=c.backend, gpu=self._gpu, least_pixels=c.gpu_pixels)
+        if choice.name == "dali" and self.dali is None:
+            return Choice("pyav", "not dali: it is not installed")
+        return choice
 
     def close(self) -> None:
         """End DALI's thread."""
@@ -102,11 +137,12 @@ class Decoding:
         pictures = self.dali.read(Clip(data, [number[tick] for tick in wanted], seen, bucket))
         return Decoded(pictures, _meta(index, picked, wanted, pictures.shape[1:3], "dali"))
 
-    def _note_fallback(self, request: FrameRequest, error: RuntimeError) -> None:
+    def _note_fallback(self, name: str, request: FrameRequest, error: Exception) -> None:
         with self._lock:
             self.fallbacks += 1
         why = str(error).strip().splitlines()
-        logging.getLogger(__name__).info("DALI failed on %s, tried on pyav: %s", request.path, why[-1] if why else "")
+        last = why[-1] if why else ""
+        logging.getLogger(__name__).info("%s failed on %s, tried on pyav: %s", name, request.path, last)
 
     def _ask(self, task: Task) -> Any:
         ask: Callable[[Task], tuple[Any, float]] = workers().ask if self._config.isolate else _here

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -28,6 +29,15 @@ DECODERS = {
 """Decoder that takes one clip -> its function `Job -> Pictures`."""
 
 
+Room = Callable[[tuple[int, ...]], np.ndarray]
+"""Makes the array, uint8 of a shape, that a clip's pictures are written to."""
+
+
+def in_memory(shape: tuple[int, ...]) -> np.ndarray:
+    """The plain Room."""
+    return np.empty(shape, dtype=np.uint8)
+
+
 @dataclass(frozen=True, slots=True)
 class Job:
     """Pictures wanted of one file: ticks in order, without repeats. `deadline` is on time.monotonic()'s clock."""
@@ -38,12 +48,19 @@ class Job:
     geometry: Geometry
     deadline: float = math.inf
     limit_s: float = math.inf
+    room: Room = in_memory
+    container: Any = None
+    """The file, when it is open already; a decoder may seek in it and leaves it open."""
 
 
 class Pictures(NamedTuple):
-    """Pictures uint8 `[h, w, 3]` by tick, and the upright size they had in the file."""
+    """Pictures uint8 `[U, h, w, 3]` in order of `Job.wanted`, and the upright size they had in the file.
 
-    by_tick: dict[int, np.ndarray]
+    `missing`: ticks of those that did not decode, whose rows say nothing.
+    """
+
+    data: np.ndarray
+    missing: Collection[int]
     height_px: int
     width_px: int
 
@@ -71,7 +88,8 @@ class Task:
 class Read:
     """What came of it: distinct pictures uint8 `[U, h, w, 3]`, and for each frame asked for its row among them."""
 
-    index: Index
+    index: Index | None
+    """Of the file, where the task had none."""
     pictures: np.ndarray
     rows: list[int]
     times_s: tuple[float, ...]
@@ -80,20 +98,23 @@ class Read:
     width_px: int
 
 
-def do(task: Task) -> Read:
+def do(task: Task, room: Room = in_memory) -> Read:
     """Read the clip of `task` in this process. Raises Unusable, OSError, or whatever a decoder raises."""
     request, deadline = task.request, time.monotonic() + task.limit_s
-    index = task.index or probe(request)
-    picked = choose(index, request)
-    wanted = sorted(set(picked.ticks))
-    job = Job(request.path, index, wanted, request.geometry, deadline, task.limit_s)
-    pictures = decoder(task.decoder)(job)
-    check_complete(index, picked, pictures.by_tick)
+    with contextlib.ExitStack() as stack:
+        index, container = task.index, None
+        if index is None:
+            index, container = _probed(request, stack)
+        picked = choose(index, request)
+        wanted = sorted(set(picked.ticks))
+        job = Job(request.path, index, wanted, request.geometry, deadline, task.limit_s, room, container)
+        pictures = decoder(task.decoder)(job)
+    check_complete(index, picked, pictures.missing)
     row = {tick: i for i, tick in enumerate(wanted)}
-    data = np.stack([pictures.by_tick[tick] for tick in wanted])
     rows = [row[tick] for tick in picked.ticks]
     size = (pictures.height_px, pictures.width_px)
-    return Read(index, data, rows, picked.times_s(index), picked.duration_s, *size)
+    new = None if task.index else index
+    return Read(new, pictures.data, rows, picked.times_s(index), picked.duration_s, *size)
 
 
 def decoder(name: str) -> Callable[[Job], Pictures]:
@@ -105,12 +126,18 @@ def decoder(name: str) -> Callable[[Job], Pictures]:
 
 def probe(request: FrameRequest) -> Index:
     """The index of a clip. Raises Unusable for what is no whole video."""
+    with contextlib.ExitStack() as stack:
+        return _probed(request, stack)[0]
+
+
+def _probed(request: FrameRequest, stack: contextlib.ExitStack) -> tuple[Index, Any]:
+    """The index of a clip, and its container, which is open as long as `stack` (None: a folder has none)."""
     path = request.path
     clip_files.check(path)
     if clip_files.is_folder(path):
-        return of_images(path)
-    with open_video(path) as container:
-        return scan(container, request)
+        return of_images(path), None
+    container = stack.enter_context(open_video(path))
+    return scan(container, request), container
 
 
 def choose(index: Index, request: FrameRequest) -> Picked:
@@ -119,11 +146,11 @@ def choose(index: Index, request: FrameRequest) -> Picked:
     return pick(index, request)
 
 
-def check_complete(index: Index, picked: Picked, found: dict[int, np.ndarray]) -> None:
+def check_complete(index: Index, picked: Picked, missing: Collection[int]) -> None:
     """Raise Unusable when a wanted picture did not decode."""
-    missing = [tick for tick in picked.ticks if tick not in found]
     if missing:
-        at_s = float((missing[0] - index.zero) * index.base)
+        first = next(tick for tick in picked.ticks if tick in missing)
+        at_s = float((first - index.zero) * index.base)
         raise Unusable("truncated", f"the picture at {at_s:.3f} s does not decode; the file is damaged or cut off")
 
 

@@ -52,15 +52,28 @@ def turned(pictures: Any, how: Turn) -> Any:
     return pictures.flip(axes) if axes else pictures
 
 
-def rgb(frame: av.VideoFrame, size: tuple[int, int] | None = None) -> np.ndarray:
-    """One picture as uint8 RGB `[H, W, 3]`, upright; scaled to `size` (height, width) when given.
+class Rgb:
+    """Decoded pictures of one clip -> upright RGB. Keeps the scaler from one picture to the next.
 
     Matrix and range are those the file states; without a statement BT.601, as FFmpeg and torchcodec do.
     """
-    how = of_frame(frame)
-    if size is None or how.size(*size) == (frame.height, frame.width):
-        picture = frame.to_ndarray(format="rgb24", threads=1)
-    else:
-        height, width = how.size(*size)
-        picture = frame.to_ndarray(format="rgb24", width=width, height=height, interpolation="AREA", threads=1)
-    return np.ascontiguousarray(turned(picture, how))
+
+    def __init__(self) -> None:
+        from av.video.reformatter import VideoReformatter
+
+        self._scaler = VideoReformatter()
+
+    def __call__(self, frame: av.VideoFrame, out: np.ndarray) -> None:
+        """Write a picture into `out`, uint8 `[h, w, 3]`, scaled where that is not its own size."""
+        how = of_frame(frame)
+        height, width = how.size(*out.shape[:2])
+        scaling = None if (height, width) == (frame.height, frame.width) else "AREA"
+        small = self._scaler.reformat(frame, width, height, "rgb24", interpolation=scaling, threads=1)
+        np.copyto(out, turned(_view(small), how))
+
+
+def _view(frame: av.VideoFrame) -> np.ndarray:
+    """The memory of an RGB frame as uint8 `[H, W, 3]`, without the padding of its rows."""
+    plane = frame.planes[0]
+    rows = np.frombuffer(plane, dtype=np.uint8, count=frame.height * plane.line_size)
+    return rows.reshape(frame.height, plane.line_size)[:, : 3 * frame.width].reshape(frame.height, frame.width, 3)

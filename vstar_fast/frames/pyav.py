@@ -27,19 +27,16 @@ def decode(job: Job) -> Pictures:
     found = _Found(job)
     if job.index.codec == "images":
         found.take_images()
-        return found.pictures
-    with open_video(job.path) as container:
-        stream = video_stream(container)
+        return found.pictures()
+    with contextlib.ExitStack() as stack:
         if not job.index.counted:
-            for key, group in _by_key(job.index, job.wanted).items():
-                with _failing():
-                    container.seek(key, stream=stream, backward=True)
-                    found.play(container, stream, group)
-    if found.todo:
-        # Some formats cannot be entered exactly: play from the start.
-        with open_video(job.path) as again, _failing():
-            found.play(again, video_stream(again), job.wanted, counted=job.index.counted)
-    return found.pictures
+            container = job.container or stack.enter_context(open_video(job.path))
+            found.enter_groups(container)
+        if found.todo:
+            # Some formats cannot be entered exactly: play from the start.
+            again = stack.enter_context(open_video(job.path))
+            found.play(again, video_stream(again), job.wanted)
+    return found.pictures()
 
 
 @contextlib.contextmanager
@@ -64,18 +61,43 @@ class _Found:
 
     def __init__(self, job: Job) -> None:
         self._job = job
-        self._size: tuple[int, int] | None = None
+        self._rgb = picture.Rgb()
+        self._row = {tick: i for i, tick in enumerate(job.wanted)}
+        self._upright = (0, 0)
+        self._number = -1
+        self._drain = not job.index.counted
         self.todo = set(job.wanted)
-        self.pictures = Pictures({}, 0, 0)
+
+    def pictures(self) -> Pictures:
+        """What was found."""
+        if len(self.todo) == len(self._row):
+            return Pictures(self._job.room((0, 1, 1, 3)), self.todo, 0, 0)
+        return Pictures(self._data, self.todo, *self._upright)
 
     def take(self, tick: int, frame: av.VideoFrame) -> None:
-        if self._size is None:
-            upright = picture.of_frame(frame).size(frame.height, frame.width)
+        if not self._upright[0]:
+            self._upright = picture.of_frame(frame).size(frame.height, frame.width)
             geometry = self._job.geometry
-            self._size = plan(geometry, *upright).size if geometry.filter == "area" else upright
-            self.pictures = Pictures({}, *upright)
-        self.pictures.by_tick[tick] = picture.rgb(frame, self._size)
+            size = plan(geometry, *self._upright).size if geometry.filter == "area" else self._upright
+            self._data = self._job.room((len(self._row), *size, 3))
+        self._rgb(frame, self._data[self._row[tick]])
         self.todo.discard(tick)
+
+    def enter_groups(self, container: av.container.InputContainer) -> None:
+        """Decode each group of pictures that holds a wanted one, from its key picture on."""
+        stream = video_stream(container)
+        for key, group in _by_key(self._job.index, self._job.wanted).items():
+            self._enter(container, stream, key, group)
+            if self._drain and self.todo.intersection(group):
+                self._drain = False
+                self._enter(container, stream, key, group)
+
+    def _enter(
+        self, container: av.container.InputContainer, stream: av.VideoStream, key: int, group: list[int]
+    ) -> None:
+        with _failing():
+            container.seek(key, stream=stream, backward=True)
+            self.play(container, stream, group, drain=self._drain)
 
     def play(
         self,
@@ -83,25 +105,37 @@ class _Found:
         stream: av.VideoStream,
         wanted: list[int],
         *,
-        counted: bool = False,
+        drain: bool = False,
     ) -> None:
-        """Decode on from where the file stands until every wanted picture is found."""
+        """Decode on from where the file stands until every wanted picture is found.
+
+        With `drain` the decoder is emptied once it has been given the last one, instead of being given more until
+        that one's turn to be shown has come.
+        """
         context = stream.codec_context
-        skip = context.name in _SKIPPABLE and not counted
+        skip = context.name in _SKIPPABLE and not self._job.index.counted
         todo = self.todo.intersection(wanted)
-        number = -1
-        for packet in container.demux(stream):
-            if time.monotonic() > self._job.deadline:
-                raise Unusable("too_slow", f"took longer than {self._job.limit_s:g} s")
-            context.skip_frame = "NONREF" if skip and packet.pts not in todo else "DEFAULT"
-            for frame in packet.decode():
-                number += 1
-                tick = number if counted else frame.pts
-                if tick in todo and not frame.is_corrupt:
-                    self.take(tick, frame)
-                    todo.discard(tick)
-            if not todo:
-                return
+        unfed = set(todo)
+        with _failing():
+            for packet in container.demux(stream):
+                if time.monotonic() > self._job.deadline:
+                    raise Unusable("too_slow", f"took longer than {self._job.limit_s:g} s")
+                context.skip_frame = "NONREF" if skip and packet.pts not in todo else "DEFAULT"
+                self._take_wanted(packet.decode(), todo)
+                unfed.discard(packet.pts)
+                if todo and not unfed and drain and packet.size:
+                    self._take_wanted(context.decode(None), todo, drained=True)
+                if not todo or (drain and not unfed):
+                    return
+
+    def _take_wanted(self, frames: list[av.VideoFrame], todo: set[int], *, drained: bool = False) -> None:
+        for frame in frames:
+            self._number += 1
+            tick = self._number if self._job.index.counted else frame.pts
+            # Of an interlaced picture the decoder may have been given one field only.
+            if tick in todo and not frame.is_corrupt and not (drained and frame.interlaced_frame):
+                self.take(tick, frame)
+                todo.discard(tick)
 
     def take_images(self) -> None:
         import av

@@ -82,6 +82,12 @@ class FrameSource:
             self._sidecar.put_index(content, index)
         return index
 
+    def route(self, path: str) -> backends.Choice:
+        """The backend that decodes a file here, and why it is that one. Raises Unusable or OSError."""
+        request = FrameRequest(path)
+        clip_files.check(path)
+        return self.decoding.route(request, self._content(request))
+
     def read(self, requests: Sequence[FrameRequest]) -> list[Frames | Rejected]:
         """Frames of each request in order, or why there are none."""
         return list(self.stream(requests, prefetch=len(requests)))
@@ -116,8 +122,12 @@ class FrameSource:
         self.decoding.close()
 
     def counts(self) -> dict[str, float]:
-        """Clips `decoded`, `cached`, `fallback`; `frames`, `stalls`, `stall_s`, `decode_cpu_s`, `error:*`."""
-        rest = {
+        """Clips `decoded`, `cached`, `fallback`; `frames`, `stalls`, `stall_s`, `decode_cpu_s`, `error:*`.
+
+        Where clips are routed one by one: `route:BACKEND: REASON`.
+        """
+        rest: dict[str, float] = {f"route:{c.name}: {c.reason}": n for c, n in self.decoding.routed.copy().items()}
+        rest |= {
             "stall_s": round(self._stall_s, 3),
             "decode_cpu_s": round(self.decoding.cpu_s, 3),
             "fallback": self.decoding.fallbacks,

@@ -55,32 +55,52 @@ def _exactly(channel: socket.socket, size: int) -> bytes:
     return b"".join(parts)
 
 
-def share(data: np.ndarray) -> int:
-    """A descriptor of anonymous memory that holds the array's bytes."""
-    descriptor = os.memfd_create("vstar-fast-frames")
-    os.ftruncate(descriptor, max(1, data.nbytes))
-    with mmap.mmap(descriptor, max(1, data.nbytes)) as memory:
-        view = np.frombuffer(memory, dtype=np.uint8, count=data.nbytes)
-        view[:] = data.reshape(-1)
-        del view
-    return descriptor
+class Memory:
+    """Arrays in anonymous memory that another process can open: the Room of a worker."""
+
+    def __init__(self) -> None:
+        self._open: dict[int, np.ndarray] = {}
+
+    def __call__(self, shape: tuple[int, ...]) -> np.ndarray:
+        """An array of zeros."""
+        descriptor = os.memfd_create("vstar-fast-frames")
+        os.ftruncate(descriptor, max(1, math.prod(shape)))
+        self._open[descriptor] = _mapped(descriptor, shape)
+        return self._open[descriptor]
+
+    def descriptor(self, data: np.ndarray) -> int:
+        """The descriptor of an array made here; the array of another is copied first."""
+        for descriptor, made in self._open.items():
+            if made is data:
+                return descriptor
+        np.copyto(self(data.shape), data)
+        return next(reversed(self._open))
+
+    def close(self) -> None:
+        """Forget all; who was sent a descriptor keeps the memory."""
+        for descriptor in self._open:
+            os.close(descriptor)
+        self._open.clear()
+
+
+def _mapped(descriptor: int, shape: tuple[int, ...]) -> np.ndarray:
+    size = math.prod(shape)
+    return np.frombuffer(mmap.mmap(descriptor, max(1, size)), dtype=np.uint8, count=size).reshape(shape)
 
 
 def shared(descriptor: int, shape: tuple[int, ...]) -> np.ndarray:
     """The array behind a descriptor, which is closed; the memory lives as long as the array."""
-    size = int(np.prod(shape))
     try:
-        memory = mmap.mmap(descriptor, max(1, size))
+        return _mapped(descriptor, shape)
     finally:
         os.close(descriptor)
-    return np.frombuffer(memory, dtype=np.uint8, count=size).reshape(shape)
 
 
-def _answer(task: Task) -> tuple[Any, np.ndarray | None]:
+def _answer(task: Task, memory: Memory) -> tuple[Any, np.ndarray | None]:
     if not task.decoder:
         index = task.index or probe(task.request)
         return (index, look(task.request.path)), None
-    read = do(task)
+    read = do(task, memory)
     empty = np.empty(0, dtype=np.uint8)
     return (dataclasses.replace(read, pictures=empty), read.pictures.shape), read.pictures
 
@@ -99,20 +119,16 @@ def main(descriptor: int) -> None:
 
 
 def _serve(channel: socket.socket, task: Task) -> None:
-    began = time.process_time()
+    began, memory = time.process_time(), Memory()
     try:
-        value, pictures = _answer(task)
+        value, pictures = _answer(task, memory)
     except Exception as error:  # every failure of one file is an answer; the other side makes a record of it
-        send(channel, (_portable(error), time.process_time() - began))
-        return
-    if pictures is None:
-        send(channel, (value, time.process_time() - began))
-        return
-    memory = share(pictures)
+        value, pictures = _portable(error), None
+    descriptors = () if pictures is None else (memory.descriptor(pictures),)
     try:
-        send(channel, (value, time.process_time() - began), (memory,))
+        send(channel, (value, time.process_time() - began), descriptors)
     finally:
-        os.close(memory)
+        memory.close()
 
 
 def _portable(error: Exception) -> Exception:
