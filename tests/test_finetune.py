@@ -332,7 +332,8 @@ def test_balance_lets_a_rare_class_be_learnt_as_well(setup, project, tmp_path):
     videos = [e.video_id for e in examples]
     made = [Example(videos[i == 9], f"q{i}", "which colour", f"Answer: {label[i == 9]}", "direct") for i in range(10)]
     assert [e.weight for e in dataset.balance(made, asked)] == pytest.approx([5 / 9] * 9 + [5.0])
-    config = dataclasses.replace(CONFIG, batch_size=10, micro_batch_size=10, steps=25, lr=1e-2, modules_to_save="lm_head")
+    sizes = {"batch_size": 10, "micro_batch_size": 10, "steps": 25}
+    config = dataclasses.replace(CONFIG, **sizes, lr=1e-2, modules_to_save="lm_head")
     rare = {}
     for name, data in (("as it is", made), ("balanced", dataset.balance(made, asked))):
         torch.manual_seed(0)
