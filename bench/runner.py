@@ -36,6 +36,7 @@ HELPERS = {
     "label_rivals",
     "language_models",
     "roofline",
+    "roofline_page",
     "runner",
     "towers",
 }

@@ -132,17 +132,18 @@ def resident_bytes():
 
 
 def test_a_run_that_is_left_keeps_no_lane_no_row_and_no_video(loaded):
-    engine = Engine(*loaded, max_rows=4)
+    engine = Engine(*loaded, max_rows=9)
     features = engine.encode([clip(seed=n) for n in range(6)])
     alive = [weakref.ref(tensor) for f in features for tensor in f.kwargs.values()]
-    asked = [engine.request("which colour", f, range(3), Settings(1.0, max_new_tokens=9)) for f in features]
+    each = [Settings(1.0, max_new_tokens=n) for n in range(2, 8)]
+    asked = [engine.request("which colour", *pair) for pair in zip(features, [range(3)] * 6, each, strict=True)]
     want = drawn(Scheduler(engine.lm), asked)
     run = engine.scheduler.run(iter(asked))
     next(run)
     batch = engine.scheduler._batch
-    assert len(batch) and batch._lanes
+    assert len(batch) and batch.lanes
     run.close()
-    assert not (len(batch) or batch._lanes or batch._golds or engine.scheduler._prompts._videos)
+    assert not (len(batch) or batch.lanes or batch.golds or engine.scheduler._prompts._videos)
     assert engine.scheduler.stack.store.nbytes == 0 and not engine.scheduler._inbound
     assert drawn(engine.scheduler, asked) == want
     del asked, features, run

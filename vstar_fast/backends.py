@@ -59,7 +59,7 @@ ORDER: dict[str, dict[str, tuple[str, ...]]] = {
     "tree_attention": {"cuda": ("flash", "triton", "sdpa", "reference"), "cpu": ("flash", "sdpa", "reference")},
     "patchify": {"cuda": ("triton", "reference"), "cpu": ("reference",)},
     "frames": {"cuda": ("dali", "pyav", "torchcodec"), "cpu": ("pyav", "torchcodec", "dali")},
-    "attention": {"cuda": ("sdpa",), "cpu": ("sdpa",)},
+    "attention": {"cuda": ("flash-attn-4", "flash-attn-3", "flash-attn-2", "sdpa"), "cpu": ("sdpa",)},
 }
 """Op or stage -> device -> backends, best first. Only what is implemented stands here."""
 
@@ -94,6 +94,24 @@ def _module(module: str, distribution: str, remedy: str) -> Callable[[], Probe]:
             return Probe(True, f"{distribution} {importlib.metadata.version(distribution)}")
         except importlib.metadata.PackageNotFoundError:
             return Probe(True, f"{module} is importable")
+
+    return probe
+
+
+def _flash(module: str, distribution: str, remedy: str, least: int) -> Callable[[], Probe]:
+    """Probe of a flash-attention that cards of compute capability `least` and above can run."""
+    package = _module(module, distribution, remedy)
+
+    def probe() -> Probe:
+        found = package()
+        if found.ok and _torch_cuda().ok:
+            import torch
+
+            here = torch.cuda.get_device_capability()
+            if here[0] < least:
+                why = f"{found.why} needs compute capability {least}.0, this card has {here[0]}.{here[1]}"
+                return Probe(False, why, _AMPERE_EXTRA if here[0] >= 8 else "none: sdpa runs here")
+        return found
 
     return probe
 
@@ -190,9 +208,9 @@ _PROBES: dict[str, Callable[[], Probe]] = {
     "torchcodec": _module("torchcodec", "torchcodec", "run: pip install torchcodec"),
     "dali": _module("nvidia.dali", "nvidia-dali-cuda130", _GPU_EXTRA),
     "fsspec": _module("fsspec", "fsspec", "run: pip install 'vstar-fast[remote]'"),
-    "flash-attn-4": _module("flash_attn.cute", "flash-attn-4", _GPU_EXTRA),
-    "flash-attn-3": _module("flash_attn_interface", "flash-attn-3", "build hopper/ of Dao-AILab/flash-attention"),
-    "flash-attn-2": _module("flash_attn.flash_attn_interface", "flash-attn", _AMPERE_EXTRA),
+    "flash-attn-4": _flash("flash_attn.cute", "flash-attn-4", _GPU_EXTRA, 9),
+    "flash-attn-3": _flash("flash_attn_interface", "flash-attn-3", "build hopper/ of Dao-AILab/flash-attention", 9),
+    "flash-attn-2": _flash("flash_attn.flash_attn_interface", "flash-attn", _AMPERE_EXTRA, 8),
 }
 
 

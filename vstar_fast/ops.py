@@ -52,6 +52,7 @@ if TYPE_CHECKING:
     )
     from vstar_fast.kernels.label_match import LabelMatch, LabelSet, TokenBytes, char_span, label_match
     from vstar_fast.kernels.linear import fast_linears, linear
+    from vstar_fast.kernels.patchify import Layout, patchify
     from vstar_fast.kernels.prefix_attention import Groups, Segment, prefix_attention
     from vstar_fast.kernels.sample import sample
     from vstar_fast.kernels.value_match import SequenceMatch, ValueMatch, match_interval, match_number, match_sequence
@@ -64,6 +65,7 @@ __all__ = [
     "Groups",
     "LabelMatch",
     "LabelSet",
+    "Layout",
     "LogitsProcessor",
     "Segment",
     "SequenceMatch",
@@ -84,6 +86,7 @@ __all__ = [
     "match_sequence",
     "number",
     "optional",
+    "patchify",
     "prefix_attention",
     "repeat",
     "sample",
@@ -98,6 +101,8 @@ _HOME = {
     **dict.fromkeys(("SequenceMatch", "ValueMatch", "match_interval", "match_number", "match_sequence"), "value_match"),
     **dict.fromkeys(("fast_linears", "linear"), "linear"),
     "Groups": "prefix_attention",
+    "Layout": "patchify",
+    "patchify": "patchify",
     "Segment": "prefix_attention",
     "prefix_attention": "prefix_attention",
     "sample": "sample",

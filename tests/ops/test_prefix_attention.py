@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from vstar_fast.kernels.prefix_attention import Groups, prefix_attention
+from vstar_fast.kernels.prefix_attention import Groups, Segment, prefix_attention
 
 from attention_tools import dense, segment
 from vstar_fast import backends

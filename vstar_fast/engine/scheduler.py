@@ -11,11 +11,12 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator
+from itertools import islice
 from typing import Any
 
 import torch
 
-from vstar_fast.engine import memory
+from vstar_fast.engine import graphs, memory
 from vstar_fast.engine.batch import Batch, Flight, Group, Row
 from vstar_fast.engine.prompts import Prompts
 from vstar_fast.engine.request import Answer, Counts, Request
@@ -27,6 +28,8 @@ from vstar_fast.models.modules import evaluating
 
 LOOKAHEAD = 64
 """Requests that are looked at before their turn, to see which videos will be asked about again."""
+UPLOADS = 2
+"""Requests whose videos are on their way to a GPU while it decodes."""
 REFILL = 8
 """New questions are taken in when a REFILLth of the rows is free, so that they come several at a time."""
 
@@ -55,6 +58,7 @@ class Scheduler:
         self._prompts = Prompts(self.stack)
         short = threshold.plain_below(lm.device) if plain_below is None else plain_below
         self._batch = Batch(self.stack, lm.eos_ids, self.counts, short, skip_forced)
+        self._graphs = graphs.made_for(self._batch)
         self._inbound: list[Flight] = []
         self._busy = threading.Lock()
 
@@ -85,6 +89,8 @@ class Scheduler:
 
     def clear(self) -> None:
         """Let go of all prompts, rows and their memory."""
+        if self._graphs is not None:
+            self._graphs.clear()
         self._batch.clear()
         self._prompts.clear()
         self.stack.store.clear()
@@ -118,8 +124,10 @@ class Scheduler:
             self._take_in(waiting)
             done += self._let_go(waiting)
         if len(self._batch):
+            for flight in islice(waiting, UPLOADS):
+                self.lm.expect(flight.request.features)
             with self._clock("decode"):
-                self._batch.step()
+                (self._graphs or self._batch).step()
             if self._rows.went_well(len(self._batch)):
                 self.counts.regrown += 1
                 logging.getLogger(__name__).info("memory has sufficed; %d answers at once again", self.max_rows)

@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 
+from vstar_fast import backends
+from vstar_fast.attention import running
 from vstar_fast.errors import ModelError
 from vstar_fast.finetune.items import Item
 from vstar_fast.finetune.packed import pack
@@ -102,6 +104,7 @@ def _one_row(lm: VideoLM, item: Item) -> torch.Tensor:
         inputs = lm.inputs([item.text], [item.features], [item.said])
         del inputs["labels"]
     hidden = lm.body(**inputs, use_cache=False)[0][0]
+    backends.ran("attention", running(lm.text_model.config))
     count = len(item.answer)
     return token_nll(lm, hidden[-count - 1 : -1], item.answer.to(lm.device)).sum()
 

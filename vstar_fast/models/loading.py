@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from vstar_fast import attention
 from vstar_fast.config_ranges import DEVICE
 from vstar_fast.errors import BackendError, ModelError
 from vstar_fast.models.video_lm import VideoLM
@@ -28,6 +30,8 @@ def load(path: str, cls: type[VideoLM], *, dtype: str, device: str, quantize: st
     except (OSError, ValueError) as error:
         raise ModelError(f"cannot load the model in {path}: {error}") from None
     model = (model if packed else model.to(target)).eval()
+    for part, choice in attention.use(model).items():
+        logging.getLogger(__name__).info("attention of %s: %s (%s)", part or path, choice.name, choice.reason)
     return cls(str(Path(path)) if Path(path).exists() else path, model, processor, target)
 
 

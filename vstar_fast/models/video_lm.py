@@ -23,6 +23,7 @@ from vstar_fast.models.preprocessing import probe_clip
 from vstar_fast.models.prompts import Prompts, Talk, between
 from vstar_fast.models.text_inputs import TextInputs
 from vstar_fast.models.tower import KEPT, PIXELS, Tower, tower_of
+from vstar_fast.models.transfer import Uploads
 from vstar_fast.records import FrameBatch
 
 if TYPE_CHECKING:
@@ -45,6 +46,7 @@ class VideoLM(Prompts, Modules):
         Modules.__init__(self, path, model)
         Prompts.__init__(self, path, processor, _eos_ids(model, processor.tokenizer))
         self.device = device
+        self._uploads = Uploads(device)
         self.tower = tower_of(self.body, self.tower_class)
         if not self.tower.methods:
             raise ModelError(
@@ -152,7 +154,8 @@ class VideoLM(Prompts, Modules):
 
     def _video_inputs(self, features: list[Features]) -> dict[str, torch.Tensor]:
         """The videos' inputs, one behind the other; what is kept of a tower goes in where pixels do."""
-        joined = self._on_device({k: torch.cat([f.kwargs[k] for f in features]) for k in features[0].kwargs})
+        each = {k: [self._uploads.take(f.kwargs[k]) for f in features] for k in features[0].kwargs}
+        joined = self._on_device({k: torch.cat(parts) for k, parts in each.items()})
         if KEPT in joined:
             joined[self.pixel_input] = self._ready_tower.stand_in(joined.pop(KEPT))
         return joined
@@ -161,7 +164,13 @@ class VideoLM(Prompts, Modules):
         """On the model's device; pixels and features in its kind of float, times as they are."""
         seen = {k for k in inputs if k.startswith("pixel_") or k.endswith("_features")}
         kinds = {k: self.model.dtype if k in seen and v.is_floating_point() else None for k, v in inputs.items()}
-        return {k: v.to(self.device, dtype=kinds[k], non_blocking=True) for k, v in inputs.items()}
+        there = {k: self._uploads.take(v) for k, v in inputs.items()}
+        return {k: v if kinds[k] is None else v.to(kinds[k]) for k, v in there.items()}
+
+    def expect(self, features: Features | None) -> None:
+        """Begin to copy a video's inputs to the model's device: `embed` will want them soon."""
+        if features is not None:
+            self._uploads.ahead(features.kwargs.values())
 
     @fast_linears()
     def embed(self, ids: torch.Tensor, features: Features | None = None) -> TextInputs:
