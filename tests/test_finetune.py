@@ -342,7 +342,6 @@ def test_balance_lets_a_rare_class_be_learnt_as_well(setup, project, tmp_path):
         with torch.no_grad():
             rare[name] = backward_free(lm, [made[9]], rows)
         unload(peft)
-    print(rare)
     assert rare["balanced"] < 0.6 * rare["as it is"]
 
 
