@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import vstar_fast.bench.decode_rivals as rivals
 from vstar_fast.bench.decode_clips import Clip, long_real, number, real, synthetic
-from vstar_fast.bench.decode_race import Reader, peak_mib, race, rows, table
+from vstar_fast.bench.decode_race import Reader, cpu_s, peak_mib, race, rows, table
 from vstar_fast.bench.runner import Bench
 
 from vstar_fast.cache import Cache
@@ -35,20 +35,21 @@ def run(bench: Bench, quick: bool) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as kept:
         indices = Cache(Path(kept) / "index", 1e9)
-        clips = _clips(folder, quick)
+        if bench.device == "cuda":
+            from vstar_fast.bench.decode_gpu import on_gpu
+
+            on_gpu(bench, folder, indices, quick)
+        clips = _clips(folder, quick, short=bench.device == "cuda")
         for clip in clips:
             for count in (8,) if quick else (8, 32):
                 _against_rivals(bench, clip, count, indices, quick)
         _workers(bench, clips[0], quick)
         for clip in clips[:1] if quick else clips[:2]:
             _cache(bench, clip, Path(kept), quick)
-        if bench.device == "cuda":
-            from vstar_fast.bench.decode_gpu import on_gpu
-
-            on_gpu(bench, folder, indices, quick)
 
 
-def _clips(folder: Path, quick: bool) -> list[Clip]:
+def _clips(folder: Path, quick: bool, short: bool) -> list[Clip]:
+    """Those to read on the CPU; only `short` ones where a GPU is what counts."""
     if quick:
         return [
             synthetic(folder, "quick-h264.mp4", "libx264", 4, 240, 320, 50),
@@ -57,16 +58,19 @@ def _clips(folder: Path, quick: bool) -> list[Clip]:
     made = [
         synthetic(folder, "short-576p.mp4", "libx264", 10, 576, 720, 250),
         synthetic(folder, "short-1080p.mp4", "libx264", 2, 1080, 1920, 250),
-        synthetic(folder, "long-720p.mp4", "libx264", 300, 720, 1280, 250),
     ]
+    if short:
+        return made
     found = real(folder)
-    return made + long_real(folder, found, 300, 720, 1280, 250) + found
+    long = [synthetic(folder, "long-720p.mp4", "libx264", 300, 720, 1280, 250)]
+    return made + found + long + long_real(folder, found, 300, 720, 1280, 250)
 
 
 def source_of(indices: Cache | None, workers: int = 1, backend: str = "pyav", **values: Any) -> FrameSource:
-    """A reader of ours in this process, so that all its CPU time is counted."""
+    """A reader of ours, in this process where nothing else is said, so that all its CPU time is counted."""
     kept = {name: values.pop(name) for name in ("frame_cache",) if name in values}
-    return FrameSource(FramesConfig(8, backend, workers=workers, isolate=False, **values), index_cache=indices, **kept)
+    config = FramesConfig(8, backend, workers=workers, **({"isolate": False} | values))
+    return FrameSource(config, index_cache=indices, **kept)
 
 
 def _against_rivals(bench: Bench, clip: Clip, count: int, indices: Cache, quick: bool) -> None:
@@ -172,10 +176,20 @@ def _workers(bench: Bench, clip: Clip, quick: bool) -> None:
         if not _same(*(take() for take in takes.values())):
             raise RuntimeError(f"{case}: one worker and two give different pictures")
         turns = race(takes, quick)
-        names = ("2 workers", "1 worker")
-        rows(bench, case, turns, names, work=videos, targets={"wall": WORKERS}, threads=2)
+        names, metrics = ("2 workers", "1 worker"), ("wall",) if isolate else ("wall", "cpu")
+        rows(bench, case, turns, names, work=videos, targets={"wall": WORKERS}, threads=2, metrics=metrics)
+        if isolate:
+            _shares(case, sources[1], takes["2 workers"], videos)
         for source in sources:
             source.close()
+
+
+def _shares(case: str, source: FrameSource, take: Callable[[], Any], videos: int) -> None:
+    """Print the CPU time of the workers and that of this process, which is what they share and wait for."""
+    before, began = source.counts()["decode_cpu_s"], cpu_s()
+    take()
+    ours, theirs = cpu_s() - began, source.counts()["decode_cpu_s"] - before
+    print(f"{case}: {1e3 * theirs / videos:.2f} ms CPU a video in the workers, {1e3 * ours / videos:.2f} ms here")
 
 
 def _cache(bench: Bench, clip: Clip, kept: Path, quick: bool) -> None:

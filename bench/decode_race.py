@@ -40,22 +40,24 @@ def cpu_s() -> float:
     return time.process_time() + children.ru_utime + children.ru_stime
 
 
-def race(readers: Mapping[str, Callable[[], Any]], quick: bool) -> dict[str, list[Turn]]:
+SLOW_S = 12.0
+"""A reader whose call takes longer has one turn."""
+
+
+def race(readers: Mapping[str, Callable[[], Any]], quick: bool, budget_s: float = 20.0) -> dict[str, list[Turn]]:
     """Each reader's turns; who begins changes, so that what else the machine does falls on all alike."""
-    floor, budget, least = (0.0, 1.0, 2) if quick else (0.1, 40.0, 3)
-    names = list(readers)
-    calls = {name: _calls(readers[name], floor) for name in names}
-    turns: dict[str, list[Turn]] = {name: [] for name in names}
+    floor, budget, least = (0.0, 1.0, 2) if quick else (0.1, budget_s, 3)
+    first = {name: _turn(take, 1) for name, take in readers.items()}  # warms up as well
+    calls = {name: max(1, round(floor / max(turn.wall, 1e-4))) for name, turn in first.items()}
+    names = [name for name, turn in first.items() if turn.wall <= SLOW_S]
+    turns: dict[str, list[Turn]] = {name: [] if name in names else [turn] for name, turn in first.items()}
     began, done = time.perf_counter(), 0
-    while done < least or (done < 15 and time.perf_counter() - began < budget):
-        for name in names[done % len(names) :] + names[: done % len(names)]:
+    while names and (done < least or (done < 15 and time.perf_counter() - began < budget)):
+        at = done % len(names)
+        for name in names[at:] + names[:at]:
             turns[name].append(_turn(readers[name], calls[name]))
         done += 1
     return turns
-
-
-def _calls(take: Callable[[], Any], floor: float) -> int:
-    return max(1, round(floor / max(_turn(take, 1).wall, 1e-4)))
 
 
 def _turn(take: Callable[[], Any], calls: int) -> Turn:
@@ -66,9 +68,11 @@ def _turn(take: Callable[[], Any], calls: int) -> Turn:
 
 
 def ratio(turns: dict[str, list[Turn]], subject: str, baseline: str, metric: str) -> float:
-    """How many times less the subject takes, as the median over turns."""
-    pairs = zip(turns[subject], turns[baseline], strict=True)
-    return median(getattr(b, metric) / max(getattr(s, metric), 1e-9) for s, b in pairs)
+    """How many times less the subject takes, as the median over turns that lie side by side."""
+    mine, theirs = ([getattr(t, metric) for t in turns[name]] for name in (subject, baseline))
+    if len(mine) != len(theirs):
+        return median(theirs) / max(median(mine), 1e-9)
+    return median(b / max(s, 1e-9) for s, b in zip(mine, theirs, strict=True))
 
 
 def rows(
@@ -82,9 +86,10 @@ def rows(
     targets: Mapping[str, float] = {},
     backend: str = "pyav",
     threads: int = 1,
+    metrics: tuple[str, ...] = ("wall", "cpu"),
 ) -> None:
     """Rows videos a second and CPU seconds a video of names[0] against names[1] (`shown` in their place)."""
-    for metric in ("wall", "cpu"):
+    for metric in metrics:
         taken = median(getattr(t, metric) for t in turns[names[0]]) / work
         value, unit = (1 / taken, "videos/s") if metric == "wall" else (taken, "cpu-s/video")
         bench.add(
@@ -134,7 +139,7 @@ def print_peak(asked: str) -> None:
     """What `peak_mib` starts: one small read to load the libraries, then the one that counts."""
     name, path, numbers, size = json.loads(asked)
     take = ours if name == "vstar-fast" else rivals.RIVALS[name][0]
-    take(path, numbers[:1], (32, 32))
+    take(path, numbers[:1], tuple(size))
     before = _status("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here on
     take(path, numbers, tuple(size))

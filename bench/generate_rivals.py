@@ -28,6 +28,18 @@ def _attention_kept(model: Any) -> Iterator[None]:
         model.set_attn_implementation(before)
 
 
+def _sizes(rows: int, tokens: int) -> Any:
+    """A cache that holds all rows; left to itself it takes most of the memory there is."""
+    from dataclasses import fields
+
+    from transformers import ContinuousBatchingConfig
+
+    page = 256
+    wanted = {"num_blocks": rows * -(-tokens // page) + 8, "max_batch_tokens": max(2048, rows), "use_cuda_graph": None}
+    names = {f.name for f in fields(ContinuousBatchingConfig)}
+    return ContinuousBatchingConfig(**{k: v for k, v in wanted.items() if k in names and v is not None})
+
+
 def generate_batch(model: Any, prompts: Any, k: int, tokens: int) -> tuple[Any, float]:
     """Hugging Face's continuous batching: each prompt prefilled once, its cache blocks shared. (ids, 0 s of start)."""
     import torch
@@ -35,8 +47,11 @@ def generate_batch(model: Any, prompts: Any, k: int, tokens: int) -> tuple[Any, 
 
     listed = [p for p in prompts.tolist() for _ in range(k)]
     config = GenerationConfig(max_new_tokens=tokens, do_sample=False, eos_token_id=-1, pad_token_id=0)
+    sizes = _sizes(len(listed), prompts.shape[1] + tokens)
     with _attention_kept(model), torch.inference_mode():
-        found = model.generate_batch(listed, generation_config=config, progress_bar=False)
+        found = model.generate_batch(
+            listed, generation_config=config, continuous_batching_config=sizes, progress_bar=False
+        )
     answers = [list(out.generated_tokens)[:tokens] for out in found.values()]
     if len(answers) != len(listed) or any(len(x) != tokens for x in answers):
         raise Absent(f"generate_batch gave {len(answers)} of {len(listed)} answers on {model.device}")

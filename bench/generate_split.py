@@ -27,7 +27,7 @@ def rows(bench: Bench, case: Case, scheduler: Any, seconds: float, model: Any) -
         bench.add(case=f"{case}, {what}", metric=metric, value=max(value, 1e-9), unit=unit, ratio=ratio, **fixed)
 
     split = measure(case, model, bench.device)
-    vision = _vision(bench, case, split["decode: text stack"] + split["prefill"])
+    vision = _vision(bench, case)
     if vision is not None:
         add("vision", "seconds", vision, "s", backend="-")
     for name in PARTS:
@@ -80,8 +80,8 @@ def _watched(device: str) -> Iterator[dict[str, float]]:
 
     seconds = dict.fromkeys(("prefill", "step", "stack", "head", "sample"), 0.0)
     stepping: list[int] = []
-    places = ((Scheduler, "_take_in", "prefill"), (Batch, "step", "step"), (Stack, "call", "stack"))
-    places += ((TextLM, "logits", "head"), (Lane, "draw", "sample"))
+    places: list[tuple[Any, str, str]] = [(Scheduler, "_take_in", "prefill"), (Batch, "step", "step")]
+    places += [(Stack, "call", "stack"), (TextLM, "logits", "head"), (Lane, "draw", "sample")]
     before = [(owner, name, getattr(owner, name)) for owner, name, _ in places]
     for owner, name, key in places:
         setattr(owner, name, _timed(getattr(owner, name), key, seconds, stepping, device))
@@ -132,7 +132,7 @@ def _least(scheduler: Any, case: Case, model: Any, device: str) -> float:
     return roofline.least_seconds(model, work, roofline.measure(device, model.dtype))
 
 
-def _vision(bench: Bench, case: Case, _stack_s: float) -> float | None:
+def _vision(bench: Bench, case: Case) -> float | None:
     """Seconds of the model's own tower (random weights) for all videos; None for a model that has none."""
     from vstar_fast.bench import towers
     from vstar_fast.bench.generate import cost_of

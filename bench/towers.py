@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable
 from typing import Any
 
@@ -9,46 +10,34 @@ PATCHES = 28
 """Patches a side of a picture, for towers that take pictures of any size."""
 
 
-def _qwen(kind: str, size: str, **vision: Any) -> Callable[[int], tuple[Any, Callable[..., Any], int]]:
-    """A Qwen tower and its merger: two frames of 28 x 28 patches are 196 tokens."""
+Tower = tuple[Any, Callable[[str], Any], int]
 
-    def make(tokens: int) -> tuple[Any, Callable[..., Any], int]:
+
+def qwen(module: str, config: str, tower: str, **sizes: Any) -> Callable[[int], Tower]:
+    """A Qwen tower with its merger: two frames of 28 x 28 patches are 196 tokens."""
+
+    def make(tokens: int) -> Tower:
         import torch
-        import transformers
 
-        config = getattr(transformers, f"{kind}Config")(vision_config=vision).vision_config
-        module = __import__(f"transformers.models.{size}.modeling_{size}", fromlist=["x"])
-        cls = next(
-            getattr(module, n) for n in dir(module) if n.startswith(kind) and "Vision" in n and _is_tower(module, n)
+        found = importlib.import_module(f"transformers.models.{module}.modeling_{module}")
+        chosen = getattr(importlib.import_module(f"transformers.models.{module}.configuration_{module}"), config)(
+            **sizes
         )
-        tower = cls._from_config(config)
-        merged = (PATCHES // config.spatial_merge_size) ** 2
+        made = getattr(found, tower)._from_config(chosen)
+        merged = (PATCHES // chosen.spatial_merge_size) ** 2
         steps = max(1, round(tokens / merged))
-        width = config.in_channels * config.temporal_patch_size * config.patch_size**2
+        width = chosen.in_channels * chosen.temporal_patch_size * chosen.patch_size**2
 
         def see(device: str) -> Any:
-            pixels = torch.randn(steps * PATCHES**2, width, device=device, dtype=tower.dtype)
-            grid = torch.tensor([[steps, PATCHES, PATCHES]], device=device)
-            return tower(pixels, grid_thw=grid)
+            pixels = torch.randn(steps * PATCHES**2, width, device=device, dtype=made.dtype)
+            return made(pixels, grid_thw=torch.tensor([[steps, PATCHES, PATCHES]], device=device))
 
-        return tower, see, steps * merged
+        return made, see, steps * merged
 
     return make
 
 
-def _is_tower(module: Any, name: str) -> bool:
-    """Whether a class is the whole tower: it is given patches and their grid."""
-    import inspect
-
-    found = getattr(module, name)
-    return (
-        inspect.isclass(found)
-        and hasattr(found, "_from_config")
-        and "grid_thw" in inspect.signature(found.forward).parameters
-    )
-
-
-def _clip(tokens: int) -> tuple[Any, Callable[..., Any], int]:
+def _clip(tokens: int) -> Tower:
     """Video-LLaVA's tower: CLIP-L/14 at 224 pixels, 257 tokens a frame."""
     import torch
     import transformers
@@ -65,13 +54,17 @@ def _clip(tokens: int) -> tuple[Any, Callable[..., Any], int]:
     return tower, see, frames * 257
 
 
-TOWERS: dict[str, Callable[[int], tuple[Any, Callable[..., Any], int]]] = {
-    "Qwen2.5-VL-7B": _qwen("Qwen2_5_VL", "qwen2_5_vl", depth=32, hidden_size=1280, out_hidden_size=3584),
-    "Qwen3-VL-8B": _qwen(
-        "Qwen3VL", "qwen3_vl", depth=27, hidden_size=1152, intermediate_size=4304, out_hidden_size=4096
+TOWERS: dict[str, Callable[[int], Tower]] = {
+    "Qwen2.5-VL-7B": qwen(
+        "qwen2_5_vl", "Qwen2_5_VLVisionConfig", "Qwen2_5_VisionTransformerPretrainedModel",
+        depth=32, hidden_size=1280, out_hidden_size=3584,
+    ),
+    "Qwen3-VL-8B": qwen(
+        "qwen3_vl", "Qwen3VLVisionConfig", "Qwen3VLVisionModel",
+        depth=27, hidden_size=1152, intermediate_size=4304, out_hidden_size=4096,
     ),
     "Video-LLaVA-7B": _clip,
-}
+}  # fmt: skip
 """Name -> (tokens wanted -> (tower, a call of it for one clip, tokens it gives))."""
 
 

@@ -76,21 +76,37 @@ inline void score_block(const float* keys, int64_t stride, const float* query, i
     for (int v = 0; v < V; ++v) store(scores + (p * V + v) * kLanes, sum[p][v]);
 }
 
+// Rows of one tile: positions `stride` floats apart, `width` floats each.
+struct Rows {
+  const float* at;
+  int64_t stride;
+  int32_t width;
+};
+
+// Has rows `from` to `from` + count brought nearer while others are worked on; past the end does no harm.
+inline void fetch(const Rows& rows, int32_t from, int32_t count) {
+  for (int32_t p = from; p < from + count; ++p)
+    for (int32_t d = 0; d < rows.width; d += kLanes) __builtin_prefetch(rows.at + p * rows.stride + d);
+}
+
 template <int V, int P>
-inline int32_t score_blocks(const float* keys, int64_t stride, const float* query, int32_t width,
-                            int32_t from, int32_t count, float* scores) {
-  for (; from + P <= count; from += P)
-    score_block<V, P>(keys + from * stride, stride, query, width, scores + from * V * kLanes);
+inline int32_t score_blocks(const Rows& keys, const Rows& values, const float* query, int32_t from,
+                            int32_t count, float* scores) {
+  for (; from + P <= count; from += P) {
+    fetch(keys, from + P, P);
+    fetch(values, from, P);
+    score_block<V, P>(keys.at + from * keys.stride, keys.stride, query, keys.width,
+                      scores + from * V * kLanes);
+  }
   return from;
 }
 
 template <int V>
-void score_tile(const float* keys, int64_t stride, const float* query, int32_t width, int32_t count,
-                float* scores) {
-  int32_t p = V == 1 ? score_blocks<V, 16>(keys, stride, query, width, 0, count, scores) : 0;
-  p = score_blocks<V, 8>(keys, stride, query, width, p, count, scores);
-  p = score_blocks<V, 4>(keys, stride, query, width, p, count, scores);
-  score_blocks<V, 1>(keys, stride, query, width, p, count, scores);
+void score_tile(const Rows& keys, const Rows& values, const float* query, int32_t count, float* scores) {
+  int32_t p = V == 1 ? score_blocks<V, 16>(keys, values, query, 0, count, scores) : 0;
+  p = score_blocks<V, 8>(keys, values, query, p, count, scores);
+  p = score_blocks<V, 4>(keys, values, query, p, count, scores);
+  score_blocks<V, 1>(keys, values, query, p, count, scores);
 }
 
 // Adds R rows by C vectors of weights^T x values to out, whose rows are first scaled by `before`.
@@ -281,7 +297,8 @@ void attention_unit(const AttentionRows& rows, const AttentionSegment& s, int32_
   for (int32_t start = 0; start < most; start += kAttentionTile) {
     const int32_t count = most - start < kAttentionTile ? most - start : kAttentionTile;
     const auto scores = w.vectors == 1 ? score_tile<1> : w.vectors == 2 ? score_tile<2> : score_tile<3>;
-    scores(keys + start * s.key_position, s.key_position, w.query, rows.width, count, w.scores);
+    const Rows ahead{values + start * s.value_position, s.value_position, rows.value_width};
+    scores({keys + start * s.key_position, s.key_position, rows.width}, ahead, w.query, count, w.scores);
     if (s.mask != nullptr || least < start + count) hide(s, group, start, count, w);
     weigh(count, w);
     add_values(rows, values + start * s.value_position, s.value_position, count, w);

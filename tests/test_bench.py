@@ -4,7 +4,7 @@ import json
 import os
 import subprocess
 import sys
-from dataclasses import fields
+from dataclasses import asdict, fields
 from pathlib import Path
 
 import pytest
@@ -168,6 +168,46 @@ def test_the_gpu_script_parses_and_says_how_it_is_used():
     subprocess.run(["bash", "-n", script], check=True)
     help_text = subprocess.run(["bash", script], capture_output=True, text=True)
     assert help_text.returncode == 2 and "bench/on_gpu.sh OUTDIR" in help_text.stdout
+
+
+SMALL = {"depth": 2, "hidden_size": 32, "num_heads": 2, "intermediate_size": 64, "out_hidden_size": 48}
+
+
+@pytest.mark.parametrize(
+    ("names", "more"),
+    [
+        (("qwen2_5_vl", "Qwen2_5_VLVisionConfig", "Qwen2_5_VisionTransformerPretrainedModel"), {}),
+        (("qwen3_vl", "Qwen3VLVisionConfig", "Qwen3VLVisionModel"), {"deepstack_visual_indexes": [0]}),
+    ],
+)
+def test_towers_of_the_bench_give_the_tokens_they_say(names, more):
+    import torch
+    from vstar_fast.bench import towers
+
+    tower, see, tokens = towers.qwen(*names, **SMALL, **more)(400)
+    with torch.no_grad():
+        assert see("cpu").pooler_output.shape == (tokens, 48) and tokens == 392
+
+
+def test_a_model_that_does_not_fit_is_refused_before_it_is_made(monkeypatch):
+    from vstar_fast.bench import language_models
+
+    from vstar_fast.engine import memory
+
+    monkeypatch.setattr(memory, "free_bytes", lambda _: 20 << 30)
+    language_models.check_size("SmolLM2-135M", "cpu")
+    with pytest.raises(ConfigError, match="Qwen2.5-VL-7B take 28.* 20.0 GiB are free on cpu; take a smaller"):
+        language_models.check_size("Qwen2.5-VL-7B", "cpu")
+    with pytest.raises(ConfigError, match="no model named 'x'; there are: tiny, "):
+        language_models.check_size("x", "cpu")
+
+
+def test_what_is_absent_is_a_row_that_says_why(capsys):
+    made = bench()
+    made.echo = True
+    made.absent("one", "vLLM", "not importable")
+    assert "vLLM is not measured: not importable" in capsys.readouterr().out
+    check_row(asdict(made.rows[0]))
 
 
 def test_the_roofline_page_is_up_to_date_and_takes_figures_of_a_card(tmp_path):

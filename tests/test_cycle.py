@@ -20,6 +20,8 @@ from vstar_fast import config as settings
 from vstar_fast import cycle, report
 from vstar_fast.engine.lanes import Lane
 from vstar_fast.errors import DataError, ModelError, RunError
+from vstar_fast.frames import FrameSource
+from vstar_fast.models.video_lm import VideoLM
 from vstar_fast.profiling import Profiler
 from vstar_fast.progress import Progress
 
@@ -86,6 +88,34 @@ def test_no_video_is_decoded_or_encoded_twice(project, done, tmp_path):
     only_frames = make(project, cache={"folder": str(folder / "cache"), "embeddings_gib": 0.0}, loop={"max_cycles": 1})
     third = go(only_frames, tmp_path / "frames")
     assert "decoded" not in third["frames"] and third["frames"]["encoded"] == third["frames"]["cached"] >= contents
+
+
+def test_training_evaluation_and_the_second_cycle_decode_and_encode_nothing(project, tmp_path, monkeypatch):
+    work, at = [], ["base"]
+
+    def spy(owner, name):
+        call = getattr(owner, name)
+        monkeypatch.setattr(owner, name, lambda *a, **k: (work.append((name, at[0])), call(*a, **k))[1])
+
+    def enter(name):
+        call = getattr(cycle, name)
+
+        def wrapped(session, r, *a, **k):
+            at[0] = f"{name} {r.number}"
+            found = call(session, r, *a, **k)
+            at[0] = f"evaluate {r.number}"
+            return found
+
+        monkeypatch.setattr(cycle, name, wrapped)
+
+    spy(FrameSource, "_fresh")
+    spy(VideoLM, "encode")
+    for name in ("answer", "rationalize", "train"):
+        enter(name)
+    summary = go(make(project), tmp_path)
+    assert len(summary["cycles"]) == 2 and {name for name, _ in work} == {"_fresh", "encode"}
+    assert {stage for _, stage in work} <= {"base", "answer 0"}, work
+    assert at == ["evaluate 1"] and summary["frames"]["decoded"] == sum(name == "_fresh" for name, _ in work)
 
 
 def test_strict_stops_at_a_bad_file(project, tmp_path):
@@ -246,6 +276,30 @@ def test_closed_sets_are_scored_where_it_is_asked_for(project, tmp_path):
         assert 0 <= scored["top1"] <= 1 and 0 <= scored["calibration_error"] <= 1
     assert summary["stages"]["evaluate"]["items"]["scored"] == 4 * 3
     assert go(config, tmp_path)["cycles"] == summary["cycles"]
+
+
+@pytest.mark.parametrize("norm", ["mean", "pmi"])
+def test_label_scores_of_other_norms(project, tmp_path, norm):
+    settings = {"score_labels": True, "score_norm": norm}
+    go(make(project, loop={"max_cycles": 1}, evaluate=settings), tmp_path)
+    scored = json.loads((tmp_path / "cycle-00/metrics/test.json").read_text())["scored"]
+    assert scored["n"] > 0 and scored["top5"] == 1.0 and 0 <= scored["calibration_error"] <= 1
+
+
+def test_label_scores_propose_what_candidates_end_in(project, tmp_path):
+    settings = {"propose": 2, "samples": 7, "keep_rejected": True}
+    go(make(project, loop={"max_cycles": 1}, generate=settings), tmp_path / "a")
+    rows = [row["candidate"] for row in lines(tmp_path / "a" / "cycle-00" / "generate" / "judged.jsonl")]
+    by_question = {}
+    for row in rows:
+        said = row["text"].rstrip(" .").split()[-1] if row["finish"] == "stop" else None
+        by_question.setdefault(row["question_id"], {})[row["sample"]] = said
+    for said in by_question.values():
+        assert list(said) == list(range(7))
+        each = [{said[n] for n in range(first, 7, 2)} - {None} for first in (0, 1)]
+        assert all(len(names) <= 1 for names in each) and len(each[0] | each[1]) == 2
+    free = go(make(project, loop={"max_cycles": 1}, generate={**settings, "propose": 0}), tmp_path / "a")
+    assert free["cycles"][0]["asked"]["direct"] == 6  # other parts: nothing of the proposed answers is taken
 
 
 def test_continue_starts_from_the_last_adapter_at_its_share_of_the_rates(project, done, tmp_path):

@@ -132,10 +132,11 @@ def resident_bytes():
 
 
 def test_a_run_that_is_left_keeps_no_lane_no_row_and_no_video(loaded):
-    engine = Engine(*loaded, max_rows=4)
+    engine = Engine(*loaded, max_rows=9)
     features = engine.encode([clip(seed=n) for n in range(6)])
     alive = [weakref.ref(tensor) for f in features for tensor in f.kwargs.values()]
-    asked = [engine.request("which colour", f, range(3), Settings(1.0, max_new_tokens=9)) for f in features]
+    each = [Settings(1.0, max_new_tokens=n) for n in range(2, 8)]
+    asked = [engine.request("which colour", *pair) for pair in zip(features, [range(3)] * 6, each, strict=True)]
     want = drawn(Scheduler(engine.lm), asked)
     run = engine.scheduler.run(iter(asked))
     next(run)

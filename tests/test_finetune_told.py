@@ -121,12 +121,13 @@ def test_a_batch_that_breaks_is_kept_and_can_be_replayed(setup, tmp_path, where)
 def test_the_replayed_loss_is_that_of_the_training(setup, tmp_path):
     lm, peft, examples, rows = setup
     weight = next(p for n, p in peft.named_parameters() if "lora_B" in n)
-    weight.register_hook(lambda grad: grad * math.inf)
+    hook = weight.register_hook(lambda grad: grad * math.inf)
     with pytest.raises(RunError):
         finetune(lm, peft, examples, rows, CONFIG, tmp_path / "broken", seed=0)
     told = CliRunner().invoke(main, ["replay", str(tmp_path / "broken.broken"), "--json"]).stdout
     found = json.loads(told.splitlines()[-1])
-    weight._backward_hooks.clear()
+    hook.remove()
+    weight.grad = None
     log = finetune(lm, peft, examples, rows, CONFIG, tmp_path / "fine", seed=0)
     assert found["loss"] == pytest.approx(log["loss"][0], abs=1e-6)
     assert found["grad_norm"] == pytest.approx(log["grad_norm"][0], rel=1e-5)

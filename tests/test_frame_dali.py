@@ -238,6 +238,37 @@ def test_each_clip_is_routed_by_what_it_is(
     assert choice.name == name and words in choice.reason
 
 
+def test_the_threshold_is_the_size_from_which_dali_was_never_slower() -> None:
+    from vstar_fast.bench.decode_gpu import Measured, threshold
+
+    def rows(**ratios: tuple[float, float]) -> list[Measured]:
+        return [
+            Measured(int(n[1:]), batch, r) for n, pair in ratios.items() for batch, r in zip((1, 16), pair, strict=True)
+        ]
+
+    assert threshold(rows(p100=(0.5, 0.9), p400=(0.8, 1.3), p900=(2.0, 3.0))) == 400
+    assert threshold(rows(p100=(2.0, 2.0), p400=(0.5, 0.6), p900=(2.0, 3.0))) == 900
+    assert threshold(rows(p100=(0.2, 0.2), p400=(0.5, 0.6))) == 401
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the bench itself runs there")
+def test_the_gpu_bench_measures_the_threshold_and_auto(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Without a GPU DALI hands H.264 to PyAV: what is timed is nothing, but every line of the bench runs."""
+    from vstar_fast.bench import decode_gpu, runner
+
+    monkeypatch.setattr(decode_gpu, "SIZES", ((64, 208), (96, 208)))
+    monkeypatch.setattr(decode_gpu, "BATCHES", (1, 3))
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    monkeypatch.setattr(decode_gpu.rivals, "ON_GPU", {"PyAV once more": (decode_gpu.rivals.pyav_all, "av")})
+    bench = runner.Bench("decode", quick=True)
+    decode_gpu.on_gpu(bench, tmp_path, Cache(tmp_path / "i", 1e9), quick=True)
+    printed = capsys.readouterr().out
+    assert "set frames.gpu_pixels = " in printed and "not dali: DALI has no h264 on a CPU" in printed
+    assert all(row.equal for row in bench.rows) and {row.subject for row in bench.rows} == {"DALI", "auto"}
+
+
 # -- on a GPU only -----------------------------------------------------------------------------------
 
 

@@ -140,3 +140,29 @@ def test_a_path_is_read_from_where_the_caller_is(tmp_path: Path, monkeypatch: py
     reader.close()
     assert isinstance(found, Frames) and isinstance(before, Frames)
     assert torch.equal(found.data, before.data) and found.video_id == "a.mp4"
+
+
+def test_waiting_for_a_clip_is_counted_and_shown(clips: list[str]) -> None:
+    from vstar_fast.report import _frames
+
+    reader = source(isolate=False)
+    assert all(isinstance(f, Frames) for f in reader.read([FrameRequest(p) for p in clips]))
+    counted = reader.counts()
+    reader.close()
+    assert counted["stalls"] >= 1 and counted["stall_s"] >= 0
+    shown = dict(_frames({**counted, "stall_s": 1.5, "route:pyav: not dali: AV1": 2, "error:truncated": 1}))
+    assert (
+        shown["times the model waited for a clip"] == f"{counted['stalls']:g}" and shown["seconds it waited"] == "1.5"
+    )
+    assert shown["routed to pyav: not dali: AV1"] == "2" and shown["not read: truncated"] == "1"
+
+
+def test_the_route_of_a_file_says_why(clips: list[str], tmp_path: Path) -> None:
+    auto, pyav = source(isolate=False), source(backend="pyav", isolate=False)
+    choice = auto.route(clips[0])
+    assert choice.name == ("pyav" if not torch.cuda.is_available() else choice.name) and choice.reason
+    assert pyav.route(clips[0]) == ("pyav", "asked for by name")
+    (tmp_path / "1.jpg").write_bytes(b"x")
+    assert auto.route(str(tmp_path)) == ("pyav", "not dali: images")
+    auto.close()
+    pyav.close()

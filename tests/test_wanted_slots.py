@@ -102,3 +102,33 @@ def test_a_wrong_number_is_lost_at_its_first_wrong_digit():
     for a, b in zip(b"Answer: 3", b"Answer: 7", strict=True):
         state.advance_(torch.tensor([a, b]), strict=False)
     assert state.lost.tolist() == [False, True]
+
+
+@pytest.mark.parametrize("case", ["count", "interval", "sequence", "several"])
+def test_no_answer_that_is_stopped_would_have_been_accepted(case):
+    """A model of random weights draws within the template; with early stop the accepted answers are the same ones."""
+    import families
+    from test_engine import text_model
+    from vstar_fast.engine import Request, Scheduler, Settings, TextLM
+
+    question, video = asked(*CASES[case][0], length_s=5.0)
+    made, judged = wanted((question, video))
+    tokenizer = families.byte_bpe()
+    lm = TextLM(text_model(vocab_size=len(tokenizer), eos_token_id=tokenizer.eos_token_id), tokenizer)
+    template = slots((question, video)).template(question, reason=False)
+    grammar, gold = (ops.compile(x, lm.vocab) for x in (template, made.template(question, reason=False)))
+    ids, seeds, settings = lm.text_ids("Which action?"), range(400), Settings(1.0, max_new_tokens=60)
+
+    def drawn(gold):
+        scheduler = Scheduler(lm, max_rows=400)
+        ((_, answers),) = scheduler.run([Request(ids[:0], ids, None, seeds, settings, grammar, gold)])
+        return answers, scheduler.counts
+
+    (whole, _), (cut, counts) = drawn(None), drawn(gold)
+    texts = [tokenizer.decode(a.words).partition("Answer:")[2] for a in whole]
+    passed = judged(question, texts)
+    stopped = [a.finish == "stopped_early" for a in cut]
+    assert counts.stopped_early == sum(stopped) > 100
+    assert counts.tokens_saved > 0 or case == "count"  # a number may end at any digit
+    assert not any(ok and gone for ok, gone in zip(passed, stopped, strict=True))
+    assert all(a.token_ids == b.token_ids for a, b, gone in zip(whole, cut, stopped, strict=True) if not gone)

@@ -63,6 +63,16 @@ def grad_norm(peft):
     return math.sqrt(sum(float(p.grad.double().square().sum()) for n, p in peft.named_parameters() if "lora_" in n))
 
 
+def _hash_without_pickling():
+    """datasets names its cached files by a pickle of the table, which pyarrow's newest types refuse."""
+    import uuid
+
+    from datasets.fingerprint import Hasher
+
+    Hasher.hash = classmethod(lambda cls, value: uuid.uuid4().hex)
+    Hasher.update = lambda self, value: self.m.update(uuid.uuid4().bytes)
+
+
 def of_trl(kind, lm, folder):
     """(loss, gradient norm) of one batch with TRL's trainer."""
     import trl
@@ -70,6 +80,7 @@ def of_trl(kind, lm, folder):
     from peft import LoraConfig
     from transformers import LlamaForCausalLM
 
+    _hash_without_pickling()
     torch.manual_seed(0)
     model = LlamaForCausalLM(lm.model.config.text_config)
     model.model.load_state_dict(lm.text_model.state_dict())

@@ -16,6 +16,7 @@ from vstar_fast.match.text import Names
 from vstar_fast.records import Candidate, Question, Rejected, candidate_from_dict, to_dict
 from vstar_fast.runfolder import Part, content_key
 from vstar_fast.runtime import stream_seed
+from vstar_fast.shared_parts import SharedParts
 from vstar_fast.wanted_slots import Wanted, judge
 
 if TYPE_CHECKING:
@@ -25,6 +26,10 @@ if TYPE_CHECKING:
     from vstar_fast.models.video_lm import Features, VideoLM
     from vstar_fast.records import CandidateBatch
     from vstar_fast.session import Session
+
+
+SCORED_TOGETHER = 64
+"""Questions whose labels are scored as one part."""
 
 
 class How(NamedTuple):
@@ -75,15 +80,13 @@ class Answers:
             for part in batches(asked, rows, how.sampling.samples)
         ]
         bar = s.progress.task(" ".join(where.relative_to(s.folder.root).parts), len(asked))
-        missing = [g for g in groups if not s.folder.has_part(g.path, g.key)]
-        for done in self._stream(missing, how, rows):
-            s.folder.part(done.path, done.key, lambda: self._part(done, how))  # noqa: B023 - called at once
+        parts = SharedParts(s.folder, s.ranks, [(g.path, g.key) for g in groups])
+        own = [groups[i] for i in parts.mine()]
+        for done in self._stream(own, how, rows):
+            parts.store((done.path, done.key), self._part(done, how))
             bar.advance(len(done.asked))
-        found: list[Candidate] = []
-        for group in groups:
-            part = s.folder.part(group.path, group.key, lambda: self._part(group, how))  # noqa: B023
-            found += [candidate_from_dict(row) for row in part]
-            bar.advance(0 if group in missing else len(group.asked))
+        found = [candidate_from_dict(row) for rows_of in parts.rows() for row in rows_of]
+        bar.advance(len(asked) - sum(len(g.asked) for g in own))
         bar.close()
         return found
 
@@ -177,11 +180,12 @@ class Answers:
         s = self._session
         slots = self._slots or Slots(asked, s.videos, Names(asked, s.label_sets).closed)
         closed = [q for q in asked if slots.scored(q)]
-        rows = [(questions.prompt_text(q, reason=False), s.clip_keys.get(q.video_id), slots.scored(q)) for q in closed]
         norm = s.config.evaluate.score_norm
-        key = content_key("scored", rows, teacher, s.seen_through, *(() if norm == "sum" else (norm,)))
+        groups = list(batches(closed, SCORED_TOGETHER, 1))
+        places = [(where / "parts", self._scored_key(group, slots, teacher)) for group in groups]
+        parts = SharedParts(s.folder, s.ranks, places)
 
-        def compute() -> Part:
+        def compute(closed: list[Question]) -> Part:
             path = s.config.model.base if adapter is None else s.runtime.init_path
             lm = s.runtime.plain(path) if adapter is None else s.runtime.adapted(adapter)
             features = s.runtime.features(path, [s.videos[q.video_id] for q in closed])
@@ -194,8 +198,15 @@ class Answers:
                 s.profiler.count("scored", len(found))
             return [asdict(x) for x in found], [f for f in features.values() if isinstance(f, Rejected)]
 
-        stored = s.folder.part(where / "parts", key, compute) if closed else []
-        return label_scores.metrics([label_scores.Scored(**row) for row in stored])
+        for i in parts.mine():
+            parts.store(places[i], compute(groups[i]))
+        return label_scores.metrics([label_scores.Scored(**row) for rows in parts.rows() for row in rows])
+
+    def _scored_key(self, closed: Sequence[Question], slots: Slots, teacher: str) -> str:
+        s = self._session
+        rows = [(questions.prompt_text(q, reason=False), s.clip_keys.get(q.video_id), slots.scored(q)) for q in closed]
+        norm = s.config.evaluate.score_norm
+        return content_key("scored", rows, teacher, s.seen_through, *(() if norm == "sum" else (norm,)))
 
     def _part(self, group: Group, how: How) -> Part:
         if not group.kept:

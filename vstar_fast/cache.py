@@ -17,7 +17,7 @@ import time
 from collections import Counter, OrderedDict
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 
@@ -28,6 +28,8 @@ UNFINISHED = ".*.tmp"
 ABANDONED_NS = 3600 * 10**9
 """Nobody is still writing an entry that was begun so long ago."""
 RECOUNT = 1 / 16
+PATIENCE_S = 5.0
+"""How long a writer waits for another process that makes room; one that was stopped meanwhile must not stop all."""
 ROOM = 0.9
 """Making room goes down to this share of the budget, so that it is not done for every entry."""
 
@@ -185,8 +187,9 @@ class Cache:
             self._sweep()
             files = sorted(self._files(), key=lambda f: f[2])
             left = sum(size for _, size, _ in files)
+            most = ROOM * self.disk_bytes if left > self.disk_bytes else left  # somebody else may have made room
             for path, size, _ in files:
-                if left <= ROOM * self.disk_bytes:
+                if left <= most:
                     break
                 path.unlink(missing_ok=True)
                 left -= size
@@ -201,13 +204,14 @@ class Cache:
 
     @contextlib.contextmanager
     def _only_one(self) -> Iterator[bool]:
-        """Whether no other process is making room."""
+        """Whether nobody else is making room. Waits for who is: else one that is slow lets the others write on."""
         with open(self.folder / ".lock", "w") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                yield False
-                return
+            over = time.monotonic() + PATIENCE_S
+            while not _locked(lock):
+                if time.monotonic() > over:
+                    yield False
+                    return
+                time.sleep(0.01)
             yield True
 
     def _files(self, names: str = f"*{SUFFIX}") -> Iterator[tuple[Path, int, int]]:
@@ -216,6 +220,14 @@ class Cache:
             with contextlib.suppress(FileNotFoundError):  # another process made room
                 info = path.stat()
                 yield path, info.st_size, info.st_mtime_ns
+
+
+def _locked(file: IO[str]) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def pack(entry: Entry) -> bytes:

@@ -13,6 +13,7 @@ import click
 
 from vstar_fast import __version__
 from vstar_fast.errors import ConfigError, DataError, VstarError
+from vstar_fast.sharding import rank
 
 if TYPE_CHECKING:
     from vstar_fast.config import CycleConfig
@@ -229,7 +230,7 @@ def _start(options: dict[str, Any]) -> tuple[CycleConfig, Path, Progress, Profil
     from vstar_fast.profiling import Profiler
     from vstar_fast.progress import Progress
 
-    progress = Progress(options["quiet"], options["as_json"])
+    progress = Progress(options["quiet"] or rank() > 0, options["as_json"] and rank() == 0)
     run_dir: Path | None = options["run_dir"]
     config = _settings(options, run_dir, progress)
     _quieten(Path(config.model.base))

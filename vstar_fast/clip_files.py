@@ -79,7 +79,7 @@ def opened(path: str) -> Iterator[IO[bytes]]:
         shard, _, member = path.partition(MEMBER) if is_member(path) else (path, "", "")
         file = stack.enter_context(_fsspec(shard) if is_url(shard) else open(shard, "rb"))  # noqa: SIM115
         if member:
-            start, size = _place(shard, file, member)
+            start, size = _place(shard, member)
             file = stack.enter_context(io.BufferedReader(_Part(file, start, size), 1 << 16))
         yield file
 
@@ -93,12 +93,19 @@ def read_bytes(path: str) -> bytes:
 def content_key(path: str) -> str:
     """16 hex digits that change with the content: of a file its size and its first, middle and last MiB.
 
-    Of an image folder: names, sizes and times of change. Raises OSError where there is nothing to read.
+    Of an image folder: names, sizes and times of change. A URL is asked once a process. Raises OSError where there is
+    nothing to read.
     """
-    if is_url(path) or is_member(path):
-        with opened(path) as file:
-            return _digest(file, file.seek(0, os.SEEK_END))
+    shard = path.partition(MEMBER)[0] if is_member(path) else path
+    if is_url(path) or shard != path:
+        return _opened_key(path, *(() if is_url(path) else _stamp(shard)))
     return _local_key(os.path.realpath(path), *_stamp(path))
+
+
+@functools.lru_cache(maxsize=65536)
+def _opened_key(path: str, *_: int) -> str:
+    with opened(path) as file:
+        return _digest(file, file.seek(0, os.SEEK_END))
 
 
 def _stamp(path: str) -> tuple[int, int, int]:
@@ -133,11 +140,27 @@ def _fsspec(url: str) -> Any:
         remedy = "run: pip install 'vstar-fast[remote]'"
         raise Unusable("unreadable", f"is a URL, and the Python module fsspec is not installed; {remedy}") from None
     try:
-        return fsspec.open(url, "rb").open()
+        file = fsspec.open(url, "rb").open()
+        if url.lower().startswith("http") and not _has_ranges(file):
+            with fsspec.open(url, "rb", block_size=0) as whole:
+                return io.BytesIO(whole.read())
+        return file
     except FileNotFoundError:
         raise Unusable("missing_file", "no such file") from None
     except (ValueError, ImportError) as error:  # a protocol that is unknown, or whose package is missing
         raise Unusable("unreadable", str(error)) from None
+
+
+def _has_ranges(file: Any) -> bool:
+    """Whether a web server sends parts of files: some do not, and `seekable` says True all the same."""
+    try:
+        file.seek(-1, os.SEEK_END)
+        file.read(1)
+        file.seek(0)
+    except ValueError:
+        file.close()
+        return False
+    return True
 
 
 def members(shard: str) -> dict[str, tuple[int, int]]:
@@ -146,27 +169,21 @@ def members(shard: str) -> dict[str, tuple[int, int]]:
     Raises Unusable when it is damaged or compressed.
     """
     if is_url(shard):
-        with opened(shard) as file:
-            return _listed(file, shard)
+        return _members(shard)
     return _members(os.path.realpath(shard), *_stamp(shard))
 
 
 @functools.lru_cache(maxsize=256)
 def _members(shard: str, *_: int) -> dict[str, tuple[int, int]]:
-    with open(shard, "rb") as file:
-        return _listed(file, shard)
-
-
-def _listed(file: IO[bytes], shard: str) -> dict[str, tuple[int, int]]:
     try:
-        with tarfile.open(fileobj=file, mode="r:") as tar:
+        with opened(shard) as file, tarfile.open(fileobj=file, mode="r:") as tar:
             return {m.name: (m.offset_data, m.size) for m in tar if m.isfile()}
     except (tarfile.TarError, EOFError) as error:
         raise Unusable("truncated", f"shard {Path(shard).name} is no whole, uncompressed tar: {error}") from None
 
 
-def _place(shard: str, file: IO[bytes], member: str) -> tuple[int, int]:
-    found = (_listed(file, shard) if is_url(shard) else members(shard)).get(member)
+def _place(shard: str, member: str) -> tuple[int, int]:
+    found = members(shard).get(member)
     if found is None:
         raise Unusable("missing_file", f"the shard has no member {member!r}")
     if found[1] == 0:

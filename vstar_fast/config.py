@@ -93,11 +93,14 @@ class ModelConfig:
     """`auto` (bf16 on GPU, fp32 on CPU), `float32`, `bfloat16` or `float16`."""
     device: str = "auto"
     """`auto`, `cpu`, `cuda` or `cuda:N`."""
+    quantize: str = "none"
+    """`4bit`: the language model's linear layers in NF4 through bitsandbytes, for training and answers; or `none`."""
     family: str = "auto"
     """Adapter in `vstar_fast.models`; `auto` goes by the config's model_type."""
 
     def __post_init__(self) -> None:
         one_of("model.dtype", self.dtype, ("auto", "float32", "bfloat16", "float16"))
+        one_of("model.quantize", self.quantize, ("none", "4bit"))
         known = DEVICE.fullmatch(self.device) is not None
         need(known, f"model.device = {self.device!r} is no device; use auto, cpu, cuda or cuda:N")
 

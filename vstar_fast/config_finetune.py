@@ -9,7 +9,7 @@ from vstar_fast.config_ranges import in_range
 
 TRACKERS = {"tensorboard": "tensorboard", "wandb": "wandb", "mlflow": "mlflow", "trackio": "trackio"}
 """Name of a tracker -> package that it needs."""
-CHANGE_NO_WEIGHT = ("checkpoint_steps", "checkpoints_kept", "track")
+CHANGE_NO_WEIGHT = ("checkpoint_steps", "checkpoints_kept", "track", "split")
 """Settings that leave the trained weights as they are, to the last bit."""
 
 
@@ -55,6 +55,9 @@ class FinetuneConfig:
     """`token`: mean over all answer tokens of a batch; `example`: mean over examples, however long their answers."""
     gradient_checkpointing: bool = False
     """Run each layer a second time in backward instead of keeping its activations: less memory, more time."""
+    split: bool = False
+    """Under `torchrun`: split the frozen weights of the layers over the processes (FSDP2), where the base model
+    leaves no room for training beside it. Slower. Changes no result."""
     weight_decay: float = 0.0
     warmup_ratio: float = 0.03
     schedule: str = "cosine"

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vstar_fast import dataset, evaluate, questions, summary
+from vstar_fast import advice, dataset, evaluate, questions, summary
 from vstar_fast.config import CycleConfig
 from vstar_fast.errors import NothingKept, RunError
 from vstar_fast.profiling import Profiler
@@ -84,6 +84,7 @@ def taught(session: Session, r: Round) -> tuple[Path, Judged, Judged, list[Examp
     direct = answer(session, r)
     rationalized = rationalize(session, r, direct)
     examples = keep(session, r, direct, rationalized)
+    _need(session, r, direct, rationalized, examples)
     return train(session, r, examples), direct, rationalized, examples
 
 
@@ -129,6 +130,12 @@ def keep(session: Session, r: Round, direct: Judged, rationalized: Judged) -> li
     examples = _preferences(config, examples, direct, asked)
     write_jsonl(r.where / "examples.jsonl", [to_dict(e) for e in examples])
     return examples
+
+
+def _need(session: Session, r: Round, direct: Judged, rationalized: Judged, examples: list[Example]) -> None:
+    """Raise NothingKept, with what to change, where there is nothing to train on."""
+    if not examples:
+        raise NothingKept(advice.nothing_kept(f"cycle {r.number}", direct, rationalized, session.config))
 
 
 def _preferences(
@@ -248,6 +255,7 @@ def _stage(session: Session, name: str, r: Round) -> dict[str, Any]:
     if name == "rationalize":
         return summary.counts(rationalized)
     examples = keep(session, r, direct, rationalized)
+    _need(session, r, direct, rationalized, examples)
     adapter = train(session, r, examples)
     if name == "finetune":
         return {"examples": len(examples), "adapter": str(adapter)}

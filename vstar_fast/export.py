@@ -98,7 +98,7 @@ def write_examples(
 
 def write_merged(run_dir: Path, out: Path, *, cycle: int | None = None) -> Path:
     """Write a cycle's model as an ordinary model folder, the adapter merged into its weights."""
-    from vstar_fast import models, torchvision_compat
+    from vstar_fast import base_model, models, torchvision_compat
 
     torchvision_compat.ensure()
     from peft import PeftModel
@@ -109,6 +109,7 @@ def write_merged(run_dir: Path, out: Path, *, cycle: int | None = None) -> Path:
     config = settings.load(run_dir / "config.toml")
     base = config.model.init or config.model.base
     lm = models.load(base, dtype=config.model.dtype, device="cpu", family=config.model.family)
+    base_model.check(lm, adapter)
     merged = PeftModel.from_pretrained(lm.model, str(adapter)).merge_and_unload()
     with writing(out):
         merged.save_pretrained(str(out))

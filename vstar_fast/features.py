@@ -75,7 +75,9 @@ class FeatureStore:
         size = frames.ModelSize(lm.processor.video_processor) if config.frames.resize == "model" else None
         kept = {"index_cache": self.caches["index"], "frame_cache": self.caches["frames"]}
         self.source = frames.FrameSource(config.frames, model_size=size, **kept)
-        self._seen_as = (size.key if size else "", weights_key(lm.path), type(lm).__name__, str(lm.model.dtype))
+        # Of a model from the hub the commit stands for its files.
+        weights = (weights_key(lm.path), getattr(lm.model.config, "_commit_hash", None))
+        self._seen_as = (size.key if size else "", *weights, type(lm).__name__, str(lm.model.dtype))
         self._failed: dict[str, Rejected] = {}
         self._upcoming: deque[LabeledVideo] = deque()
         self._encoded = 0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -152,8 +152,16 @@ def by_sample(parts: Sequence[CandidateBatch]) -> CandidateBatch:
         return parts[0]
     whole = joined(parts)
     order = sorted(range(len(whole.samples)), key=whole.samples.__getitem__)
-    named = {f.name: getattr(whole, f.name) for f in fields(whole)}
-    return CandidateBatch(**{k: v[order] if torch.is_tensor(v) else [v[i] for i in order] for k, v in named.items()})
+    return CandidateBatch(
+        token_ids=whole.token_ids[order],
+        lengths=whole.lengths[order],
+        logprobs=whole.logprobs[order],
+        finished=whole.finished[order],
+        questions=[whole.questions[i] for i in order],
+        samples=[whole.samples[i] for i in order],
+        seeds=[whole.seeds[i] for i in order],
+        stopped=whole.stopped[order],
+    )
 
 
 def to_candidates(

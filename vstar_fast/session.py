@@ -31,6 +31,7 @@ from vstar_fast.records import (
 )
 from vstar_fast.runfolder import RunFolder, content_key, read_json, write_json, write_jsonl, write_text
 from vstar_fast.runtime import Runtime
+from vstar_fast.sharding import Ranks
 from vstar_fast.token_store import TokenStore
 from vstar_fast.training import Training
 
@@ -47,6 +48,7 @@ class Session:
         self.folder = folder
         self.profiler = profiler
         self.progress = progress
+        self.ranks = Ranks()
         self.runtime = Runtime(config, folder.root, profiler, progress)
         self.tokens = TokenStore(folder.root / "tokens")
         self.answers = Answers(self)
@@ -96,7 +98,8 @@ class Session:
     def seen_through(self) -> tuple[Any, ...]:
         """Settings between a file and what the model makes of it."""
         c = self.config
-        return c.frames.pixels(), c.data.max_duration_s, c.model.dtype, c.model.device
+        kept = (c.model.quantize,) if c.model.quantize != "none" else ()
+        return c.frames.pixels(), c.data.max_duration_s, c.model.dtype, c.model.device, *kept
 
     def teacher_key(self, adapter: Path | None) -> str:
         if adapter is None:

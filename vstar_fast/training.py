@@ -53,15 +53,18 @@ class Training:
             s.folder.reject(_left_out(out))
             return out
         temporary = out.with_name(f".{out.name}.tmp")
-        shutil.rmtree(temporary, ignore_errors=True)
+        if s.ranks.first:
+            shutil.rmtree(temporary, ignore_errors=True)
         unused = self._fit(
             examples, tuning, start, key, temporary, Places.beside(out), self._prompts(reason) | (texts or {})
         )
         write_jsonl(temporary / LEFT_OUT, [to_dict(row) for row in unused])
         s.folder.reject(unused)
         write_json(temporary / "key.json", key)
-        shutil.rmtree(out, ignore_errors=True)
-        temporary.rename(out)
+        if s.ranks.first:
+            shutil.rmtree(out, ignore_errors=True)
+            temporary.rename(out)
+        s.ranks.wait()
         return out
 
     def _fit(
@@ -78,7 +81,7 @@ class Training:
         s = self._session
         seed = stream_seed(s.config.seed, "finetune", key)
         lm, peft = s.runtime.trainable(lambda m: lora_settings(m, tuning), start, seed)
-        features = s.runtime.features(s.runtime.init_path, self._videos_of(examples))
+        features = self._features(self._videos_of(examples))
         unread = [f for i in sorted(_of_instructions(examples)) if isinstance(f := features[i], Rejected)]
         gone = {f.id for f in unread}
         examples = [e for e in examples if e.video_id not in gone]
@@ -96,6 +99,14 @@ class Training:
         bar.close()
         left_out = [Rejected("finetune", row["question_id"], row["reason"], row["detail"]) for row in log["left_out"]]
         return unread + left_out
+
+    def _features(self, videos: list[LabeledVideo]) -> dict[str, Features | Rejected]:
+        """Features of videos; of several processes each reads its share first, and finds the rest in the cache."""
+        s = self._session
+        if s.ranks.size > 1:
+            s.runtime.features(s.runtime.init_path, [videos[i] for i in s.ranks.mine([v.id for v in videos])])
+            s.ranks.wait()
+        return s.runtime.features(s.runtime.init_path, videos)
 
     def _settings(self, start: Path | None, steps: int, objective: str) -> FinetuneConfig:
         c = self._session.config

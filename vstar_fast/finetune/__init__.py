@@ -10,17 +10,19 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from vstar_fast import base_model
 from vstar_fast.config import FinetuneConfig
 from vstar_fast.errors import NothingKept
 from vstar_fast.finetune.adapter import lora_settings
 from vstar_fast.finetune.batches import count_steps
-from vstar_fast.finetune.distributed import Ranks
 from vstar_fast.finetune.fit import Fit, Places
 from vstar_fast.finetune.items import Item, Reader, Rows, cut
 from vstar_fast.finetune.replay import replay
+from vstar_fast.finetune.split import split_layers
 from vstar_fast.finetune.step import accumulate, checkpointed
 from vstar_fast.models.video_lm import VideoLM
 from vstar_fast.records import Example
+from vstar_fast.sharding import Ranks
 
 __all__ = ["Places", "Rows", "accumulate", "checkpointed", "count_steps", "finetune", "lora_settings", "replay"]
 
@@ -51,11 +53,14 @@ def finetune(
     used.
     """
     ranks = Ranks()
+    if config.split:
+        split_layers(lm, config, ranks)
     items, left_out = _usable(Reader(lm, rows)(examples), config)
     fit = Fit(lm, peft, items, config, ranks, seed, places or Places.beside(Path(out)), key, note or _silent)
     with checkpointed(lm, config):
         fit.run(on_step)
-    log = {**fit.log, "steps": fit.steps, "examples": len(items), "left_out": left_out}
+    counted = {"steps": fit.steps, "examples": len(items), "left_out": left_out}
+    log = {**fit.log, **counted, "base": base_model.describe(lm)}
     fit.save(Path(out), log)
     return log
 

@@ -18,13 +18,13 @@ from vstar_fast.errors import RunError
 from vstar_fast.finetune import replay
 from vstar_fast.finetune.batches import batches, count_steps
 from vstar_fast.finetune.checkpoints import Checkpoints, Note
-from vstar_fast.finetune.distributed import Ranks
 from vstar_fast.finetune.items import Item
 from vstar_fast.finetune.optimizer import Optimizer
 from vstar_fast.finetune.step import accumulate
 from vstar_fast.finetune.tracking import Tracking
 from vstar_fast.models.video_lm import VideoLM
 from vstar_fast.runfolder import content_key, writing
+from vstar_fast.sharding import Ranks
 
 LOSSES = ("loss", "grad_norm")
 COUNTS = ("answer_tokens", "row_tokens", "packed_tokens")

@@ -126,7 +126,8 @@ class _TokenNll(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden: torch.Tensor, targets: torch.Tensor, lm: VideoLM) -> torch.Tensor:
         wanted = hidden.requires_grad
-        losses, slopes = [], []
+        losses: list[torch.Tensor] = []
+        slopes: list[torch.Tensor] = []
         for part, target in zip(hidden.split(POSITIONS), targets.split(POSITIONS), strict=True):
             leaf = part.detach().requires_grad_(wanted)
             with torch.set_grad_enabled(wanted):

@@ -251,6 +251,8 @@ def _shortfall(container: av.container.InputContainer, stream: av.VideoStream, i
 def _promised_s(container: av.container.InputContainer, stream: av.VideoStream) -> float | None:
     import av
 
+    if container.format.name == "avi" and stream.frames:  # of one that is cut off FFmpeg guesses the duration
+        return float(stream.frames * _tick_length(stream) * _base(stream))
     tag = stream.metadata.get("DURATION", "")
     if tag.count(":") == 2:
         hours, minutes, seconds = tag.split(":")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import os
 from dataclasses import dataclass, field
-from typing import Any
 
 from vstar_fast.errors import DataError
 
@@ -118,7 +117,3 @@ class FrameRequest:
     def name(self) -> str:
         """What the answer calls this clip."""
         return self.id or self.path
-
-    def what(self) -> tuple[Any, ...]:
-        """All but the file that decides the pixels, for a cache key."""
-        return (self.sampling, self.geometry, self.start_s, self.end_s)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bisect
+import contextlib
 from typing import Any
 
 from vstar_fast import clip_files
@@ -15,8 +16,8 @@ def decode(job: Job) -> Pictures:
     """The wanted pictures. Raises Unusable when torchcodec's own clock does not show them."""
     from torchcodec.decoders import VideoDecoder
 
-    with open_video(job.path) as container:
-        number = video_stream(container).index
+    with contextlib.ExitStack() as stack:
+        number = video_stream(job.container or stack.enter_context(open_video(job.path))).index
     plain = not clip_files.is_url(job.path) and not clip_files.is_member(job.path)
     source: Any = job.path if plain else clip_files.read_bytes(job.path)
     decoder = VideoDecoder(source, stream_index=number, dimension_order="NHWC", num_ffmpeg_threads=1)
