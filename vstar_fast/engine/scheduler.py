@@ -28,6 +28,11 @@ from vstar_fast.models.modules import evaluating
 
 LOOKAHEAD = 64
 """Requests that are looked at before their turn, to see which videos will be asked about again."""
+BETWEEN_STEPS = {"cpu": 1 << 62, "cuda": 8192}
+"""Tokens of prompts that are taken in, one prompt at least, before answers in flight go on.
+
+On a CPU, where a step takes longer than a prompt, prompts come together instead.
+"""
 UPLOADS = 2
 """Requests whose videos are on their way to a GPU while it decodes."""
 REFILL = 8
@@ -142,7 +147,8 @@ class Scheduler:
             return
         picked: list[tuple[Flight, list[Answer]]] = []
         reserved = sum(g.reserved for g in self._batch.groups)
-        while waiting:
+        room = BETWEEN_STEPS[self.lm.device.type] if taken else 1 << 62
+        while waiting and (room > 0 or not picked):
             flight = waiting[0]
             n, need = len(flight.todo), self._need(flight)
             fits = taken + n <= self.max_rows and reserved + need <= self.memory_bytes
@@ -152,6 +158,7 @@ class Scheduler:
             flight.todo = flight.todo[self.max_rows :]
             picked.append((flight, answers))
             taken, reserved = taken + len(answers), reserved + need
+            room -= _prompt(flight)
             if flight.todo:
                 break
             waiting.popleft()
@@ -170,11 +177,8 @@ class Scheduler:
 
     def _need(self, flight: Flight, drawn: list[Answer] | None = None) -> int:
         """Bytes of keys and values that a request may come to hold."""
-        r = flight.request
-        video = 0 if r.features is None else len(r.features.ids)
-        prompt = len(r.head) + video + len(r.tail)
-        answers = sum(r.settings_of(a.sample).max_new_tokens for a in (flight.todo if drawn is None else drawn))
-        return (prompt + answers) * self.stack.store.shape.token_bytes
+        answers = sum(flight.request.settings_of(a.sample).max_new_tokens for a in (flight.todo if drawn is None else drawn))
+        return (_prompt(flight) + answers) * self.stack.store.shape.token_bytes
 
     def _let_go(self, waiting: deque[Flight]) -> list[Flight]:
         """Finished rows leave; the requests that are done with it."""
@@ -222,6 +226,12 @@ class _Clock:
 
     def __exit__(self, *_: object) -> None:
         self.seconds[self.name] = self.seconds.get(self.name, 0.0) + time.process_time() - self.began
+
+
+def _prompt(flight: Flight) -> int:
+    """Tokens of a request's prompt."""
+    r = flight.request
+    return len(r.head) + len(r.tail) + (0 if r.features is None else len(r.features.ids))
 
 
 def _nothing_to_draw(waiting: deque[Flight]) -> list[Flight]:
