@@ -242,7 +242,9 @@ def test_the_threshold_is_the_size_from_which_dali_was_never_slower() -> None:
     from vstar_fast.bench.decode_gpu import Measured, threshold
 
     def rows(**ratios: tuple[float, float]) -> list[Measured]:
-        return [Measured(int(n[1:]), batch, r) for n, pair in ratios.items() for batch, r in zip((1, 16), pair, strict=True)]
+        return [
+            Measured(int(n[1:]), batch, r) for n, pair in ratios.items() for batch, r in zip((1, 16), pair, strict=True)
+        ]
 
     assert threshold(rows(p100=(0.5, 0.9), p400=(0.8, 1.3), p900=(2.0, 3.0))) == 400
     assert threshold(rows(p100=(2.0, 2.0), p400=(0.5, 0.6), p900=(2.0, 3.0))) == 900
