@@ -42,7 +42,7 @@ test-full: $(STAMP)
 test-oldest: $(STAMP)
 	$(PY) -m pip install --quiet --upgrade --target build/oldest "$(OLDEST)"
 	PYTHONPATH=build/oldest $(PY) -c "import transformers as t; assert t.__version__ == '$(OLDEST)'.split('==')[1], t.__version__"
-	PYTHONPATH=build/oldest $(PY) -m pytest -m "$(FAST)" tests/test_families.py tests/test_models.py tests/test_demo_model.py tests/test_generate.py tests/test_finetune.py tests/test_packed.py tests/test_cycle.py
+	PYTHONPATH=build/oldest $(PY) -m pytest -m "$(FAST)" tests/test_families.py tests/test_models.py tests/test_demo_model.py tests/test_generate.py tests/test_finetune*.py tests/test_packed.py tests/test_base_model.py tests/test_cycle.py
 
 bench: $(STAMP)
 	$(PY) -m vstar_fast.bench.runner all

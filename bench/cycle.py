@@ -220,7 +220,7 @@ def _pattern(question: Question) -> re.Pattern[str]:
 
 def _finetune(bench: Bench, work: Work, steps: int) -> tuple[float, float]:
     """`steps` LoRA steps on the same examples in the same order."""
-    config = replace(work.config.finetune, steps=steps, batch_size=4, micro_batch_size=4)
+    config = replace(work.config.finetune, steps=steps, batch_size=4, micro_batch_size=4, track="none")
     gold = [questions.answer_text(q) for q in work.asked]
     texts = [f"The person moves across the floor. {a}" for a in gold]
     rows = [Example(q.video_id, q.id, q.text, t, "direct") for q, t in zip(work.asked, texts, strict=True)]
@@ -279,41 +279,19 @@ def _train_ours(work: Work, examples: list[Example], config: FinetuneConfig) -> 
 
 def _train_theirs(work: Work, examples: list[Example], config: FinetuneConfig) -> tuple[float, float]:
     """HF Trainer over rows that carry their pixels; the same order of examples."""
-    import tempfile
-
-    from transformers import Trainer, TrainingArguments
+    from vstar_fast.bench import hf_trainer
 
     peft = _adapter(work, config)
     by_id = {q.id: i for i, q in enumerate(work.asked)}
 
-    def collate(batch: list[dict[str, int]]) -> dict[str, Any]:
-        picked = [examples[row["index"]] for row in batch]
+    def collate(numbers: list[int]) -> dict[str, Any]:
+        picked = [examples[n] for n in numbers]
         return _plain_rows(work, [by_id[e.question_id] for e in picked], [e.answer for e in picked])
 
-    with tempfile.TemporaryDirectory() as folder:
-        arguments = TrainingArguments(
-            output_dir=folder,
-            per_device_train_batch_size=config.batch_size,
-            max_steps=config.steps,
-            learning_rate=config.lr,
-            logging_steps=1,
-            report_to=[],
-            save_strategy="no",
-            remove_unused_columns=False,
-            train_sampling_strategy="sequential",
-            use_cpu=work.lm.device.type == "cpu",
-            disable_tqdm=True,
-        )
-        trainer = Trainer(
-            model=peft,
-            args=arguments,
-            train_dataset=[{"index": i} for i in range(len(examples))],
-            data_collator=collate,
-        )
-        _, cpu = _cpu(trainer.train)
-    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    cpu = work.lm.device.type == "cpu"
+    found, seconds = _cpu(lambda: hf_trainer.train(peft, collate, len(examples), config, cpu=cpu))
     unload(peft)
-    return losses[0], cpu
+    return float(found["loss"][0]), seconds
 
 
 def _plain_rows(work: Work, indices: list[int], answers: list[str]) -> dict[str, Any]:

@@ -1,7 +1,9 @@
 """LoRA steps on the answers of one video: packed behind one prefix, and as rows by Hugging Face Trainer with PEFT.
 
-Model: the demo's (SmolLM2-135M). The video is random features of P tokens, given to both sides, so that no tower runs
-on either. Each side runs in a process of its own, in turn; loss and gradient norm of every step must agree first.
+Model: the demo's (SmolLM2-135M). The video is random features of P tokens, given to all sides, so that no tower runs
+on any. Each side runs in a process of its own, in turn; loss and gradient norm of every step must agree first. Memory
+of the step: the most it takes beyond the loaded model; of the process: all of it, model and libraries included. TRL's
+trainer has its row where it is installed, and what it says to packing is told.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ if TYPE_CHECKING:
 
     from vstar_fast.models.video_lm import Features, VideoLM
 
-NAMES = ("packed", "HF Trainer rows")
+NAMES = ("packed", "HF Trainer rows", "TRL SFTTrainer rows")
 SPEED, MEMORY = 3.5, 3.0
 """Ratios wanted at 4 answers and a prefix of 512 tokens."""
 
@@ -44,16 +46,34 @@ def run(bench: Bench, quick: bool) -> None:
 
 
 def _compare(bench: Bench, shape: Shape, turns: int) -> None:
-    pairs = [(_in_child("ours", shape), _in_child("theirs", shape)) for _ in range(turns)]
-    equal = all(_close(mine[name], other[name]) for mine, other in pairs for name in ("loss", "grad_norm"))
-    targets = {"cpu": SPEED, "step memory": MEMORY} if shape == Shape(512, 4, 48, 2) else {}
-    scales = {"cpu": (1.0, "s/step"), "step memory": (2.0**20, "MiB"), "process memory": (2.0**20, "MiB")}
+    from vstar_fast.bench import hf_trainer
+
+    sides = {"theirs": NAMES[1]} | ({"trl": NAMES[2]} if hf_trainer.has_trl() else {})
+    found = [{side: _in_child(side, shape) for side in ("ours", *sides)} for _ in range(turns)]
+    for side, name in sides.items():
+        _rows(bench, shape, [(turn["ours"], turn[side]) for turn in found], name)
+    for setting, said in found[0].get("trl", {}).get("refusals", {}).items():
+        _note(bench, f"{NAMES[2]} with {setting}: {said}")
+    if "trl" not in sides:
+        _note(bench, f"no row of {NAMES[2]}: trl and datasets are not installed")
+
+
+def _note(bench: Bench, text: str) -> None:
+    if bench.echo:
+        print(text, flush=True)
+
+
+def _rows(bench: Bench, shape: Shape, pairs: list[tuple[dict[str, Any], dict[str, Any]]], name: str) -> None:
+    equal = all(_close(mine[key], other[key]) for mine, other in pairs for key in ("loss", "grad_norm"))
+    wanted = shape == Shape(512, 4, 48, 2) and name == NAMES[1]
+    targets = {"cpu": SPEED, "memory of the step": MEMORY, "memory of the process": MEMORY} if wanted else {}
+    scales = {"cpu": (1.0, "s/step"), "memory of the step": (2.0**20, "MiB"), "memory of the process": (2.0**20, "MiB")}
     for metric, (scale, unit) in scales.items():
         ratio = median(other[metric] / mine[metric] for mine, other in pairs)
         bench.add(
             case=f"P={shape.video}, {shape.answers} answers of {shape.tokens} tokens",
             subject=NAMES[0],
-            baseline=NAMES[1],
+            baseline=name,
             metric=metric,
             value=median(mine[metric] for mine, _ in pairs) / scale if equal else None,
             unit=unit,
@@ -93,19 +113,18 @@ def _measure(side: str, shape: Shape) -> dict[str, Any]:
 
     torch.set_num_threads(1)
     lm = models.load(str(model.build()), dtype="float32", device="auto")
-    config = FinetuneConfig(
-        batch_size=shape.answers, micro_batch_size=shape.answers, steps=shape.steps, warmup_ratio=0.0, max_grad_norm=1e9
-    )
+    sizes: dict[str, Any] = {"batch_size": shape.answers, "micro_batch_size": shape.answers, "steps": shape.steps}
+    config = FinetuneConfig(**sizes, warmup_ratio=0.0, max_grad_norm=1e9, track="none")
     torch.manual_seed(0)
     peft = get_peft_model(lm.model, lora_settings(lm, config))
-    train = {"ours": _ours, "theirs": _theirs}[side]
+    train = {"ours": _ours, "theirs": _theirs, "trl": _trl}[side]
     for weight in lm.model.parameters():
         weight.sum()  # a mapped file is no memory until it is read
     before, start = _resident(), time.process_time()
     found = train(lm, peft, shape, config)
     cpu = (time.process_time() - start) / shape.steps
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    return {**found, "cpu": cpu, "step memory": peak - before, "process memory": peak}
+    return {**found, "cpu": cpu, "memory of the step": peak - before, "memory of the process": peak}
 
 
 def _resident() -> int:
@@ -152,44 +171,22 @@ def _ours(lm: VideoLM, peft: Any, shape: Shape, config: Any) -> dict[str, Any]:
     return {"loss": log["loss"], "grad_norm": log["grad_norm"]}
 
 
-def _theirs(lm: VideoLM, peft: Any, shape: Shape, config: Any) -> dict[str, Any]:
-    import torch
-    from transformers import Trainer, TrainingArguments
+def _theirs(lm: VideoLM, peft: Any, shape: Shape, config: Any, *, trl: bool = False) -> dict[str, Any]:
+    from vstar_fast.bench import hf_trainer
 
     video, answers = _video(lm, shape), _answers(lm, shape)
-    lora = [p for n, p in peft.named_parameters() if p.requires_grad and "lora_" in n]
-    rest = [p for n, p in peft.named_parameters() if p.requires_grad and "lora_" not in n]
-    groups = [{"params": lora, "lr": config.lr}, {"params": rest, "lr": config.projector_lr}]
 
-    def collate(batch: list[dict[str, int]]) -> dict[str, Any]:
-        return lm.inputs(["What is done?"] * len(batch), [video] * len(batch), [answers[row["index"]] for row in batch])
+    def collate(numbers: list[int]) -> dict[str, Any]:
+        texts = ["What is done?"] * len(numbers)
+        return lm.inputs(texts, [video] * len(numbers), [answers[n % shape.answers] for n in numbers])
 
-    with tempfile.TemporaryDirectory() as folder:
-        arguments = TrainingArguments(
-            output_dir=folder,
-            per_device_train_batch_size=shape.answers,
-            max_steps=shape.steps,
-            lr_scheduler_type=config.schedule,
-            max_grad_norm=config.max_grad_norm,
-            logging_steps=1,
-            report_to=[],
-            save_strategy="no",
-            remove_unused_columns=False,
-            train_sampling_strategy="sequential",
-            use_cpu=lm.device.type == "cpu",
-            disable_tqdm=True,
-        )
-        data = [{"index": i} for i in range(shape.answers)] * shape.steps
-        trainer = Trainer(
-            model=peft,
-            args=arguments,
-            train_dataset=data,
-            data_collator=collate,
-            optimizers=(torch.optim.AdamW(groups, weight_decay=config.weight_decay), None),
-        )
-        trainer.train()
-    logged = [entry for entry in trainer.state.log_history if "loss" in entry]
-    return {"loss": [e["loss"] for e in logged], "grad_norm": [e["grad_norm"] for e in logged]}
+    cpu = lm.device.type == "cpu"
+    found = hf_trainer.train(peft, collate, shape.answers * shape.steps, config, cpu=cpu, trl=trl)
+    return found | ({"refusals": hf_trainer.trl_refusals(peft, lm.processor)} if trl else {})
+
+
+def _trl(lm: VideoLM, peft: Any, shape: Shape, config: Any) -> dict[str, Any]:
+    return _theirs(lm, peft, shape, config, trl=True)
 
 
 if __name__ == "__main__":

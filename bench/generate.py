@@ -1,8 +1,10 @@
-"""Answers behind shared prompts: the engine against Hugging Face's `generate` and against a prefix read once.
+"""Answers behind shared prompts: the engine against Hugging Face's `generate` and others.
 
-Baselines: `generate(num_return_sequences=k)`, and a loop that prefills each prompt once and expands its cache.
-Every token of every answer is compared first (greedy). Figures are CPU seconds (on a GPU: seconds), and the most
-memory taken on top of the model. `python -m vstar_fast.bench.generate --help` takes other shapes.
+Baselines: `generate(num_return_sequences=k)`, a loop that prefills each prompt once and expands its cache, Hugging
+Face's `generate_batch`, and vLLM where it is installed. Every token of every answer is compared first (greedy; in
+half precision on a GPU, where rounding parts ways, the first token of each). Figures are CPU seconds (on a GPU:
+seconds), and the most memory taken on top of the model. `python -m vstar_fast.bench.generate --help` takes other
+models and shapes.
 """
 
 from __future__ import annotations
@@ -16,25 +18,37 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from vstar_fast.bench.runner import Bench
 
-NAMES = ("engine", "HF generate", "prefix once, cache expanded")
+ASKED = 16
+"""Tokens of each question, where there are several behind one prefix."""
+AGREE = 0.95
+"""Share of first tokens that must be equal in half precision."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """What is drawn: `k` answers of `tokens` tokens to each of `videos` prompts of `prefix` tokens."""
+    """What is drawn: `k` answers of `tokens` tokens to each of `questions` about each of `videos` prefixes.
+
+    `targets`: against HF generate, against the expanded cache, and of HF generate's memory.
+    """
 
     model: str = "SmolLM2-135M"
     videos: int = 8
+    questions: int = 1
     k: int = 8
     prefix: int = 512
     tokens: int = 64
     baseline_videos: int = 8
-    """Prompts that the baselines answer; their time is taken times videos / baseline_videos."""
+    """Prefixes that the baselines answer about; their time is taken times videos / baseline_videos."""
     targets: tuple[float, float, float] | None = (6.0, 2.2, 6.0)
-    """Against HF generate, against the expanded cache, and of HF generate's memory."""
 
     def __str__(self) -> str:
-        return f"{self.model}, {self.videos} x {self.k}, P={self.prefix}, {self.tokens} new"
+        asked = f" x {self.questions} questions" if self.questions > 1 else ""
+        return f"{self.model}, {self.videos}{asked} x {self.k}, P={self.prefix}, {self.tokens} new"
+
+    @property
+    def answers(self) -> int:
+        """Answers in all."""
+        return self.videos * self.questions * self.k
 
 
 @dataclass
@@ -47,156 +61,115 @@ class Cost:
 
 def run(bench: Bench, quick: bool) -> None:
     """The issue's CPU case, or a tiny one."""
-    measure(bench, Case("tiny", 3, 2, 70, 12, 3, None) if quick else Case())
+    measure(bench, Case("tiny", 3, 1, 2, 70, 12, 3, None) if quick else Case())
 
 
 def measure(bench: Bench, case: Case) -> None:
     """Rows for one case."""
-    from vstar_fast.bench import language_models
+    from vstar_fast.bench import generate_split, language_models
 
+    language_models.check_size(case.model, bench.device)
     model = language_models.build(case.model, bench.device)
     prompts = _prompts(case, model)
-    _engine(model, prompts[:1, :8], case.k, 2)  # warm-up
-    (found, scheduler, inside), ours = _cost(lambda: _engine(model, prompts, case.k, case.tokens), bench.device)
-    few = prompts[: case.baseline_videos]
-    times = len(prompts) / len(few)
-    (expanded, _), once = _cost(lambda: (_expanded(model, few, case.k, case.tokens), None), bench.device)
-    (plain, _), hf = _cost(lambda: (_plain(model, few, case.k, case.tokens), None), bench.device)
-    equal = found[: len(few)].tolist() == plain.tolist() == expanded.tolist()
-    note = "" if times == 1 else f" (baseline: {len(few)} prompts)"
-    targets = case.targets or (None, None, None)
-    tokens = case.videos * case.k * case.tokens
-    fixed: dict[str, Any] = {"equal": equal, "subject": NAMES[0], "backend": _backend(bench.device)}
-    for name, theirs, target in ((NAMES[1], hf, targets[0]), (NAMES[2], once, targets[1])):
-        ratio = theirs.seconds * times / ours.seconds
-        unit, value = "us/token", ours.seconds / tokens * 1e6
-        metric = bench.metrics()[0] if bench.device == "cpu" else "wall"
-        bench.add(
-            case=f"{case}{note}",
-            baseline=name,
-            metric=metric,
-            value=value,
-            unit=unit,
-            ratio=ratio,
-            target=target,
-            **fixed,
-        )
-    for name, theirs, target in ((NAMES[1], hf, targets[2]), (NAMES[2], once, None)):
-        ratio = max(theirs.mib, 1.0) / max(ours.mib, 1.0)  # below 1 MiB nothing can be told
-        bench.add(
-            case=f"{case}{note}, memory on top of the model",
-            baseline=name,
-            metric="memory",
-            value=max(ours.mib, 1.0),
-            unit="MiB",
-            ratio=ratio,
-            target=target,
-            **fixed,
-        )
-    _split(bench, case, scheduler, inside, ours.seconds, model, fixed)
+    draw(model, prompts[:1, :, :8], case, 2)  # warm-up
+    (found, scheduler), ours = cost_of(lambda: draw(model, prompts, case, case.tokens), bench.device)
+    few = prompts[: case.baseline_videos].flatten(0, 1)
+    against = _Against(bench, case, found[: len(few)], ours, len(prompts) / len(prompts[: case.baseline_videos]))
+    speed, once, memory = case.targets or (None, None, None)
+    for name, baseline, target, spared in (
+        ("HF generate", _plain, speed, memory),
+        ("prefix once, cache expanded", _expanded, once, None),
+    ):
+        ids, cost = cost_of(lambda: baseline(model, few, case.k, case.tokens), bench.device)  # noqa: B023
+        against.time(name, ids, cost.seconds, target)
+        against.memory(name, ids, cost.mib, spared)
+    _rivals(bench, case, model, prompts[: 1 if bench.device == "cpu" else len(prompts)], found, ours)
+    generate_split.rows(bench, case, scheduler, ours.seconds, model)
 
 
-def _split(
-    bench: Bench,
-    case: Case,
-    scheduler: Any,
-    inside: dict[str, float],
-    seconds: float,
-    model: Any,
-    fixed: dict[str, Any],
-) -> None:
-    """Where the engine's time goes, and how near it is to what the matrix products alone take."""
-    from vstar_fast.bench import language_models
+class _Against:
+    """Adds rows of the engine against baselines that answered some of the prompts."""
 
-    counts = scheduler.counts
-    stack, head = language_models.matrix_flops(model)
-    rows = case.videos * case.k
-    work = stack * (counts.prefilled + counts.steps * rows) + head * rows * (counts.steps + 1 / case.k)
-    decode = counts.seconds["decode"]
-    host = decode - inside["model"] - inside["head"]
-    parts = {
-        "prefill": counts.seconds["prefill"],
-        "decode: text stack": inside["model"],
-        "decode: head": inside["head"],
-        "decode: draw and host": host,
-    }
-    shared = {k: v for k, v in fixed.items() if k != "subject"} | {"baseline": "-", "target": None}
-    for name, value in parts.items():
-        bench.add(
-            case=f"{case}, {name}",
-            subject="engine",
-            metric="seconds",
-            value=max(value, 1e-9),
-            unit="s",
-            ratio=None,
-            **shared,
-        )
-    bench.add(
-        case=f"{case}, draw and host a step, share of the step",
-        subject="engine",
-        metric="share",
-        value=100 * host / decode,
-        unit="%",
-        ratio=5 / (100 * host / decode),
-        **shared | {"baseline": "5 %", "target": 1.0 if case.targets else None},
-    )
-    bench.add(
-        case=f"{case}, matrix products",
-        subject="engine",
-        metric="rate",
-        value=work / seconds / 1e9,
-        unit="GFLOP/s",
-        ratio=None,
-        **shared,
-    )
-    bench.add(
-        case=f"{case}, videos",
-        subject="engine",
-        metric="rate",
-        value=case.videos / seconds,
-        unit="videos/s",
-        ratio=None,
-        **shared,
-    )
+    def __init__(self, bench: Bench, case: Case, found: Any, ours: Cost, times: float) -> None:
+        self.bench, self.case, self.found, self.ours, self.times = bench, case, found, ours, times
+        self._note = "" if times == 1 else f" (baseline: {len(found)} prompts)"
+
+    def time(self, name: str, ids: Any, seconds: float, target: float | None) -> None:
+        """A row of time a token."""
+        metric = self.bench.metrics()[0] if self.bench.device == "cpu" else "wall"
+        value = self.ours.seconds / (self.case.answers * self.case.tokens) * 1e6
+        ratio = seconds * self.times / self.ours.seconds
+        self._add(f"{self.case}{self._note}", name, ids, metric, value, "us/token", ratio, target)
+
+    def memory(self, name: str, ids: Any, mib: float, target: float | None) -> None:
+        """A row of memory on top of the model; below 1 MiB nothing can be told."""
+        mine, case = max(self.ours.mib, 1.0), f"{self.case}{self._note}, memory on top of the model"
+        self._add(case, name, ids, "memory", mine, "MiB", max(mib, 1.0) / mine, target)
+
+    def _add(
+        self, case: str, name: str, ids: Any, metric: str, value: float, unit: str, ratio: float, target: float | None
+    ) -> None:
+        from vstar_fast import backends
+
+        backend = backends.choose("prefix_attention", self.bench.device).name
+        self.bench.add(
+            case=case, subject="engine", baseline=name, metric=metric, value=value, unit=unit, ratio=ratio,
+            equal=same(self.found, ids), target=target, backend=backend,
+        )  # fmt: skip
+
+
+def same(ours: Any, theirs: Any) -> bool:
+    """Equal ids [V, k, tokens]; half precision is given away by a first token that is equal almost everywhere."""
+    import torch
+
+    if torch.equal(ours, theirs):
+        return True
+    first = (ours[..., 0] == theirs[..., 0]).float().mean()
+    return torch.cuda.is_available() and bool(first >= AGREE)
+
+
+def _rivals(bench: Bench, case: Case, model: Any, prompts: Any, found: Any, ours: Cost) -> None:
+    """Rows against others' engines; on a CPU, where they are slow, over the first prefix."""
+    from vstar_fast.bench import generate_rivals
+
+    asked = prompts.flatten(0, 1)
+    against = _Against(bench, case, found[: len(asked)], ours, case.videos / len(prompts))
+    for name, rival in generate_rivals.RIVALS.items():
+        try:
+            rival(model, asked[:1, :8], 1, 2)  # warm-up
+            (ids, start), cost = cost_of(lambda: rival(model, asked, case.k, case.tokens), bench.device)  # noqa: B023
+        except generate_rivals.Absent as reason:
+            bench.absent(f"{case}", name, str(reason))
+            continue
+        against.time(name, ids, cost.seconds - start, None)
 
 
 def _prompts(case: Case, model: Any) -> Any:
+    """Ids [videos, questions, P]: the questions about a video differ in their last tokens."""
     import torch
 
     made = torch.Generator().manual_seed(1)
-    ids = torch.randint(6, model.config.vocab_size, (case.videos, case.prefix), generator=made)
+    sizes = (case.videos, 1, case.prefix)
+    ids = torch.randint(6, model.config.vocab_size, sizes, generator=made)
+    if case.questions > 1:
+        asked = torch.randint(6, model.config.vocab_size, (case.videos, case.questions, ASKED), generator=made)
+        ids = torch.cat([ids.expand(-1, case.questions, -1), asked], 2)
     return ids.to(model.device)
 
 
-def _engine(model: Any, prompts: Any, k: int, tokens: int) -> tuple[Any, Any, dict[str, float]]:
-    """(ids [V, k, tokens], the scheduler, seconds inside the model's two parts while decoding)."""
+def draw(model: Any, prompts: Any, case: Case, tokens: int) -> tuple[Any, Any]:
+    """(ids [V * Q, k, tokens] of the engine's answers, the scheduler)."""
     import torch
 
     from vstar_fast.engine import Request, Scheduler, Settings, TextLM
 
-    lm = TextLM(model)
-    scheduler = Scheduler(lm, max_rows=len(prompts) * k)
-    inside = {"model": 0.0, "head": 0.0}
-    _timed(scheduler.stack, "call", inside, "model", lambda: scheduler.counts.seconds.get("prefill") is not None)
-    _timed(lm, "logits", inside, "head", lambda: scheduler.counts.seconds.get("prefill") is not None)
-    asked = [Request(p[:0].cpu(), p.cpu(), None, range(k), Settings(max_new_tokens=tokens)) for p in prompts]
+    scheduler = Scheduler(TextLM(model), max_rows=prompts.shape[0] * prompts.shape[1] * case.k)
+    shared = max(0, prompts.shape[2] - ASKED) if case.questions > 1 else 0
+    settings = Settings(max_new_tokens=tokens)
+    rows = prompts.flatten(0, 1).cpu()
+    asked = [Request(p[:shared], p[shared:], None, range(case.k), settings) for p in rows]
     found = {id(r): [a.token_ids for a in answers] for r, answers in scheduler.run(asked)}
-    return torch.tensor([found[id(r)] for r in asked]), scheduler, inside
-
-
-def _timed(thing: Any, name: str, seconds: dict[str, float], key: str, when: Callable[[], bool]) -> None:
-    """Add the CPU seconds of each call of `thing.name` to `seconds[key]`, once prefill is over."""
-    function = getattr(thing, name)
-
-    def call(*args: Any, **kwargs: Any) -> Any:
-        if not when():
-            return function(*args, **kwargs)
-        began = time.process_time()
-        result = function(*args, **kwargs)
-        seconds[key] += time.process_time() - began
-        return result
-
-    setattr(thing, name, call)
+    return torch.tensor([found[id(r)] for r in asked]), scheduler
 
 
 def _plain(model: Any, prompts: Any, k: int, tokens: int) -> Any:
@@ -234,7 +207,7 @@ def _expanded(model: Any, prompts: Any, k: int, tokens: int) -> Any:
     return torch.cat(found, 1).cpu().view(len(prompts), k, tokens)
 
 
-def _cost(work: Callable[[], Any], device: str) -> tuple[Any, Cost]:
+def cost_of(work: Callable[[], Any], device: str) -> tuple[Any, Cost]:
     """Result, seconds (of the CPU, or on the wall beside a GPU), and MiB taken on top of what was there."""
     from vstar_fast import profiling
 
@@ -254,12 +227,6 @@ def _cost(work: Callable[[], Any], device: str) -> tuple[Any, Cost]:
     began = time.process_time()
     result = work()
     return result, Cost(time.process_time() - began, profiling.peak_mib() - resident)
-
-
-def _backend(device: str) -> str:
-    from vstar_fast import backends
-
-    return backends.choose("prefix_attention", device).name
 
 
 if __name__ == "__main__":

@@ -56,6 +56,24 @@ SHAPES: dict[str, dict[str, Any]] = {
 """Name -> the text stack's configuration; `kind` is the transformers class."""
 
 
+def check_size(name: str, device: str) -> None:
+    """Raise ConfigError for a model whose weights do not fit what is free; nothing is allocated to find out."""
+    import torch
+
+    from vstar_fast.engine import memory
+    from vstar_fast.errors import ConfigError
+
+    if name not in SHAPES:
+        raise ConfigError(f"no model named {name!r}; there are: {', '.join(SHAPES)}")
+    need = sum(p.nbytes for p in build(name, "meta").parameters()) // (2 if device == "cuda" else 1)
+    free = memory.free_bytes(torch.device(device))
+    if need > free:
+        raise ConfigError(
+            f"the weights of {name} take {need / 2**30:.1f} GiB, {free / 2**30:.1f} GiB are free on {device}; "
+            "take a smaller model or a larger machine"
+        )
+
+
 def build(name: str, device: str = "cpu") -> Any:
     """The model of SHAPES[name] with seeded random weights, no end-of-turn token; bf16 on a GPU."""
     import torch

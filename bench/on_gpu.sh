@@ -2,11 +2,11 @@
 # Proves and measures vstar-fast on a machine with an NVIDIA GPU; needs no network. Run it from the repository:
 #
 #   bench/on_gpu.sh OUTDIR            every step that has not succeeded yet, in order
-#   bench/on_gpu.sh OUTDIR STEP       one step: env build test sanitizer bench-<name> unproven
+#   bench/on_gpu.sh OUTDIR STEP       one step: env build test sanitizer bench-<name> roofline unproven
 #
 # A step that succeeded leaves OUTDIR/<step>.done and is not run again; each fits ten minutes. PYTHON names the
 # interpreter (with torch, pytest, hypothesis), WHEELS a folder of wheels to install what is missing from. Figures to keep go from
-# OUTDIR/bench-<name>.json to bench/results/.
+# OUTDIR/bench-<name>.json to bench/results/, and OUTDIR/ROOFLINE.md to bench/.
 set -euo pipefail
 
 [ $# -ge 1 ] || { sed -n '2,9p' "$0"; exit 2; }
@@ -66,9 +66,12 @@ step_sanitizer() {
   [ -n "$tool" ] || { echo "no compute-sanitizer here: the kernels' memory accesses are not proved"; return 0; }
   for check in memcheck racecheck; do
     "$tool" --tool "$check" --error-exitcode 9 --target-processes all \
-      "$PYTHON" -m pytest -m gpu -q -k "(label or constrain or value) and not graphs" tests/ops
+      "$PYTHON" -m pytest -m gpu -q -k "(label or constrain or value or (on_a_gpu and (nested or 130 or patchify))) and not graphs" tests/ops
   done
 }
+
+# The page of predictions and of what was measured here.
+step_roofline() { "$PYTHON" -m vstar_fast.bench.roofline_page "$OUT" >"$OUT/ROOFLINE.md" && cat "$OUT/ROOFLINE.md"; }
 
 step_bench() { "$PYTHON" -m vstar_fast.bench.runner "$1" --json "$OUT/bench-$1.json"; }
 
@@ -128,8 +131,8 @@ run_step() {
 inside() {
   case $1 in
     bench-*) step_bench "${1#bench-}" ;;
-    env | build | test | sanitizer | unproven) "step_$1" ;;
-    *) echo "unknown step $1; steps: env build test sanitizer $(benches | sed 's/[^ ]*/bench-&/g') unproven"; exit 2 ;;
+    env | build | test | sanitizer | roofline | unproven) "step_$1" ;;
+    *) echo "unknown step $1; steps: env build test sanitizer $(benches | sed 's/[^ ]*/bench-&/g') roofline unproven"; exit 2 ;;
   esac
 }
 
@@ -142,7 +145,8 @@ case ${2:-all} in
     run_step test || failed=1
     run_step sanitizer || failed=1
     for name in $(benches); do run_step "bench-$name" || failed=1; done
-    rm -f "$OUT/unproven.done"
+    rm -f "$OUT/roofline.done" "$OUT/unproven.done"
+    run_step roofline || failed=1
     run_step unproven
     exit "$failed"
     ;;

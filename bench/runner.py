@@ -26,8 +26,23 @@ from typing import Any
 
 from vstar_fast.errors import ConfigError, VstarError
 
-HELPERS = {"runner", "compile_kernels", "label_rivals", "language_models", "decode_rivals", "decode_clips"}
+HELPERS = {
+    "compile_kernels",
+    "cost",
+    "decode_clips",
+    "decode_rivals",
+    "generate_rivals",
+    "generate_split",
+    "label_rivals",
+    "language_models",
+    "roofline",
+    "roofline_page",
+    "runner",
+    "towers",
+}
 SCHEMA = 1
+ABSENT = "absent"
+"""`metric` of a row without a figure; its `baseline` says why."""
 
 
 @dataclass(frozen=True)
@@ -121,6 +136,13 @@ class Bench:
         if self.echo:
             print(describe(row), flush=True)
 
+    def absent(self, case: str, subject: str, why: str) -> None:
+        """A row that says why something could not be measured here."""
+        row = Row(case, subject, why, ABSENT, None, "-", None, True, None, None, _threads(), "-")
+        self.rows.append(row)
+        if self.echo:
+            print(describe(row), flush=True)
+
     def metrics(self) -> tuple[str, str]:
         """The times taken: of the device, and of the clock on the wall."""
         return ("gpu", "wall") if self.device == "cuda" else ("cpu", "wall")
@@ -181,6 +203,8 @@ def _time_on_gpu(function: Callable[[], Any], calls: int) -> dict[str, float]:
 
 def describe(row: Row) -> str:
     """One line for people."""
+    if row.metric == ABSENT:
+        return f"{row.case}: {row.subject} is not measured: {row.baseline}"
     if not row.equal:
         return f"{row.case}: {row.subject} and {row.baseline} DIFFER; not timed"
     value = "" if row.value is None else f"{row.value:.4g} {row.unit}"

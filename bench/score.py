@@ -15,7 +15,7 @@ def run(bench: Bench, quick: bool) -> None:
     """One case: equal to 1e-4 in log-probability first (1e-5 a token), then CPU seconds of both."""
     import torch
     from vstar_fast.bench import language_models
-    from vstar_fast.bench.generate import _cost
+    from vstar_fast.bench.generate import cost_of
 
     from vstar_fast.engine import Scorer, TextLM
 
@@ -31,8 +31,8 @@ def run(bench: Bench, quick: bool) -> None:
         return Scorer(lm).score([_request(prompt)], [[row.tolist()] for row in spelled])[0].cpu()
 
     ours()
-    mine, cost = _cost(ours, bench.device)
-    theirs, rows = _cost(lambda: _rows(model, prompt, spelled), bench.device)
+    mine, cost = cost_of(ours, bench.device)
+    theirs, rows = cost_of(lambda: _rows(model, prompt, spelled), bench.device)
     bench.add(
         case=f"{name}, {labels} labels of 4 tokens, P={prefix}",
         subject="one packed call",

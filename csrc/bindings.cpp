@@ -4,7 +4,12 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <array>
+#include <tuple>
+#include <vector>
+
 #include "label_bindings.h"
+#include "prefix_attention.h"
 #include "sample.h"
 
 namespace py = pybind11;
@@ -38,6 +43,61 @@ void bind_sample(py::module_& m) {
   });
 }
 
+// (keys, values, their strides, tokens, slots, visible, mask, groups, members, positions, members of visible
+// and of mask, causal)
+using SegmentArguments = std::tuple<uintptr_t, uintptr_t, std::array<int64_t, 6>, uintptr_t, uintptr_t,
+                                    uintptr_t, uintptr_t, std::array<int32_t, 5>, bool>;
+
+AttentionSegment segment(const SegmentArguments& from) {
+  const auto& [keys, values, by, tokens, slots, visible, mask, sizes, causal] = from;
+  return {pointer<const float>(keys),
+          pointer<const float>(values),
+          by[0],
+          by[1],
+          by[2],
+          by[3],
+          by[4],
+          by[5],
+          pointer<const int64_t>(tokens),
+          pointer<const int64_t>(slots),
+          pointer<const int64_t>(visible),
+          pointer<const uint8_t>(mask),
+          sizes[0],
+          sizes[1],
+          sizes[2],
+          sizes[3],
+          sizes[4],
+          causal};
+}
+
+void bind_prefix_attention(py::module_& m) {
+  m.attr("attention_simd") = attention_simd();
+  m.def("prefix_attention_cpu", [](uintptr_t query, uintptr_t out, uintptr_t lse, uintptr_t sums,
+                                   std::array<int64_t, 2> strides, std::array<int32_t, 5> sizes, float scale,
+                                   const std::vector<std::vector<SegmentArguments>>& levels, int threads) {
+    std::vector<AttentionSegment> segments;
+    std::vector<int32_t> ends;
+    for (const auto& level : levels) {
+      for (const auto& each : level) segments.push_back(segment(each));
+      ends.push_back(static_cast<int32_t>(segments.size()));
+    }
+    const AttentionRows rows{pointer<const float>(query),
+                             strides[0],
+                             strides[1],
+                             pointer<float>(out),
+                             pointer<float>(lse),
+                             pointer<float>(sums),
+                             sizes[0],
+                             sizes[1],
+                             sizes[2],
+                             sizes[3],
+                             sizes[4],
+                             scale};
+    py::gil_scoped_release release;
+    prefix_attention_cpu(rows, segments.data(), ends.data(), static_cast<int32_t>(ends.size()), threads);
+  });
+}
+
 }  // namespace
 }  // namespace vstar
 
@@ -52,4 +112,5 @@ PYBIND11_MODULE(_C, m) {
   vstar::bind_label_match(m);
   vstar::bind_value_match(m);
   vstar::bind_sample(m);
+  vstar::bind_prefix_attention(m);
 }

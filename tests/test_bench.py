@@ -4,7 +4,7 @@ import json
 import os
 import subprocess
 import sys
-from dataclasses import fields
+from dataclasses import asdict, fields
 from pathlib import Path
 
 import pytest
@@ -35,6 +35,9 @@ def check_row(row: dict) -> None:
     for name in ("case", "subject", "baseline", "metric", "unit", "backend"):
         assert isinstance(row[name], str) and row[name]
     assert row["equal"] is True
+    if row["metric"] == runner.ABSENT:
+        assert row["value"] is None and row["ratio"] is None
+        return
     assert row["value"] > 0
     assert row["ratio"] is None or row["ratio"] > 0
     assert (row["target"] is None) == (row["met"] is None)
@@ -133,9 +136,9 @@ def test_the_torch_baseline_of_sample_draws_what_ours_draws():
 
 
 def test_triton_kernels_compile_ahead_of_time():
-    """For one architecture here; CI does both."""
+    """For one architecture and op here; CI does all."""
     pytest.importorskip("triton")
-    command = [sys.executable, "-m", "vstar_fast.bench.compile_kernels", "--arch", "90"]
+    command = [sys.executable, "-m", "vstar_fast.bench.compile_kernels", "--arch", "90", "--op", "sample"]
     env = {**os.environ, "TRITON_INTERPRET": "0"}
     out = subprocess.run(command, check=True, capture_output=True, text=True, env=env).stdout
     lines = [line for line in out.splitlines() if line.startswith("sm_90 sample")]
@@ -143,8 +146,93 @@ def test_triton_kernels_compile_ahead_of_time():
     assert all("stack 0 B" in line for line in lines)
 
 
+@pytest.mark.parametrize(
+    ("arch", "shared", "spill", "used", "found"),
+    [
+        (90, 1000, 0, "wgmma.mma_async", []),
+        (90, 1000, 8, "wgmma.mma_async", ["8 B spilled a thread"]),
+        (80, 170_000, 0, "mma.sync", ["170000 B of shared memory, sm_80 has 166912"]),
+        (90, 1000, 0, "mma.sync", ["no wgmma.mma_async, but mma.sync"]),
+        (100, 1000, 0, "", ["no tcgen05.mma, but no tensor cores"]),
+        (80, 1000, None, "mma.sync", ["registers and spills are not known: Triton came without cuobjdump"]),
+    ],
+)
+def test_what_is_a_fault_of_a_compiled_kernel(arch, shared, spill, used, found):
+    from vstar_fast.bench import compile_kernels
+
+    assert list(compile_kernels._faults(arch, shared, spill, used, wanted=True)) == found
+
+
 def test_the_gpu_script_parses_and_says_how_it_is_used():
     script = Path(__file__).parents[1] / "bench" / "on_gpu.sh"
     subprocess.run(["bash", "-n", script], check=True)
     help_text = subprocess.run(["bash", script], capture_output=True, text=True)
     assert help_text.returncode == 2 and "bench/on_gpu.sh OUTDIR" in help_text.stdout
+
+
+SMALL = {"depth": 2, "hidden_size": 32, "num_heads": 2, "intermediate_size": 64, "out_hidden_size": 48}
+
+
+@pytest.mark.parametrize(
+    ("names", "more"),
+    [
+        (("qwen2_5_vl", "Qwen2_5_VLVisionConfig", "Qwen2_5_VisionTransformerPretrainedModel"), {}),
+        (("qwen3_vl", "Qwen3VLVisionConfig", "Qwen3VLVisionModel"), {"deepstack_visual_indexes": [0]}),
+    ],
+)
+def test_towers_of_the_bench_give_the_tokens_they_say(names, more):
+    import torch
+    from vstar_fast.bench import towers
+
+    tower, see, tokens = towers.qwen(*names, **SMALL, **more)(400)
+    with torch.no_grad():
+        assert see("cpu").pooler_output.shape == (tokens, 48) and tokens == 392
+
+
+def test_a_model_that_does_not_fit_is_refused_before_it_is_made(monkeypatch):
+    from vstar_fast.bench import language_models
+
+    from vstar_fast.engine import memory
+
+    monkeypatch.setattr(memory, "free_bytes", lambda _: 20 << 30)
+    language_models.check_size("SmolLM2-135M", "cpu")
+    with pytest.raises(ConfigError, match="Qwen2.5-VL-7B take 28.* 20.0 GiB are free on cpu; take a smaller"):
+        language_models.check_size("Qwen2.5-VL-7B", "cpu")
+    with pytest.raises(ConfigError, match="no model named 'x'; there are: tiny, "):
+        language_models.check_size("x", "cpu")
+
+
+def test_what_is_absent_is_a_row_that_says_why(capsys):
+    made = bench()
+    made.echo = True
+    made.absent("one", "vLLM", "not importable")
+    assert "vLLM is not measured: not importable" in capsys.readouterr().out
+    check_row(asdict(made.rows[0]))
+
+
+def test_the_roofline_page_is_up_to_date_and_takes_figures_of_a_card(tmp_path):
+    from vstar_fast.bench import roofline_page
+
+    page = Path(__file__).parents[1] / "bench" / "ROOFLINE.md"
+    assert page.read_text() == roofline_page.page(), "run: python -m vstar_fast.bench.roofline_page > bench/ROOFLINE.md"
+    row = runner.Row("a shape", "shared", "a copy", "gpu", 12.5, "us", 3.0, True, 2.0, True, 1, "triton")
+    head = runner.header("prefix_attention", False, "cuda") | {"gpu": "NVIDIA H200"}
+    report = {"header": head, "rows": [row.__dict__]}
+    (tmp_path / "bench-prefix_attention.json").write_text(json.dumps(report))
+    (tmp_path / "bench-sample.json").write_text(json.dumps({"header": head | {"gpu": None}, "rows": []}))
+    text = roofline_page.page(tmp_path)
+    assert "| a shape | shared [triton] | gpu | 12.5 us | 3.00x a copy | 2x met |" in text
+    assert "No card has run this" not in text and text.count("### ") == 1
+
+
+def test_costs_are_bytes_or_operations_over_what_a_card_reaches():
+    from vstar_fast.bench import cost
+
+    card = cost.Card("test", 100, 1e12, 1e15)
+    moving = cost.Cost(9e9, 1e9, 1000, 2)
+    assert moving.seconds(card) == pytest.approx(0.01) and moving.seconds(card, 1e12) == pytest.approx(0.009)
+    computing = cost.Cost(1e6, 8e12, 150, 1)
+    assert computing.waves(card) == 1.5 and computing.filled(card) == 0.75
+    assert computing.seconds(card) == pytest.approx(0.01 / 0.75)
+    assert "bound by operations" in computing.line(card) and "bound by bytes" in moving.line(card)
+    assert cost.Cost(1e9, 1e6, 25, 1).seconds(card) == pytest.approx(1e9 / 0.9e12 / 0.5)  # a quarter of the processors

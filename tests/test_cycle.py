@@ -278,6 +278,30 @@ def test_closed_sets_are_scored_where_it_is_asked_for(project, tmp_path):
     assert go(config, tmp_path)["cycles"] == summary["cycles"]
 
 
+@pytest.mark.parametrize("norm", ["mean", "pmi"])
+def test_label_scores_of_other_norms(project, tmp_path, norm):
+    settings = {"score_labels": True, "score_norm": norm}
+    go(make(project, loop={"max_cycles": 1}, evaluate=settings), tmp_path)
+    scored = json.loads((tmp_path / "cycle-00/metrics/test.json").read_text())["scored"]
+    assert scored["n"] > 0 and scored["top5"] == 1.0 and 0 <= scored["calibration_error"] <= 1
+
+
+def test_label_scores_propose_what_candidates_end_in(project, tmp_path):
+    settings = {"propose": 2, "samples": 7, "keep_rejected": True}
+    go(make(project, loop={"max_cycles": 1}, generate=settings), tmp_path / "a")
+    rows = [row["candidate"] for row in lines(tmp_path / "a" / "cycle-00" / "generate" / "judged.jsonl")]
+    by_question = {}
+    for row in rows:
+        said = row["text"].rstrip(" .").split()[-1] if row["finish"] == "stop" else None
+        by_question.setdefault(row["question_id"], {})[row["sample"]] = said
+    for said in by_question.values():
+        assert list(said) == list(range(7))
+        each = [{said[n] for n in range(first, 7, 2)} - {None} for first in (0, 1)]
+        assert all(len(names) <= 1 for names in each) and len(each[0] | each[1]) == 2
+    free = go(make(project, loop={"max_cycles": 1}, generate={**settings, "propose": 0}), tmp_path / "a")
+    assert free["cycles"][0]["asked"]["direct"] == 6  # other parts: nothing of the proposed answers is taken
+
+
 def test_continue_starts_from_the_last_adapter_at_its_share_of_the_rates(project, done, tmp_path):
     full = make(project, loop={"restart": "continue", "continue_rate": 1.0})
     go(full, tmp_path / "full")

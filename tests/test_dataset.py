@@ -9,7 +9,7 @@ import pytest
 from vstar_fast import dataset, instructions
 from vstar_fast.config import MatchConfig, RationalizeConfig
 from vstar_fast.errors import DataError
-from vstar_fast.records import Candidate, Example, Label, Question, Verdict
+from vstar_fast.records import FAILED, Candidate, Example, Label, Question, Verdict
 
 
 def question(i):
@@ -82,13 +82,35 @@ LLAVA = {
 
 def test_instruction_data_is_read_and_bad_rows_are_named(tmp_path):
     path = write(tmp_path / "i.json", [LLAVA])
-    (example,) = instructions.read(path, 1, seed=0)
+    (example,), _ = instructions.read(path, 1, seed=0)
     assert (example.question, example.answer, example.video_id) == ("Why?", "So.", str(tmp_path / "a.mp4"))
     with pytest.raises(DataError, match="has 1 examples but"):
         instructions.read(path, 2, seed=0)
     write(tmp_path / "i.json", [LLAVA, {"video": "b.mp4"}])
-    with pytest.raises(DataError, match="row 1: needs"):
-        instructions.read(path, 1, seed=0)
+    good, bad = instructions.read(path, 1, seed=0)
+    assert [e.answer for e in good] == ["So."] and [r.id for r in bad] == [f"{path}, row 1"]
+    assert (bad[0].stage, bad[0].reason) == ("instructions", "bad_instruction")
+    assert "needs `conversations`" in bad[0].detail
+    with pytest.raises(DataError, match=r"1 examples that can be used \(1 cannot; row 1: needs .*asks for 2; lower it"):
+        instructions.read(path, 2, seed=0)
+
+
+def test_a_line_that_is_no_json_is_a_row_that_cannot_be_used(tmp_path):
+    (tmp_path / "i.jsonl").write_text(f"{json.dumps(LLAVA)}\n{{oops\n")
+    good, bad = instructions.read(str(tmp_path / "i.jsonl"), 1, seed=0)
+    assert len(good) == 1 and bad[0].id.endswith("row 1") and "it is no JSON" in bad[0].detail
+
+
+TALK = [("user", "Why?"), ("assistant", "So."), ("user", "And?"), ("assistant", "Then."), ("user", "Hm?")]
+
+
+def test_every_answer_of_a_conversation_is_an_example_with_what_was_said_before(tmp_path):
+    row = {"messages": [{"role": r, "content": t} for r, t in [("system", "Be brief."), *TALK]], "videos": ["a.mp4"]}
+    found, _ = instructions.read(write(tmp_path / "i.json", [row]), 1, seed=0)
+    assert [(e.question, e.answer) for e in found] == [("Be brief.\nWhy?", "So."), ("And?", "Then.")]
+    assert [e.history for e in found] == [(), (("Be brief.\nWhy?", "So."),)]
+    assert [e.question_id for e in found] == ["instruction/0/0", "instruction/0/1"]
+    assert {e.video_id for e in found} == {str(tmp_path / "a.mp4")}
 
 
 def says(question, answer="So.", **more):
@@ -112,7 +134,7 @@ FORMS = {
 @pytest.mark.parametrize("suffix", [".json", ".jsonl"])
 def test_every_form_of_instruction_data_is_read(form, suffix, tmp_path):
     row, video_id = FORMS[form]
-    (example,) = instructions.read(write(tmp_path / f"i{suffix}", [row]), 1, seed=0)
+    (example,), _ = instructions.read(write(tmp_path / f"i{suffix}", [row]), 1, seed=0)
     assert (example.question, example.answer) == ("Why?", "So.")
     assert example.video_id == video_id.format(tmp_path) and example.source == "instruction"
 
@@ -120,7 +142,7 @@ def test_every_form_of_instruction_data_is_read(form, suffix, tmp_path):
 def test_lines_end_at_line_feeds_and_urls_stay(tmp_path):
     row = says("<video>Why?", "So.\u2028And so.", videos=["https://host/a.mp4"])
     (tmp_path / "i.jsonl").write_text(json.dumps(row, ensure_ascii=False) + "\n")
-    (example,) = instructions.read(str(tmp_path / "i.jsonl"), 1, seed=0)
+    (example,), _ = instructions.read(str(tmp_path / "i.jsonl"), 1, seed=0)
     assert (example.answer, example.video_id) == ("So.\u2028And so.", "https://host/a.mp4")
 
 
@@ -133,7 +155,7 @@ def test_a_window_of_an_instruction_is_that_of_its_video():
 def test_system_words_stand_before_the_question(tmp_path):
     row = says("Why?")
     row["messages"].insert(0, {"role": "system", "content": "Be brief."})
-    (example,) = instructions.read(write(tmp_path / "i.json", [row]), 1, seed=0)
+    (example,), _ = instructions.read(write(tmp_path / "i.json", [row]), 1, seed=0)
     assert example.question == "Be brief.\nWhy?"
 
 
@@ -149,8 +171,10 @@ def test_system_words_stand_before_the_question(tmp_path):
     ],
 )
 def test_a_row_of_no_known_form_is_named(row, tmp_path):
-    with pytest.raises(DataError, match="row 0: needs `conversations`"):
-        instructions.read(write(tmp_path / "i.json", [row]), 1, seed=0)
+    found, bad = instructions.read(write(tmp_path / "i.json", [row]), 0, seed=0)
+    assert not found and [r.id[-5:] for r in bad] == ["row 0"] and "needs `conversations`" in bad[0].detail
+    with pytest.raises(DataError, match="has 0 examples that can be used"):
+        instructions.read(str(tmp_path / "i.json"), 1, seed=0)
 
 
 def test_copies_are_dropped_the_first_stays():
@@ -178,3 +202,16 @@ def test_pairs_take_failed_answers_to_the_same_question_in_turn():
     assert [e.rejected for e in dataset.paired(kept, rows)] == ["x", "y", "x", ""]
     same_words = [Example("v1", "q1", "", "z", "direct")]
     assert dataset.paired(same_words, rows)[0].rejected == ""
+
+
+def test_failed_answers_are_one_a_question_and_weigh_what_the_kept_ones_do():
+    rows = [judged(0, 0, True, "a"), judged(0, 1, False, "x"), judged(0, 2, False, "y"), judged(1, 0, False, "z")]
+    asked = {q.id: q for q in (question(0), question(1))}
+    kept = [Example("v0", "q0", "", t, "direct") for t in "abc"]
+    found = dataset.failed(kept, rows, asked)
+    assert [(e.question_id, e.answer, e.source, e.weight) for e in found] == [
+        ("q0", "x", FAILED, 1.5),
+        ("q1", "z", FAILED, 1.5),
+    ]
+    assert dataset.failed(kept, rows[:1], asked) == []
+    assert dataset.balance(found, asked) == found

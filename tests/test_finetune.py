@@ -214,6 +214,7 @@ def test_packs_hold_every_item_once_within_their_limits(rows, most_items, most_t
             torch.arange(5),
             torch.full((q + 1,), q),
             torch.arange(a),
+            clip=v + 1,
         )
         for n, (v, q, a) in enumerate(rows)
     ]
@@ -234,6 +235,7 @@ def test_bf16_weights_take_steps_smaller_than_their_own_rounding(setup):
     optimizer = Optimizer(lm, holder, config, 20)
     for _ in range(20):
         weight.grad = torch.ones_like(weight)
+        optimizer.clip()
         optimizer.step()
     assert weight.dtype == torch.bfloat16 and weight.tolist() == pytest.approx([0.98] * 4, abs=5e-3)
 

@@ -18,6 +18,7 @@ from vstar_fast.finetune.items import Reader
 from vstar_fast.finetune.loss import attention, packed_rows
 from vstar_fast.finetune.optimizer import Optimizer
 from vstar_fast.finetune.packed import pack
+from vstar_fast.models.prompts import Talk
 from vstar_fast.records import Example
 from vstar_fast.runtime import unload
 
@@ -91,7 +92,9 @@ def step(lm, peft, config, backward):
     before = weights(peft)
     loss = backward()
     grads = gradients(peft)
-    Optimizer(lm, peft, config, 1).step()
+    optimizer = Optimizer(lm, peft, config, 1)
+    optimizer.clip()
+    optimizer.step()
     after = weights(peft)
     with torch.no_grad():
         for n, p in peft.named_parameters():
@@ -196,6 +199,76 @@ def test_text_without_a_video_is_packed_with_the_rest(loaded):
     peft.zero_grad()
     rows, _ = accumulate(lm, peft, items, dataclasses.replace(CONFIG, pack=False))
     assert loss == pytest.approx(rows, abs=1e-5)
+    same(packed, gradients(peft))
+    unload(peft)
+
+
+TALK = [("which colour", "red"), ("is it red?", "it is green. Answer: a"), ("why not", "I see a red ball")]
+
+
+def conversation(video):
+    name = "" if video is None else f"v{video}"
+    rows = enumerate(TALK)
+    return [Example(name, f"t{n}", q, a, "instruction", history=tuple(TALK[:n])) for n, (q, a) in rows]
+
+
+def whole_rows(lm, peft, pixels, talks):
+    """The mean over all answers' tokens of conversations, each one row of the model's own forward."""
+    losses = []
+    for video in talks:
+        ids, wanted = [], []
+        for n, (question, answer) in enumerate(TALK):
+            asked = Talk(tuple(TALK[:n]), question)
+            head, tail = lm.split(asked) if video is not None else (lm.text_ids(asked), torch.empty(0).long())
+            own = [head, pixels[video].ids, tail] if video is not None else [head]
+            ids, said = torch.cat(own), lm.answer_ids(answer)
+            wanted.append((len(ids), said))
+        row = torch.cat([ids, said])
+        if video is None:
+            logits = peft(input_ids=row[None]).logits[0]
+        else:
+            inputs = lm.inputs([Talk(tuple(TALK[:-1]), TALK[-1][0])], [pixels[video]], [TALK[-1][1]])
+            assert inputs.pop("labels").shape[1] == len(row) and torch.equal(inputs["input_ids"][0], row)
+            logits = peft(**inputs).logits[0]
+        for start, said in wanted:  # earlier answers end as the template ends them: the end token's id, and then more
+            assert torch.equal(row[start : start + len(said)], said)
+            at = logits[start - 1 : start + len(said) - 1]
+            losses.append(torch.nn.functional.cross_entropy(at, said, reduction="none"))
+    loss = torch.cat(losses).mean()
+    loss.backward()
+    return loss.item()
+
+
+def test_every_answer_of_a_conversation_is_trained_as_in_one_row(loaded):
+    lm, pixels, features = loaded
+    if lm.path.split("/")[-2].rstrip("0123456789") not in ("qwen3_vl", "vstar_demo", "qwen2_vl", "llava_onevision"):
+        pytest.skip("its template puts something else than the end token behind an earlier answer, or it is enough")
+    peft = adapted(lm, CONFIG)
+    theirs = step(lm, peft, CONFIG, lambda: whole_rows(lm, peft, pixels, [0, 1, None]))
+    rows = [e for video in (0, 1, None) for e in conversation(video)]
+    given = [None if e.video_id == "" else features[int(e.video_id[1:])] for e in rows]
+    items = Reader(lm, lambda part: ([e.question for e in part], given))(rows)
+    assert [len(i.cuts) for i in items] == [0, 1, 2] * 3
+    ours = step(lm, peft, CONFIG, lambda: accumulate(lm, peft, items, CONFIG)[0])
+    assert ours[0] == pytest.approx(theirs[0], abs=1e-5)
+    same(ours[1], theirs[1])
+    by_row, _ = accumulate(lm, peft, items, dataclasses.replace(CONFIG, pack=False))
+    assert by_row == pytest.approx(theirs[0], abs=1e-5)
+    unload(peft)
+
+
+def test_two_clips_of_one_name_are_not_taken_for_the_same(loaded):
+    lm, _, features = loaded
+    peft = adapted(lm, CONFIG)
+    rows = [Example("v", f"q{n}", "which colour", a, "direct") for n, a in enumerate(("red", "a ball", "green"))]
+    again = dataclasses.replace(features[0], kwargs={k: v.clone() for k, v in features[0].kwargs.items()})
+    items = Reader(lm, lambda part: ([e.question for e in part], [features[0], features[1], again]))(rows)
+    assert [i.clip for i in items] == [1, 2, 1]
+    loss, _ = accumulate(lm, peft, items, CONFIG)
+    packed = gradients(peft)
+    peft.zero_grad()
+    rows_loss, _ = accumulate(lm, peft, items, dataclasses.replace(CONFIG, pack=False))
+    assert loss == pytest.approx(rows_loss, abs=1e-5)
     same(packed, gradients(peft))
     unload(peft)
 

@@ -1,5 +1,6 @@
 """Work over processes: generation dealt out by content key, training under torchrun."""
 
+import json
 import os
 import subprocess
 import sys
@@ -10,9 +11,14 @@ import torch
 from safetensors.torch import load_file
 
 import tiny
-from vstar_fast.sharding import mine
+from vstar_fast import models
+from vstar_fast.config import FinetuneConfig
+from vstar_fast.errors import ConfigError
+from vstar_fast.finetune.split import split_layers
+from vstar_fast.sharding import Ranks, mine
 
 TRAIN = """
+import json
 import sys
 import torch
 from vstar_fast import torchvision_compat
@@ -26,8 +32,10 @@ from vstar_fast.models.video_lm import Features
 from vstar_fast.records import Example
 
 lm = models.load(sys.argv[1], device="cpu")
+whole = sum(p.numel() for p in lm.text_model.layers.parameters())
 rates = {"lr": 1e-3, "projector_lr": 1e-3, "warmup_ratio": 0.0}
-config = FinetuneConfig(batch_size=4, micro_batch_size=1, steps=3, lora_r=2, **rates)
+more = json.loads(sys.argv[3])
+config = FinetuneConfig(batch_size=4, steps=3, lora_r=2, track="none", **rates, **{"micro_batch_size": 1, **more})
 mark, width = lm.tokenizer.convert_tokens_to_ids("<video>"), lm.model.config.vision_config.hidden_size
 seeds = [torch.Generator().manual_seed(i) for i in range(3)]
 clips = [Features(torch.full((4,), mark), {"video_features": torch.randn(1, 4, width, generator=s)}) for s in seeds]
@@ -36,6 +44,9 @@ examples = [Example(f"v{i % 3}", f"q{i}", "which colour", a, "direct", 1.0 + i) 
 rows = lambda part: (["which colour"] * len(part), [clips[int(e.video_id[1:])] for e in part])
 torch.manual_seed(0)
 finetune(lm, get_peft_model(lm.model, lora_settings(lm, config)), examples, rows, config, Path(sys.argv[2]), seed=0)
+named = lm.text_model.layers.named_parameters()
+held = [p.to_local() if hasattr(p, "to_local") else p for n, p in named if "lora" not in n]
+print("holds", sum(p.numel() for p in held) / whole)
 """
 
 
@@ -53,17 +64,55 @@ def test_every_key_goes_to_one_process_and_stays_there(size):
         mine(keys, size, size)
 
 
-def test_two_processes_end_with_the_weights_of_one(tmp_path):
-    model = tiny.write_model(tmp_path / "model")
-    script = tmp_path / "train.py"
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return tiny.write_model(tmp_path_factory.mktemp("tiny") / "model")
+
+
+def train(model, folder, processes, **changes):
+    """What training in so many processes printed; the adapter goes to `folder`."""
+    script = folder.with_suffix(".py")
     script.write_text(TRAIN)
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    start = torchrun if processes > 1 else [sys.executable]
+    command = [*start, str(script), str(model), str(folder), json.dumps(changes)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    for start, out in (([sys.executable], "one"), (torchrun, "two")):
-        command = [*start, str(script), str(model), str(tmp_path / out)]
-        done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
-        assert done.returncode == 0, done.stderr[-3000:]
-    one, two = (load_file(Path(tmp_path / out / "adapter_model.safetensors")) for out in ("one", "two"))
-    assert one.keys() == two.keys() and any("lora_B" in n and t.abs().max() > 0 for n, t in one.items())
-    for name, value in one.items():
-        torch.testing.assert_close(two[name], value, atol=1e-5, rtol=1e-4)
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+def same(one, two):
+    mine, other = (load_file(Path(at) / "adapter_model.safetensors") for at in (one, two))
+    assert mine.keys() == other.keys() and any("lora_B" in n and t.abs().max() > 0 for n, t in mine.items())
+    for name, value in mine.items():
+        torch.testing.assert_close(other[name], value, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"lora_dropout": 0.3},
+        {"split": True},
+        {"split": True, "gradient_checkpointing": True, "micro_batch_size": 2},
+        {"split": True, "objective": "kto"},
+    ],
+    ids=str,
+)
+def test_two_processes_end_with_the_weights_of_one(model, tmp_path, changes):
+    train(model, tmp_path / "one", 1, **{k: v for k, v in changes.items() if k != "split"})
+    said = train(model, tmp_path / "two", 2, **changes)
+    same(tmp_path / "one", tmp_path / "two")
+    held = [float(line.split()[1]) for line in said.splitlines() if line.startswith("holds")]
+    assert held == [pytest.approx(0.5 if "split" in changes else 1.0, abs=0.02)] * 2
+
+
+def test_splitting_needs_several_processes_and_frozen_weights(model, tmp_path):
+    lm = models.load(str(model), device="cpu")
+    with pytest.raises(ConfigError, match="needs several processes: start it with torchrun"):
+        split_layers(lm, FinetuneConfig(split=True), Ranks())
+    several = Ranks()
+    several.size = 2
+    with pytest.raises(ConfigError, match=r"it needs finetune.tune = lora"):
+        split_layers(lm, FinetuneConfig(split=True, tune="full"), several)

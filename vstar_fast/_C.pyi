@@ -97,3 +97,19 @@ def constrain_forced_cuda(
     host: int, block: int, rows: _Rows, tokens: int, lengths: int, most: int, advance: bool, stream: int
 ) -> None: ...
 def constrain_fill_cuda(host: int, block: int, rows: _Rows, out: int, stride: int, cuda_stream: int) -> None: ...
+
+attention_simd: bool
+
+_Segment = tuple[int, int, tuple[int, ...], int, int, int, int, tuple[int, int, int, int, int], bool]
+
+def prefix_attention_cpu(
+    query: int,
+    out: int,
+    lse: int,
+    sums: int,
+    strides: tuple[int, ...],
+    sizes: tuple[int, int, int, int, int],
+    scale: float,
+    levels: list[list[_Segment]],
+    threads: int,
+) -> None: ...

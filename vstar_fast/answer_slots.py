@@ -7,7 +7,8 @@ of the value the question asks for. The reasoning before `Answer:` stays free.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from fractions import Fraction
 from typing import TYPE_CHECKING, NamedTuple
 
 from vstar_fast import ops
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from vstar_fast.match.text import ClosedSet
 
 ANSWER = "Answer:"
+TO = " s to "
 LONGEST_FINE_S = 600.0
 """Longest clip whose times have tenths of a second."""
 
@@ -73,30 +75,38 @@ class Slots:
             self._made[whole] = self._build(question, reason)
         return self._made[whole]
 
-    def surfaces(self, question: Question) -> tuple[str, ...]:
-        """Everything that may be written in the slot of a question's one label; () where that is not a closed set."""
-        label = question.labels[0]
-        if len(question.labels) > 1 or label.kind not in ("class", "choice") or self._key(question, label) is None:
-            return ()
+    def key(self, question: Question) -> tuple[object, ...]:
+        """What the template of a question depends on."""
+        return tuple(self._key(question, label) for label in question.labels)
+
+    def free(self, question: Question, label: Label) -> bool:
+        """Whether anything may be written in the label's slot."""
+        return self._key(question, label) is None
+
+    def names(self, label: Label) -> dict[str, list[str]]:
+        """Name -> its surfaces as they are written in an answer, of the label's closed set; else {}."""
         closed = self._closed(label)
-        assert closed is not None
-        listed = [name for n in closed.names for name in (n, *closed.aliases.get(n, ()))]
-        return tuple(dict.fromkeys(_spaced(name) for name in listed))
+        return (
+            {} if closed is None else {n: [_spaced(x) for x in (n, *closed.aliases.get(n, ()))] for n in closed.names}
+        )
 
-    def names(self, question: Question) -> dict[str, list[str]]:
-        """Name -> its surfaces, as written in an answer, for a question about one label of a closed set; else {}."""
-        if not self.surfaces(question):
-            return {}
-        closed = self._closed(question.labels[0])
-        assert closed is not None
-        return {n: [_spaced(x) for x in (n, *closed.aliases.get(n, ()))] for n in closed.names}
+    def scored(self, question: Question) -> dict[str, list[str]]:
+        """`names` of a question about one label of a closed set; {} for any other question."""
+        label = question.labels[0]
+        alone = len(question.labels) == 1 and label.kind in ("class", "choice")
+        return self.names(label) if alone else {}
 
-    def wanted(self, accepted: tuple[str, ...], *, reason: bool) -> Node:
-        """Template of the answers of such a question with one of the `accepted` surfaces in the slot."""
-        whole = (reason, "wanted", accepted)
-        if whole not in self._made:
-            self._made[whole] = _answer([ops.optional(" "), ops.choice(list(accepted)), ops.optional(".")], reason)
-        return self._made[whole]
+    def filled(self, question: Question, slots: Sequence[Node], *, reason: bool) -> Node:
+        """The question's template with these in place of its slots."""
+        parts: list[Node | str] = []
+        for i, slot in enumerate(slots):
+            end = ops.optional(".") if i == len(question.labels) - 1 else ";"
+            parts += [ops.optional(" "), slot, end]
+        return _answer(parts, reason)
+
+    def facts(self, label: Label) -> Facts:
+        """What holds for all labels of this one's name."""
+        return self._facts[label.kind, label.name]
 
     def _key(self, question: Question, label: Label) -> tuple[object, ...] | None:
         """What the label's slot depends on; None for a slot of free text."""
@@ -106,7 +116,7 @@ class Slots:
         if label.kind == "number":
             return (label.kind, label.name, label.unit)
         if label.kind == "interval":
-            return (label.kind, self._length_s(question))
+            return (label.kind, self.length_s(question))
         return None
 
     def _build(self, question: Question, reason: bool) -> Node:
@@ -122,10 +132,10 @@ class Slots:
         if self._key(question, label) is None:
             return [ops.text(until=end)]
         facts = self._facts[label.kind, label.name]
-        slot = SLOTS[label.kind](label, facts, self._closed(label), self._length_s(question))
+        slot = SLOTS[label.kind](label, facts, self._closed(label), self.length_s(question))
         return [slot, ops.optional(".") if end is None else end]
 
-    def _length_s(self, question: Question) -> float | None:
+    def length_s(self, question: Question) -> float | None:
         """Seconds of the clip, rounded up so that clips share grammars; None where the data does not say."""
         video = self._videos[question.video_id]
         end = video.end_s if video.end_s is not None else video.duration_s
@@ -153,18 +163,40 @@ def _items(label: Label, facts: Facts, closed: ClosedSet | None, length_s: float
 
 
 def _number(label: Label, facts: Facts, _closed: ClosedSet | None, _length_s: float | None) -> Node:
-    value = ops.number(-(10**9) if facts.negative else 0, digits=9, decimals=(0, 3) if facts.fractions else 0)
-    if not label.unit:
-        return value
-    units = {label_text(Label("number", label.name, n, unit=label.unit)).removeprefix(str(n)) for n in (1, 2)}
-    return ops.sequence([value, ops.optional(ops.choice(sorted(units)))], separator="")
+    return number(label, facts, -(10**9) if facts.negative else 0, None)
+
+
+def number(label: Label, facts: Facts, low: Fraction | int, high: Fraction | int | None) -> Node:
+    """The slot of a number in [low, high], with or without its unit."""
+    value = ops.number(low, high, digits=9, decimals=(0, places(facts)) if facts.fractions else 0)
+    return ops.sequence([value, ops.optional(ops.choice(units(label)))], separator="") if label.unit else value
+
+
+def places(facts: Facts) -> int:
+    """Digits that a number may have behind the point."""
+    return 3 if facts.fractions else 0
+
+
+def units(label: Label) -> list[str]:
+    """What may stand behind a number of the label's unit."""
+    written = (label_text(Label("number", label.name, n, unit=label.unit)).removeprefix(str(n)) for n in (1, 2))
+    return sorted(set(written)) if label.unit else []
 
 
 def _interval(_label: Label, _facts: Facts, _closed: ClosedSet | None, length_s: float | None) -> Node:
     if length_s is None or length_s > LONGEST_FINE_S:
-        moment = ops.number(0, digits=6, decimals=(0, 1))
-        return ops.sequence([moment, " s to ", moment, " s"], separator="")
-    return ops.sequence([ops.interval(length_s, least_s="0.1", decimals=1, separator=" s to "), " s"], separator="")
+        return moments((0, None), (0, None), (0, 1))
+    return ops.sequence([ops.interval(length_s, least_s="0.1", decimals=1, separator=TO), " s"], separator="")
+
+
+def moments(
+    start: tuple[Fraction | int, Fraction | int | None],
+    end: tuple[Fraction | int, Fraction | int | None],
+    decimals: int | tuple[int, int],
+) -> Node:
+    """Two times, each within bounds in seconds."""
+    parts = [ops.number(low, high, digits=6, decimals=decimals) for low, high in (start, end)]
+    return ops.sequence([parts[0], TO, parts[1], " s"], separator="")
 
 
 # Open table: label kind -> its slot; a kind that is not here is answered in free text.

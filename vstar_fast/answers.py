@@ -8,22 +8,28 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from vstar_fast import label_scores, match, ops, questions
+from vstar_fast import label_scores, ops, questions
 from vstar_fast.answer_slots import Slots
 from vstar_fast.features import weights_key
-from vstar_fast.generate import Asked, Sampling, batches, joined, stream, to_candidates, usable
+from vstar_fast.generate import Asked, Sampling, batches, by_sample, joined, stream, to_candidates, usable
 from vstar_fast.match.text import Names
 from vstar_fast.records import Candidate, Question, Rejected, candidate_from_dict, to_dict
 from vstar_fast.runfolder import Part, content_key
 from vstar_fast.runtime import stream_seed
+from vstar_fast.shared_parts import SharedParts
+from vstar_fast.wanted_slots import Wanted, judge
 
 if TYPE_CHECKING:
     from vstar_fast.engine import Counts
     from vstar_fast.kernels.constrain import Grammar
     from vstar_fast.kernels.constrain.nodes import Node
-    from vstar_fast.models.video_lm import VideoLM
+    from vstar_fast.models.video_lm import Features, VideoLM
     from vstar_fast.records import CandidateBatch
     from vstar_fast.session import Session
+
+
+SCORED_TOGETHER = 64
+"""Questions whose labels are scored as one part."""
 
 
 class How(NamedTuple):
@@ -44,6 +50,14 @@ class Group:
         self.rejected: list[Rejected] = []
         self.kept: list[Question] = []
         self.found: dict[str, CandidateBatch] = {}
+        self._parts: dict[str, list[CandidateBatch]] = {}
+
+    def add(self, question: Question, batch: CandidateBatch, samples: int) -> None:
+        """Answers to a question that gets `samples` in all."""
+        parts = self._parts.setdefault(question.id, [])
+        parts.append(batch)
+        if sum(len(part.samples) for part in parts) == samples:
+            self.found[question.id] = by_sample(self._parts.pop(question.id))
 
     @property
     def whole(self) -> bool:
@@ -57,7 +71,6 @@ class Answers:
     def __init__(self, session: Session) -> None:
         self._session = session
         self._grammars = ops.GrammarCache(size=1024)
-        self._accepted: dict[Any, tuple[str, ...]] = {}
 
     def draw(self, asked: Sequence[Question], how: How, where: Path, rows: int, teacher: str) -> list[Candidate]:
         """Candidates of all questions, in their order; `rows` are drawn at once. `teacher`: key of the weights."""
@@ -67,15 +80,13 @@ class Answers:
             for part in batches(asked, rows, how.sampling.samples)
         ]
         bar = s.progress.task(" ".join(where.relative_to(s.folder.root).parts), len(asked))
-        missing = [g for g in groups if not s.folder.has_part(g.path, g.key)]
-        for done in self._stream(missing, how, rows):
-            s.folder.part(done.path, done.key, lambda: self._part(done, how))  # noqa: B023 - called at once
+        parts = SharedParts(s.folder, s.ranks, [(g.path, g.key) for g in groups])
+        own = [groups[i] for i in parts.mine()]
+        for done in self._stream(own, how, rows):
+            parts.store((done.path, done.key), self._part(done, how))
             bar.advance(len(done.asked))
-        found: list[Candidate] = []
-        for group in groups:
-            part = s.folder.part(group.path, group.key, lambda: self._part(group, how))  # noqa: B023
-            found += [candidate_from_dict(row) for row in part]
-            bar.advance(0 if group in missing else len(group.asked))
+        found = [candidate_from_dict(row) for rows_of in parts.rows() for row in rows_of]
+        bar.advance(len(asked) - sum(len(g.asked) for g in own))
         bar.close()
         return found
 
@@ -83,13 +94,15 @@ class Answers:
         s = self._session
         rows = [(questions.prompt_text(q, reason=how.reason), s.clip_keys.get(q.video_id), q.id) for q in group]
         slots = [self._slot_key(q, how) for q in group]
+        proposed = s.config.generate.propose if how.stage == "generate" else 0
+        slots += [("proposed", proposed)] if proposed else []
         return content_key(rows, slots, teacher, asdict(how.sampling), s.seen_through, s.config.seed, how.mode)
 
     def _slot_key(self, question: Question, how: How) -> Any:
         """Key of the answers that a question allows (None: any), and of those that are drawn to their end."""
-        template, accepted = self._template(question, how.reason), self._wanted(question, how)
-        allowed = None if template is None else content_key(template.write().hex())
-        return allowed if accepted is None else (allowed, accepted)
+        found = (self._template(question, how.reason), self._wanted(question, how))
+        allowed, wanted = (None if x is None else content_key(x.write().hex()) for x in found)
+        return allowed if wanted is None else (allowed, wanted)
 
     def _stream(self, groups: list[Group], how: How, rows: int) -> Iterator[Group]:
         """Groups whose answers are all there, one after the other; the model is loaded when there are any."""
@@ -113,7 +126,7 @@ class Answers:
             )
             for question, batch in drawn:
                 group = next(g for g in waiting if any(q is question for q in g.kept))
-                group.found[question.id] = batch
+                group.add(question, batch, how.sampling.samples)
                 s.profiler.count("tokens", int(batch.lengths.sum()))
                 s.profiler.count("answers", len(batch.samples))
                 while waiting and waiting[0].whole:
@@ -131,30 +144,69 @@ class Answers:
             group.kept, kept = usable(group.asked, features)
             waiting.append(group)
             s.profiler.count("videos", len({q.video_id for q in group.kept}))
+            proposed = self._proposed(lm, group.kept, kept, how)
             for question, video in zip(group.kept, kept, strict=True):
-                yield Asked(question, video, self._grammar(lm, question, how), self._gold(lm, question, how))
+                gold = self._gold(lm, question, how)
+                if question.id not in proposed:
+                    yield Asked(question, video, self._grammar(lm, question, how), gold)
+                for rank, grammar in enumerate(proposed.get(question.id, ())):
+                    samples = range(rank, how.sampling.samples, len(proposed[question.id]))
+                    yield Asked(question, video, grammar, gold, samples)
+
+    def _proposed(
+        self, lm: VideoLM, asked: Sequence[Question], videos: Sequence[Features], how: How
+    ) -> dict[str, list[Grammar]]:
+        """Per question about a closed set, the grammar of answers with each of its likeliest labels, best first."""
+        slots, most = self._slots, min(self._session.config.generate.propose, how.sampling.samples)
+        if slots is None or not most or how.stage != "generate":
+            return {}
+        closed = [(q, v) for q, v in zip(asked, videos, strict=True) if slots.scored(q)]
+        prompts = [questions.prompt_text(q, reason=False) for q, _ in closed]
+        names = [slots.scored(q) for q, _ in closed]
+        found = label_scores.score(lm, [q for q, _ in closed], [v for _, v in closed], prompts, names)
+        self._session.profiler.count("scored", len(found))
+
+        def grammar(question: Question, surfaces: Sequence[str]) -> Grammar:
+            node = slots.filled(question, [ops.choice(list(surfaces))], reason=how.reason)
+            return ops.compile(node, lm.vocab, cache=self._grammars)
+
+        return {
+            q.id: [grammar(q, listed[name]) for name in scored.labels[:most]]
+            for (q, _), listed, scored in zip(closed, names, found, strict=True)
+        }
 
     def scored(self, asked: Sequence[Question], adapter: Path | None, where: Path, teacher: str) -> dict[str, float]:
         """How questions about closed sets score (`label_scores.metrics`), asked for the answer alone."""
         s = self._session
         slots = self._slots or Slots(asked, s.videos, Names(asked, s.label_sets).closed)
-        closed = [q for q in asked if slots.names(q)]
-        rows = [(questions.prompt_text(q, reason=False), s.clip_keys.get(q.video_id), slots.names(q)) for q in closed]
-        key = content_key("scored", rows, teacher, s.seen_through)
+        closed = [q for q in asked if slots.scored(q)]
+        norm = s.config.evaluate.score_norm
+        groups = list(batches(closed, SCORED_TOGETHER, 1))
+        places = [(where / "parts", self._scored_key(group, slots, teacher)) for group in groups]
+        parts = SharedParts(s.folder, s.ranks, places)
 
-        def compute() -> Part:
+        def compute(closed: list[Question]) -> Part:
             path = s.config.model.base if adapter is None else s.runtime.init_path
             lm = s.runtime.plain(path) if adapter is None else s.runtime.adapted(adapter)
             features = s.runtime.features(path, [s.videos[q.video_id] for q in closed])
             kept, videos = usable(closed, features)
             prompts = [questions.prompt_text(q, reason=False) for q in kept]
+            blank = label_scores.blank_video(lm, s.config.frames.count) if norm == "pmi" else None
             with s.profiler.stage("evaluate"):
-                found = label_scores.score(lm, kept, videos, prompts, [slots.names(q) for q in kept])
+                names = [slots.scored(q) for q in kept]
+                found = label_scores.score(lm, kept, videos, prompts, names, norm=norm, blank=blank)
                 s.profiler.count("scored", len(found))
             return [asdict(x) for x in found], [f for f in features.values() if isinstance(f, Rejected)]
 
-        stored = s.folder.part(where / "parts", key, compute) if closed else []
-        return label_scores.metrics([label_scores.Scored(**row) for row in stored])
+        for i in parts.mine():
+            parts.store(places[i], compute(groups[i]))
+        return label_scores.metrics([label_scores.Scored(**row) for rows in parts.rows() for row in rows])
+
+    def _scored_key(self, closed: Sequence[Question], slots: Slots, teacher: str) -> str:
+        s = self._session
+        rows = [(questions.prompt_text(q, reason=False), s.clip_keys.get(q.video_id), slots.scored(q)) for q in closed]
+        norm = s.config.evaluate.score_norm
+        return content_key("scored", rows, teacher, s.seen_through, *(() if norm == "sum" else (norm,)))
 
     def _part(self, group: Group, how: How) -> Part:
         if not group.kept:
@@ -168,7 +220,7 @@ class Answers:
 
     def _count(self, counts: Counts) -> None:
         """What the engine did, into the profile; savings also where there are none."""
-        for name in ("steps", "prefilled", "forced", "stopped_early", "tokens_saved", "halved"):
+        for name in ("steps", "prefilled", "forced", "stopped_early", "tokens_saved", "halved", "regrown"):
             self._session.profiler.count(name, getattr(counts, name))
 
     # -- what an answer may be -----------------------------------------------------------------
@@ -189,35 +241,25 @@ class Answers:
         return None if template is None else ops.compile(template, lm.vocab, cache=self._grammars)
 
     def _gold(self, lm: VideoLM, question: Question, how: How) -> Grammar | None:
-        accepted = self._wanted(question, how)
-        if accepted is None or self._slots is None:
-            return None
-        return ops.compile(self._slots.wanted(accepted, reason=how.reason), lm.vocab, cache=self._grammars)
+        template = self._wanted(question, how)
+        return None if template is None else ops.compile(template, lm.vocab, cache=self._grammars)
 
-    def _wanted(self, question: Question, how: How) -> tuple[str, ...] | None:
-        """What the judge accepts in the slot, where the run only wants accepted answers; None: draw all to the end.
+    def _wanted(self, question: Question, how: How) -> Node | None:
+        """What the judge accepts, where the run only wants accepted answers; None: draw all to the end.
 
         Only `strict` reads the slot and nothing else, so only then an answer is lost with its slot.
         """
         c = self._session.config
-        failed_too = not c.loop.filter or c.generate.keep_rejected or c.finetune.objective == "dpo"
+        failed_too = not c.loop.filter or c.generate.keep_rejected or c.finetune.objective != "sft"
         read_by_slot = how.stage in ("generate", "rationalize") and c.match.profile == "strict"
-        if self._slots is None or failed_too or not read_by_slot:
+        if self._wanted_slots is None or failed_too or not read_by_slot:
             return None
-        surfaces = self._slots.surfaces(question)
-        key = (surfaces, question.labels)
-        if key not in self._accepted:
-            self._accepted[key] = self._judged(question, surfaces)
-        return self._accepted[key] or None
+        return self._wanted_slots.template(question, reason=how.reason)
 
-    def _judged(self, question: Question, surfaces: Sequence[str]) -> tuple[str, ...]:
-        """The surfaces that the judge accepts, with or without the full stop that may follow."""
-        texts = [f"I see it. Answer: {surface}{end}" for surface in surfaces for end in ("", ".")]
-        made = [
-            Candidate(question.id, question.video_id, i, "direct", text, (), 0.0, "stop", 0, "", {}, "")
-            for i, text in enumerate(texts)
-        ]
+    @cached_property
+    def _wanted_slots(self) -> Wanted | None:
         s = self._session
-        verdicts = match.verify(made, [question], s.config.match, label_sets=s.label_sets) if made else []
-        passed = {v.sample // 2 for v in verdicts if v.passed}
-        return tuple(surface for i, surface in enumerate(surfaces) if i in passed)
+        if self._slots is None:
+            return None
+        asked = [q for split in s.questions.values() for q in split]
+        return Wanted(self._slots, judge(s.config.match, s.label_sets, asked), s.config.match)

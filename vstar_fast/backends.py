@@ -13,6 +13,7 @@ import importlib.util
 import threading
 from collections import Counter
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import NamedTuple
 
 from vstar_fast.errors import BackendError
@@ -50,10 +51,15 @@ ORDER: dict[str, dict[str, tuple[str, ...]]] = {
     "match_interval": {"cuda": ("cuda", "cpp", "reference"), "cpu": ("cpp", "reference")},
     "match_sequence": {"cuda": ("cuda", "cpp", "reference"), "cpu": ("cpp", "reference")},
     "sample": {"cuda": ("triton", "reference"), "cpu": ("cpp", "reference")},
-    "prefix_attention": {"cuda": ("gemm", "reference"), "cpu": ("flash", "gemm", "reference")},
-    "tree_attention": {"cuda": ("flash", "sdpa", "reference"), "cpu": ("flash", "sdpa", "reference")},
+    "linear": {"cuda": ("reference",), "cpu": ("onednn", "reference")},
+    "prefix_attention": {
+        "cuda": ("triton", "flash", "gemm", "reference"),
+        "cpu": ("avx512", "flash", "gemm", "reference"),
+    },
+    "tree_attention": {"cuda": ("flash", "triton", "sdpa", "reference"), "cpu": ("flash", "sdpa", "reference")},
+    "patchify": {"cuda": ("triton", "reference"), "cpu": ("reference",)},
     "frames": {"cuda": ("dali", "pyav", "torchcodec"), "cpu": ("pyav", "torchcodec", "dali")},
-    "attention": {"cuda": ("sdpa",), "cpu": ("sdpa",)},
+    "attention": {"cuda": ("flash-attn-4", "flash-attn-3", "flash-attn-2", "sdpa"), "cpu": ("sdpa",)},
 }
 """Op or stage -> device -> backends, best first. Only what is implemented stands here."""
 
@@ -64,8 +70,10 @@ OPS = (
     "match_interval",
     "match_sequence",
     "sample",
+    "linear",
     "prefix_attention",
     "tree_attention",
+    "patchify",
 )
 
 PACKAGES = ("dali", "fsspec", "flash-attn-4", "flash-attn-3", "flash-attn-2", "torchcodec")
@@ -86,6 +94,24 @@ def _module(module: str, distribution: str, remedy: str) -> Callable[[], Probe]:
             return Probe(True, f"{distribution} {importlib.metadata.version(distribution)}")
         except importlib.metadata.PackageNotFoundError:
             return Probe(True, f"{module} is importable")
+
+    return probe
+
+
+def _flash(module: str, distribution: str, remedy: str, least: int) -> Callable[[], Probe]:
+    """Probe of a flash-attention that cards of compute capability `least` and above can run."""
+    package = _module(module, distribution, remedy)
+
+    def probe() -> Probe:
+        found = package()
+        if found.ok and _torch_cuda().ok:
+            import torch
+
+            here = torch.cuda.get_device_capability()
+            if here[0] < least:
+                why = f"{found.why} needs compute capability {least}.0, this card has {here[0]}.{here[1]}"
+                return Probe(False, why, _AMPERE_EXTRA if here[0] >= 8 else "none: sdpa runs here")
+        return found
 
     return probe
 
@@ -112,6 +138,15 @@ def _cpp() -> Probe:
     return Probe(True, "vstar_fast._C is built")
 
 
+def _avx512() -> Probe:
+    cpp = _cpp()
+    if not cpp.ok:
+        return cpp
+    if not importlib.import_module("vstar_fast._C").attention_simd:
+        return Probe(False, "the processor has no AVX-512, or _C was built by another compiler than GCC", REINSTALL)
+    return Probe(True, "vstar_fast._C is built, the processor has AVX-512")
+
+
 def _cuda() -> Probe:
     cpp = _cpp()
     if not cpp.ok:
@@ -130,6 +165,27 @@ def _triton() -> Probe:
     return Probe(True, f"{package.why}; {gpu.why}") if gpu.ok else gpu
 
 
+def _onednn() -> Probe:
+    import torch
+
+    mkl = torch.backends.mkl.is_available()
+    if not (mkl and torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")):
+        return Probe(False, "this torch has not both MKL and oneDNN to choose from")
+    vendor = _cpu_vendor()
+    if vendor == "GenuineIntel":
+        return Probe(False, "on Intel's CPUs torch's own choice, MKL, is as fast")
+    return Probe(True, f"MKL takes AVX2 code on a CPU of {vendor or 'an unnamed vendor'}, oneDNN the widest there is")
+
+
+def _cpu_vendor() -> str:
+    """ "GenuineIntel", "AuthenticAMD" and so on; empty where the system does not tell."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return ""
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("vendor_id")), "")
+
+
 def _always(why: str) -> Callable[[], Probe]:
     return lambda: Probe(True, why)
 
@@ -142,7 +198,9 @@ _PROBES: dict[str, Callable[[], Probe]] = {
     "sdpa": _always("torch scaled_dot_product_attention, always there"),
     "flash": _always("torch's fused attention, always there"),
     "gemm": _always("batched products of plain torch, always there"),
+    "onednn": _onednn,
     "cpp": _cpp,
+    "avx512": _avx512,
     "cuda": _cuda,
     "triton": _triton,
     "torch-cuda": _torch_cuda,
@@ -150,9 +208,9 @@ _PROBES: dict[str, Callable[[], Probe]] = {
     "torchcodec": _module("torchcodec", "torchcodec", "run: pip install torchcodec"),
     "dali": _module("nvidia.dali", "nvidia-dali-cuda130", _GPU_EXTRA),
     "fsspec": _module("fsspec", "fsspec", "run: pip install 'vstar-fast[remote]'"),
-    "flash-attn-4": _module("flash_attn.cute", "flash-attn-4", _GPU_EXTRA),
-    "flash-attn-3": _module("flash_attn_interface", "flash-attn-3", "build hopper/ of Dao-AILab/flash-attention"),
-    "flash-attn-2": _module("flash_attn.flash_attn_interface", "flash-attn", _AMPERE_EXTRA),
+    "flash-attn-4": _flash("flash_attn.cute", "flash-attn-4", _GPU_EXTRA, 9),
+    "flash-attn-3": _flash("flash_attn_interface", "flash-attn-3", "build hopper/ of Dao-AILab/flash-attention", 9),
+    "flash-attn-2": _flash("flash_attn.flash_attn_interface", "flash-attn", _AMPERE_EXTRA, 8),
 }
 
 

@@ -13,6 +13,7 @@ import click
 
 from vstar_fast import __version__
 from vstar_fast.errors import ConfigError, DataError, VstarError
+from vstar_fast.sharding import rank
 
 if TYPE_CHECKING:
     from vstar_fast.config import CycleConfig
@@ -70,6 +71,14 @@ _source = _options(
     click.option("--set", "sets", multiple=True, metavar="SECTION.KEY=VALUE", help="Override one setting; repeatable."),
     click.option("--seed", type=int, help="Random seed of everything."),
     click.option("--keep-rejected", is_flag=True, help="Draw answers that have gone wrong to their end, too."),
+    click.option(
+        "--propose", type=click.IntRange(1), metavar="N", help="Share candidates out to the N likeliest labels."
+    ),
+    click.option(
+        "--score-labels",
+        type=click.Choice(["sum", "mean", "pmi"]),
+        help="Evaluate closed sets by label scores, too; pmi: against a blank video.",
+    ),
     click.option("--strict", is_flag=True, help="Stop at the first row or file that cannot be used."),
     click.option("--profile", type=click.Choice(["off", "nvtx", "torch"]), default="off", help="Trace the stages."),
     click.option("--quiet", is_flag=True, help="Say nothing but errors."),
@@ -221,7 +230,7 @@ def _start(options: dict[str, Any]) -> tuple[CycleConfig, Path, Progress, Profil
     from vstar_fast.profiling import Profiler
     from vstar_fast.progress import Progress
 
-    progress = Progress(options["quiet"], options["as_json"])
+    progress = Progress(options["quiet"] or rank() > 0, options["as_json"] and rank() == 0)
     run_dir: Path | None = options["run_dir"]
     config = _settings(options, run_dir, progress)
     _quieten(Path(config.model.base))
@@ -283,6 +292,10 @@ def _overrides(options: dict[str, Any]) -> dict[str, Any]:
     over: dict[str, Any] = {k: options[k] for k in ("recipe", "seed") if options.get(k) is not None}
     for name, values in flags.items():
         over = merge(over, values) if options.get(name) else over
+    if options.get("propose"):
+        over = merge(over, {"generate": {"propose": options["propose"]}})
+    if options.get("score_labels"):
+        over = merge(over, {"evaluate": {"score_labels": True, "score_norm": options["score_labels"]}})
     for text in options["sets"]:
         over = merge(over, _setting(text))
     return over
@@ -312,4 +325,4 @@ def _benches() -> list[str]:
     return sorted(path.stem for path in files if "\ndef run(bench: Bench" in path.read_text(encoding="utf-8"))
 
 
-from vstar_fast import cli_cache  # noqa: E402, F401 - its commands join `main`
+from vstar_fast import cli_cache, cli_replay  # noqa: E402, F401 - their commands join `main`

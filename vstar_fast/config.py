@@ -41,6 +41,7 @@ __all__ = [
 
 RECIPES = ("fast", "paper")
 PROFILES = ("strict", "paper", "paper-code")
+SCORE_NORMS = ("sum", "mean", "pmi")
 TIMERS = ("off", "nvtx", "torch")
 
 
@@ -92,11 +93,14 @@ class ModelConfig:
     """`auto` (bf16 on GPU, fp32 on CPU), `float32`, `bfloat16` or `float16`."""
     device: str = "auto"
     """`auto`, `cpu`, `cuda` or `cuda:N`."""
+    quantize: str = "none"
+    """`4bit`: the language model's linear layers in NF4 through bitsandbytes, for training and answers; or `none`."""
     family: str = "auto"
     """Adapter in `vstar_fast.models`; `auto` goes by the config's model_type."""
 
     def __post_init__(self) -> None:
         one_of("model.dtype", self.dtype, ("auto", "float32", "bfloat16", "float16"))
+        one_of("model.quantize", self.quantize, ("none", "4bit"))
         known = DEVICE.fullmatch(self.device) is not None
         need(known, f"model.device = {self.device!r} is no device; use auto, cpu, cuda or cuda:N")
 
@@ -119,9 +123,15 @@ class GenerateConfig:
     """Only let a label of its kind stand behind `Answer:` (in evaluation too). The reasoning stays free."""
     keep_rejected: bool = False
     """Draw answers that can no longer hold their label to their end, too (for preference pairs)."""
+    propose: int = 0
+    """n: label scores name the n likeliest labels of a question's closed set, and its candidates are shared out to
+    them: candidate i ends in the label of rank i mod n. 0: a candidate chooses its label itself."""
 
     def __post_init__(self) -> None:
         in_range("generate", self)
+        need(
+            self.constrain or not self.propose, "generate.propose holds the slot to a label; it needs constrain = true"
+        )
 
 
 @dataclass(frozen=True)
@@ -170,9 +180,13 @@ class EvaluateConfig:
     """Resamples behind every 95 % interval (clustered by clip)."""
     score_labels: bool = False
     """Also ask how likely the model holds each label of a closed set: top-1, top-5 and calibration, as `scored`."""
+    score_norm: str = "sum"
+    """`sum`: probability of a label's name and aliases; `mean`: of its likeliest one, a token; `pmi`: `sum` against
+    that behind a blank video."""
 
     def __post_init__(self) -> None:
         in_range("evaluate", self)
+        one_of("evaluate.score_norm", self.score_norm, SCORE_NORMS)
 
 
 @dataclass(frozen=True)

@@ -7,14 +7,21 @@ from dataclasses import dataclass
 from vstar_fast.config_file import need, one_of
 from vstar_fast.config_ranges import in_range
 
+TRACKERS = {"tensorboard": "tensorboard", "wandb": "wandb", "mlflow": "mlflow", "trackio": "trackio"}
+"""Name of a tracker -> package that it needs."""
+CHANGE_NO_WEIGHT = ("checkpoint_steps", "checkpoints_kept", "track", "split")
+"""Settings that leave the trained weights as they are, to the last bit."""
+
 
 @dataclass(frozen=True)
 class FinetuneConfig:
     """Fine-tuning on what was kept; the paper: 1 epoch, batch 128, AdamW, cosine, 2e-5, warm-up 0.03, maybe in full."""
 
     objective: str = "sft"
-    """`sft`: kept answers; `dpo`: kept answers against answers to the same question that did not pass."""
+    """`sft`: kept answers; `dpo`: kept answers against answers to the same question that did not pass; `kto`: kept
+    answers, and answers to any question that did not pass, each alone."""
     dpo_beta: float = 0.1
+    kto_beta: float = 0.1
     tune: str = "lora"
     """`lora`, or `full`: every layer of the language model (saved as an adapter that holds them whole).
     Token embeddings that are tied to the head stay as they are."""
@@ -48,17 +55,27 @@ class FinetuneConfig:
     """`token`: mean over all answer tokens of a batch; `example`: mean over examples, however long their answers."""
     gradient_checkpointing: bool = False
     """Run each layer a second time in backward instead of keeping its activations: less memory, more time."""
+    split: bool = False
+    """Under `torchrun`: split the frozen weights of the layers over the processes (FSDP2), where the base model
+    leaves no room for training beside it. Slower. Changes no result."""
     weight_decay: float = 0.0
     warmup_ratio: float = 0.03
     schedule: str = "cosine"
     max_grad_norm: float = 1.0
     mix_ratio: float = 0.0
-    """Original instruction examples per kept example."""
+    """Original instruction examples per kept example (a conversation is one, with all its answers)."""
     balance: bool = False
     """Weight the kept examples so that every class of a label set counts the same, however often it was kept."""
 
+    checkpoint_steps: int = 100
+    """Steps between two checkpoints, from which a training that was stopped goes on; 0: none."""
+    checkpoints_kept: int = 2
+    track: str = "auto"
+    """`auto` (TensorBoard where it is installed), `none`, or of tensorboard, wandb, mlflow and trackio some, with
+    commas between."""
+
     def __post_init__(self) -> None:
-        one_of("finetune.objective", self.objective, ("sft", "dpo"))
+        one_of("finetune.objective", self.objective, ("sft", "dpo", "kto"))
         one_of("finetune.tune", self.tune, ("lora", "full"))
         one_of("finetune.lora", self.lora, ("lora", "dora", "rslora"))
         one_of("finetune.loss_per", self.loss_per, ("token", "example"))
@@ -68,6 +85,13 @@ class FinetuneConfig:
         need(sizes[0] >= sizes[1], f"finetune needs batch_size >= micro_batch_size >= 1, got {sizes}")
         named = all(x.strip() for x in self.target_modules.split(","))
         need(named, f"finetune.target_modules = {self.target_modules!r} has an empty name; use auto or module names")
-        sft = self.objective == "sft" or self.mix_ratio == 0
-        need(sft, f"finetune.objective = 'dpo' cannot mix instruction data in; set mix_ratio = 0, got {self.mix_ratio}")
+        alone = self.objective != "dpo" or self.mix_ratio == 0
+        need(
+            alone, f"finetune.objective = 'dpo' cannot mix instruction data in; set mix_ratio = 0, got {self.mix_ratio}"
+        )
+        several = self.objective != "kto" or self.batch_size > 1
+        need(several, "finetune.objective = 'kto' compares the answers of a batch; set batch_size above 1")
+        trackers = [x.strip() for x in self.track.split(",")]
+        for name in [] if self.track in ("auto", "none") else trackers:
+            one_of("finetune.track", name, ("auto", "none", *TRACKERS))
         need(self.pack or not self.cut_long, "finetune.cut_long needs finetune.pack = true")

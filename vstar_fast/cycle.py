@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vstar_fast import dataset, evaluate, questions, summary
+from vstar_fast import advice, dataset, evaluate, questions, summary
 from vstar_fast.config import CycleConfig
 from vstar_fast.errors import NothingKept, RunError
 from vstar_fast.profiling import Profiler
@@ -84,6 +84,7 @@ def taught(session: Session, r: Round) -> tuple[Path, Judged, Judged, list[Examp
     direct = answer(session, r)
     rationalized = rationalize(session, r, direct)
     examples = keep(session, r, direct, rationalized)
+    _need(session, r, direct, rationalized, examples)
     return train(session, r, examples), direct, rationalized, examples
 
 
@@ -126,14 +127,26 @@ def keep(session: Session, r: Round, direct: Judged, rationalized: Judged) -> li
     hinted = dataset.select(rationalized, asked, config.match)
     seed = stream_seed(config.seed, "cap", r.number)
     examples = kept + dataset.cap(hinted, len(kept), config.rationalize, seed)
-    examples = _paired(config, examples, direct)
+    examples = _preferences(config, examples, direct, asked)
     write_jsonl(r.where / "examples.jsonl", [to_dict(e) for e in examples])
     return examples
 
 
-def _paired(config: CycleConfig, examples: list[Example], judged: Judged) -> list[Example]:
-    """Beside each example an answer that failed, where training is on preferences."""
-    return dataset.paired(examples, judged) if config.finetune.objective == "dpo" else examples
+def _need(session: Session, r: Round, direct: Judged, rationalized: Judged, examples: list[Example]) -> None:
+    """Raise NothingKept, with what to change, where there is nothing to train on."""
+    if not examples:
+        raise NothingKept(advice.nothing_kept(f"cycle {r.number}", direct, rationalized, session.config))
+
+
+def _preferences(
+    config: CycleConfig, examples: list[Example], judged: Judged, asked: dict[str, Question]
+) -> list[Example]:
+    """Where training is on preferences: a failed answer beside each example (`dpo`), or behind them (`kto`)."""
+    if config.finetune.objective == "dpo":
+        return dataset.paired(examples, judged)
+    if config.finetune.objective == "kto" and examples:
+        return examples + dataset.failed(examples, judged, asked)
+    return examples
 
 
 def train(session: Session, r: Round, examples: list[Example], *, steps: int = 0) -> Path:
@@ -168,12 +181,13 @@ def final_model(session: Session, number: int) -> dict[str, Any] | None:
     last = Round(number, session.folder.cycle(number), session.questions["train"], before)
     where = session.folder.root / "final"
     judged = answer(session, last)
-    kept = dataset.select(judged, {q.id: q for q in last.asked}, session.config.match)
-    examples = _paired(session.config, kept, judged)
-    if not examples:
+    asked = {q.id: q for q in last.asked}
+    kept = dataset.select(judged, asked, session.config.match)
+    if not kept:
         return None
+    examples = _preferences(session.config, kept, judged, asked)
     adapter = fit(session, examples, where / "adapter")
-    return {"kept": len(examples), **measure(session, adapter, where / "metrics")}
+    return {"kept": len(kept), **measure(session, adapter, where / "metrics")}
 
 
 def run_controls(session: Session, number: int) -> dict[str, Any]:
@@ -241,6 +255,7 @@ def _stage(session: Session, name: str, r: Round) -> dict[str, Any]:
     if name == "rationalize":
         return summary.counts(rationalized)
     examples = keep(session, r, direct, rationalized)
+    _need(session, r, direct, rationalized, examples)
     adapter = train(session, r, examples)
     if name == "finetune":
         return {"examples": len(examples), "adapter": str(adapter)}

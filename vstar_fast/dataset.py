@@ -7,9 +7,10 @@ import random
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 from vstar_fast.config import MatchConfig, RationalizeConfig
-from vstar_fast.records import Candidate, Example, Question, Verdict
+from vstar_fast.records import FAILED, Candidate, Example, Question, Verdict
 
 Judged = tuple[Candidate, Verdict]
 
@@ -62,9 +63,9 @@ def cap(rationalized: Sequence[Example], direct: int, config: RationalizeConfig,
 
 def distinct(examples: Sequence[Example]) -> list[Example]:
     """Without copies: of examples with the same video, question and answer (but for white space) the first stays."""
-    found: dict[tuple[str, ...], Example] = {}
+    found: dict[tuple[Any, ...], Example] = {}
     for e in examples:
-        found.setdefault((e.video_id, *(" ".join(t.split()) for t in (e.question, e.answer))), e)
+        found.setdefault((e.video_id, e.history, *(" ".join(t.split()) for t in (e.question, e.answer))), e)
     return list(found.values())
 
 
@@ -86,6 +87,18 @@ def paired(examples: Sequence[Example], judged: Iterable[Judged]) -> list[Exampl
     return found
 
 
+def failed(examples: Sequence[Example], judged: Iterable[Judged], questions: Mapping[str, Question]) -> list[Example]:
+    """The first failed answer to each question, to be made less likely; in sum they weigh what `examples` do."""
+    first: dict[str, str] = {}
+    for candidate, verdict in judged:
+        if not verdict.passed and candidate.text.strip():
+            first.setdefault(candidate.question_id, candidate.text.strip())
+    if not first:
+        return []
+    weight = sum(e.weight for e in examples) / len(first)
+    return [Example(questions[i].video_id, i, questions[i].text, said, FAILED, weight) for i, said in first.items()]
+
+
 BALANCED = ("class", "choice")
 """Label kinds of which each value is a class of its own."""
 
@@ -95,7 +108,7 @@ def balance(examples: Sequence[Example], questions: Mapping[str, Question]) -> l
 
     Weighted are examples whose question has one label of a closed kind; the others are left as they are.
     """
-    keys = [_label_key(questions.get(e.question_id)) for e in examples]
+    keys = [None if e.source == FAILED else _label_key(questions.get(e.question_id)) for e in examples]
     weights: dict[tuple[str, str, str], float] = defaultdict(float)
     for e, key in zip(examples, keys, strict=True):
         if key is not None:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from vstar_fast import config as settings
 from vstar_fast.errors import DataError, RunError
 from vstar_fast.questions import prompt_text
-from vstar_fast.records import Example, LabeledVideo, Question, question_from_dict, video_from_dict
+from vstar_fast.records import FAILED, Example, LabeledVideo, Question, question_from_dict, video_from_dict
 from vstar_fast.rundata import check_one_seed
 from vstar_fast.runfolder import read_json, read_jsonl, write_json, write_jsonl, write_text, writing
 
@@ -98,7 +98,7 @@ def write_examples(
 
 def write_merged(run_dir: Path, out: Path, *, cycle: int | None = None) -> Path:
     """Write a cycle's model as an ordinary model folder, the adapter merged into its weights."""
-    from vstar_fast import models, torchvision_compat
+    from vstar_fast import base_model, models, torchvision_compat
 
     torchvision_compat.ensure()
     from peft import PeftModel
@@ -109,6 +109,7 @@ def write_merged(run_dir: Path, out: Path, *, cycle: int | None = None) -> Path:
     config = settings.load(run_dir / "config.toml")
     base = config.model.init or config.model.base
     lm = models.load(base, dtype=config.model.dtype, device="cpu", family=config.model.family)
+    base_model.check(lm, adapter)
     merged = PeftModel.from_pretrained(lm.model, str(adapter)).merge_and_unload()
     with writing(out):
         merged.save_pretrained(str(out))
@@ -156,6 +157,8 @@ def _turns(run_dir: Path, cycle: int | None, plain: bool) -> list[_Turn]:
     seen: dict[str, int] = {}
     for row in read_jsonl(folder / "examples.jsonl"):
         example = Example(**row)
+        if example.source == FAILED:
+            continue
         nth = seen[example.question_id] = seen.get(example.question_id, 0) + 1
         name = example.question_id if nth == 1 else f"{example.question_id}#{nth}"
         turns.append(_turn(name, example, None if plain else asked.get(example.question_id), videos, reason))

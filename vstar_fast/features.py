@@ -41,6 +41,14 @@ def clip_key(video: LabeledVideo) -> str:
     return content_key(clip_files.content_key(video.path), video.start_s, video.end_s)
 
 
+def clip_key_of(video: LabeledVideo) -> str | None:
+    """The same; None for a file that cannot be opened: reading its frames says why."""
+    try:
+        return clip_key(video)
+    except (OSError, frames.Unusable):
+        return None
+
+
 def caches(config: CacheConfig, run: Path) -> dict[str, Cache]:
     """The caches of a run by name: `index`, `frames` and `embeddings`."""
     folder = Path(config.folder).expanduser() if config.folder else run / "cache"

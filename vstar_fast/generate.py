@@ -33,13 +33,15 @@ class Sampling:
 class Asked(NamedTuple):
     """A question, its video, what its answers may be, and which of them are wanted (None: any).
 
-    An answer that can no longer become a wanted one is not drawn to its end.
+    An answer that can no longer become a wanted one is not drawn to its end. `samples`: only these of the question's
+    answers (None: all of them).
     """
 
     question: Question
     features: Features
     grammar: Grammar | None = None
     gold: Grammar | None = None
+    samples: Sequence[int] | None = None
 
 
 def stream(
@@ -52,7 +54,7 @@ def stream(
     max_rows: int = 64,
     counts: Callable[[Counts], None] | None = None,
 ) -> Iterator[tuple[Question, CandidateBatch]]:
-    """`sampling.samples` answers to each question, as they get done; questions come in as rows get free.
+    """The answers to each question (a batch for every `Asked`), as they get done; questions come in as rows get free.
 
     `prompt` gives the user's text of a question, `seed` the random stream of (question, sample). A sample does not
     depend on what else is drawn. `max_rows`: answers drawn at once. `counts` is told at the end what was done.
@@ -63,7 +65,8 @@ def stream(
     with merged(lm.model, lm.device):
         scheduler = Scheduler(lm, max_rows=max_rows)
         for request, answers in scheduler.run(_requests(scheduler, asked, sampling, prompt, seed)):
-            yield request.tag, _batch(lm, request.tag, answers, sampling)
+            question, samples = request.tag
+            yield question, _batch(lm, question, answers, samples, sampling)
         if counts is not None:
             counts(scheduler.counts)
 
@@ -74,13 +77,16 @@ def _requests(
     from vstar_fast.engine import Request, Settings
 
     settings = Settings(sampling.temperature, sampling.top_p, sampling.top_k, sampling.max_new_tokens)
-    for question, features, grammar, gold in asked:
+    for question, features, grammar, gold, some in asked:
         head, tail = scheduler.lm.split(prompt(question))
-        seeds = [seed(question, n) for n in range(sampling.samples)]
-        yield Request(head, tail, features, seeds, settings, grammar, gold, question)
+        samples = range(sampling.samples) if some is None else some
+        seeds = [seed(question, n) for n in samples]
+        yield Request(head, tail, features, seeds, settings, grammar, gold, (question, samples))
 
 
-def _batch(lm: VideoLM, question: Question, answers: Sequence[Answer], sampling: Sampling) -> CandidateBatch:
+def _batch(
+    lm: VideoLM, question: Question, answers: Sequence[Answer], samples: Sequence[int], sampling: Sampling
+) -> CandidateBatch:
     """The answers to one question, padded."""
     ids = torch.full((len(answers), sampling.max_new_tokens), lm.pad_id, dtype=torch.int64)
     for i, answer in enumerate(answers):
@@ -91,7 +97,7 @@ def _batch(lm: VideoLM, question: Question, answers: Sequence[Answer], sampling:
         logprobs=torch.tensor([a.logprob for a in answers]),
         finished=torch.tensor([a.finish == "stop" for a in answers]),
         questions=[question] * len(answers),
-        samples=[a.sample for a in answers],
+        samples=[samples[a.sample] for a in answers],
         seeds=[a.seed for a in answers],
         stopped=torch.tensor([a.finish == "stopped_early" for a in answers]),
     )
@@ -137,6 +143,24 @@ def joined(parts: Sequence[CandidateBatch]) -> CandidateBatch:
         samples=lists("samples"),
         seeds=lists("seeds"),
         stopped=tensors("stopped"),
+    )
+
+
+def by_sample(parts: Sequence[CandidateBatch]) -> CandidateBatch:
+    """The batches of one question as one, answers in the order of their samples."""
+    if len(parts) == 1:
+        return parts[0]
+    whole = joined(parts)
+    order = sorted(range(len(whole.samples)), key=whole.samples.__getitem__)
+    return CandidateBatch(
+        token_ids=whole.token_ids[order],
+        lengths=whole.lengths[order],
+        logprobs=whole.logprobs[order],
+        finished=whole.finished[order],
+        questions=[whole.questions[i] for i in order],
+        samples=[whole.samples[i] for i in order],
+        seeds=[whole.seeds[i] for i in order],
+        stopped=whole.stopped[order],
     )
 
 

@@ -1,7 +1,9 @@
 """The user's original instruction data: LLaVA JSON, ShareGPT and Hugging Face messages, as examples.
 
 A file is a JSON list or JSON lines; its rows may be about a video, an image or neither. An image is shown as a clip
-that stands still. Of a conversation the first question and its answer are used, behind the system's words if any.
+that stands still. Every answer of a conversation is an example of its own, with what was said before it; the system's
+words stand before the first question, and so does the video, wherever it is shown. A row that cannot be used is a
+Rejected with its number.
 """
 
 from __future__ import annotations
@@ -15,11 +17,14 @@ from typing import Any, NamedTuple
 
 from vstar_fast import clip_files
 from vstar_fast.errors import DataError
-from vstar_fast.records import Example, Label, LabeledVideo
+from vstar_fast.records import Example, Label, LabeledVideo, Rejected
 
 ASKS, ANSWERS = ("human", "user"), ("gpt", "assistant", "model")
 MARKS = re.compile(r"\s*<(?:video|image)>\s*")
-NEEDS = "needs `conversations` (LLaVA, ShareGPT) or `messages` with a question and its answer, and at most one video"
+NEEDS = (
+    "needs `conversations` (LLaVA, ShareGPT) or `messages`, questions and their answers in turn, and one video at most"
+)
+BAD_ROW = "bad_instruction"
 WINDOW = re.compile(r"#t=([\d.]*),([\d.]*)$")
 """A part of a file in seconds, as a media fragment (W3C) writes it: `clip.mp4#t=2.0,5.5`."""
 
@@ -30,18 +35,26 @@ class _Media(NamedTuple):
     end_s: float | None = None
 
 
-def read(path: str, count: int, seed: int) -> list[Example]:
-    """`count` examples of the file, drawn by seed. Raises DataError for a row that is of none of the three forms.
+def read(path: str, count: int, seed: int) -> tuple[list[Example], list[Rejected]]:
+    """Examples of `count` rows of the file, drawn by seed, and the rows that cannot be used.
 
     `video_id` of an example is the path of its video or image (with `#t=start,end` where the row names a window),
-    empty where it has none.
+    empty where it has none. Raises DataError for a file that cannot be read or has too few good rows.
     """
     file = Path(path)
-    rows = _rows(file)
-    if count > len(rows):
-        raise DataError(f"{path} has {len(rows)} examples but finetune.mix_ratio asks for {count}; lower it")
-    examples = [_example(file, number, row) for number, row in enumerate(rows)]
-    return random.Random(seed).sample(examples, count)
+    good: list[list[Example]] = []
+    bad: list[Rejected] = []
+    for number, row in enumerate(_rows(file)):
+        try:
+            good.append(_examples(file, number, row))
+        except ValueError as error:
+            bad.append(Rejected("instructions", f"{path}, row {number}", BAD_ROW, str(error)))
+    if count > len(good):
+        unusable = (
+            f" that can be used ({len(bad)} cannot; row {bad[0].id.rsplit(' ', 1)[-1]}: {bad[0].detail})" if bad else ""
+        )
+        raise DataError(f"{path} has {len(good)} examples{unusable} but finetune.mix_ratio asks for {count}; lower it")
+    return [e for talk in random.Random(seed).sample(good, count) for e in talk], bad
 
 
 def video(video_id: str) -> LabeledVideo:
@@ -52,13 +65,18 @@ def video(video_id: str) -> LabeledVideo:
     return LabeledVideo(video_id, path, (Label("answer", "instruction", "any"),), start_s=start, end_s=end)
 
 
+class _Broken(NamedTuple):
+    """A line that is no JSON."""
+
+    why: str
+
+
 def _rows(file: Path) -> list[Any]:
     try:
         text = file.read_text(encoding="utf-8")
-        if file.suffix == ".jsonl":
-            # Not splitlines(): it also splits at U+2028 and the like, which JSON leaves as they are.
-            return [json.loads(line) for line in text.split("\n") if line.strip()]
-        rows = json.loads(text)
+        # Not splitlines(): it also splits at U+2028 and the like, which JSON leaves as they are.
+        lines = [line for line in text.split("\n") if line.strip()]
+        rows = [_line(line) for line in lines] if file.suffix == ".jsonl" else json.loads(text)
     except (OSError, ValueError) as error:
         raise DataError(f"cannot read data.instructions {file}: {error}") from None
     if not isinstance(rows, list):
@@ -66,19 +84,45 @@ def _rows(file: Path) -> list[Any]:
     return rows
 
 
-def _example(file: Path, number: int, row: Any) -> Example:
+def _line(line: str) -> Any:
+    try:
+        return json.loads(line)
+    except ValueError as error:
+        return _Broken(f"it is no JSON: {error}")
+
+
+def _examples(file: Path, number: int, row: Any) -> list[Example]:
+    """One example for each answer of a row. Raises ValueError that says what the row lacks."""
+    if isinstance(row, _Broken):
+        raise ValueError(row.why)
     try:
         turns = [_turn(turn) for turn in row.get("conversations") or row["messages"]]
         media = [*_named(row), *(m for _, _, found in turns for m in found)]
-        system = [text for role, text, _ in turns if role == "system"]
-        asked = next(i for i, (role, _, _) in enumerate(turns) if role in ASKS)
-        question, (role, answer, _) = turns[asked][1], turns[asked + 1]
-    except (KeyError, IndexError, TypeError, AttributeError, StopIteration, ValueError):
-        raise DataError(f"{file}, row {number}: {NEEDS}") from None
-    if role not in ANSWERS or not answer.strip() or len(media) > 1:
-        raise DataError(f"{file}, row {number}: {NEEDS}; got {len(media)} videos or images and an answer of {role!r}")
-    words = "\n".join([*system, question])
-    return Example(_id(file, media), f"instruction/{number}", words, answer, "instruction")
+        video_id = _id(file, media)
+    except (KeyError, IndexError, TypeError, AttributeError, ValueError):
+        raise ValueError(NEEDS) from None
+    if len(media) > 1:
+        raise ValueError(f"{NEEDS}; got {len(media)} videos or images")
+    talk = _exchanges([(role, text) for role, text, _ in turns])
+    names = [f"instruction/{number}" + (f"/{n}" if len(talk) > 1 else "") for n in range(len(talk))]
+    return [
+        Example(video_id, name, question, answer, "instruction", history=tuple(talk[:n]))
+        for n, (name, (question, answer)) in enumerate(zip(names, talk, strict=True))
+    ]
+
+
+def _exchanges(turns: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
+    """(question, answer) in turn; what the system says goes before the first, a last question without answer away."""
+    system = [text for role, text in turns if role == "system"]
+    said = [(role, text) for role, text in turns if role != "system"]
+    pairs = list(zip(said[::2], said[1::2], strict=False))
+    for (asks, _), (answers, answer) in pairs:
+        if asks not in ASKS or answers not in ANSWERS or not answer.strip():
+            raise ValueError(f"{NEEDS}; got a turn of {asks!r} and behind it {answer[:40]!r} of {answers!r}")
+    if not pairs:
+        raise ValueError(f"{NEEDS}; got {len(said)} turn(s)")
+    talk = [(question, answer) for (_, question), (_, answer) in pairs]
+    return [("\n".join([*system, talk[0][0]]), talk[0][1]), *talk[1:]]
 
 
 def _turn(turn: Mapping[str, Any]) -> tuple[str, str, list[_Media]]:

@@ -17,6 +17,9 @@
     state = DecodeState(grammar, batch=2, max_new_tokens=16)
     next_ids, logprobs = state.sample_(logits, seeds, temperature=0.7)    # legal tokens only
 
+    with fast_linears():                            # CPU, fp32: every nn.Linear by the faster product library
+        model(**inputs).loss.backward()
+
 Every op has `backend="auto"`: `vstar-fast doctor` tells what that means here, `vstar_fast.backends.report()`
 what ran.
 """
@@ -48,6 +51,8 @@ if TYPE_CHECKING:
         time,
     )
     from vstar_fast.kernels.label_match import LabelMatch, LabelSet, TokenBytes, char_span, label_match
+    from vstar_fast.kernels.linear import fast_linears, linear
+    from vstar_fast.kernels.patchify import Layout, patchify
     from vstar_fast.kernels.prefix_attention import Groups, Segment, prefix_attention
     from vstar_fast.kernels.sample import sample
     from vstar_fast.kernels.value_match import SequenceMatch, ValueMatch, match_interval, match_number, match_sequence
@@ -60,6 +65,7 @@ __all__ = [
     "Groups",
     "LabelMatch",
     "LabelSet",
+    "Layout",
     "LogitsProcessor",
     "Segment",
     "SequenceMatch",
@@ -70,14 +76,17 @@ __all__ = [
     "char_span",
     "choice",
     "compile",
+    "fast_linears",
     "interval",
     "json",
     "label_match",
+    "linear",
     "match_interval",
     "match_number",
     "match_sequence",
     "number",
     "optional",
+    "patchify",
     "prefix_attention",
     "repeat",
     "sample",
@@ -90,7 +99,10 @@ __all__ = [
 _HOME = {
     **dict.fromkeys(("LabelMatch", "LabelSet", "TokenBytes", "char_span", "label_match"), "label_match"),
     **dict.fromkeys(("SequenceMatch", "ValueMatch", "match_interval", "match_number", "match_sequence"), "value_match"),
+    **dict.fromkeys(("fast_linears", "linear"), "linear"),
     "Groups": "prefix_attention",
+    "Layout": "patchify",
+    "patchify": "patchify",
     "Segment": "prefix_attention",
     "prefix_attention": "prefix_attention",
     "sample": "sample",

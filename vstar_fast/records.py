@@ -20,6 +20,7 @@ Split = Literal["train", "dev", "test"]
 Mode = Literal["direct", "rationalized"]
 SPLITS: tuple[str, ...] = ("train", "dev", "test")
 MODES: tuple[str, ...] = ("direct", "rationalized")
+FAILED = "failed"
 
 
 def _has_word(text: Any) -> bool:
@@ -259,10 +260,13 @@ class Example:
     question: str
     answer: str
     source: str
-    """`direct`, `rationalized`, `labels` (control) or `instruction` (the user's own data)."""
+    """`direct`, `rationalized`, `labels` (control), `instruction` (the user's own data), or FAILED: an answer that
+    did not pass, to be made less likely."""
     weight: float = 1.0
     rejected: str = ""
     """An answer to the same question that did not pass, for training on preferences; empty where there is none."""
+    history: tuple[tuple[str, str], ...] = ()
+    """What was asked and answered before, in a conversation of several exchanges."""
 
 
 @dataclass(frozen=True, slots=True)

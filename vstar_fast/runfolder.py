@@ -15,6 +15,7 @@ from typing import Any
 
 from vstar_fast.errors import RunError
 from vstar_fast.records import Rejected, to_dict
+from vstar_fast.sharding import rank
 
 FORMAT = 1
 """Version of what is stored; part of every content key."""
@@ -46,9 +47,14 @@ def file_key(path: str | Path) -> str:
     return digest.hexdigest()
 
 
-def write_atomic(path: Path, write: Callable[[Path], None]) -> None:
-    """Call `write(temporary path)`, then rename to `path`; a full disk leaves nothing behind but a clear error."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+def write_atomic(path: Path, write: Callable[[Path], None], *, own: bool = False) -> None:
+    """Call `write(temporary path)`, then rename to `path`; a full disk leaves nothing behind but a clear error.
+
+    Of several processes at one run only the first writes, unless a file is the process's `own`.
+    """
+    if rank() and not own:
+        return
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.{rank()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write(temporary)
@@ -75,8 +81,8 @@ def _unwritten(path: Path, error: Exception) -> RunError:
     return RunError(f"cannot write {path}: {why}; make room (or mend access) and run the same command again")
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a text file whole or not at all."""
+def write_text(path: Path, text: str, *, own: bool = False) -> None:
+    """Write a text file whole or not at all; `own` as in `write_atomic`."""
 
     def write(temporary: Path) -> None:
         with open(temporary, "w", encoding="utf-8") as file:
@@ -84,7 +90,7 @@ def write_text(path: Path, text: str) -> None:
             file.flush()
             os.fsync(file.fileno())
 
-    write_atomic(path, write)
+    write_atomic(path, write, own=own)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -100,9 +106,9 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def write_jsonl(path: Path, rows: Iterable[Any]) -> None:
-    """Write one JSON value a line."""
-    write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+def write_jsonl(path: Path, rows: Iterable[Any], *, own: bool = False) -> None:
+    """Write one JSON value a line; `own` as in `write_atomic`."""
+    write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), own=own)
 
 
 def read_json(path: Path) -> Any:
@@ -130,7 +136,8 @@ class RunFolder:
         try:
             self.root.mkdir(parents=True, exist_ok=True)
             self._lock = open(self.root / ".lock", "w")  # noqa: SIM115 - held as long as the run
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if rank() == 0:  # the others of one run are let in by it
+                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise RunError(
                 f"another process is running in {self.root}; wait for it or use another --run folder"
@@ -166,7 +173,7 @@ class RunFolder:
         rows, rejected = compute()
         self.reject(rejected)
         if not any(r.reason == UNREADABLE for r in rejected):
-            write_jsonl(path, [*rows, *({REJECTED: to_dict(r)} for r in rejected)])
+            write_jsonl(path, [*rows, *({REJECTED: to_dict(r)} for r in rejected)], own=True)
         return rows
 
     def reject(self, rows: Iterable[Rejected]) -> None:

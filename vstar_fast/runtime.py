@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from vstar_fast import models, torchvision_compat
+from vstar_fast import base_model, models, torchvision_compat
 from vstar_fast.config import CycleConfig
 from vstar_fast.errors import ModelError
 from vstar_fast.features import FeatureStore
@@ -51,7 +51,7 @@ class Runtime:
         if path not in self._models:
             m = self.config.model
             with self.profiler.stage("load"):
-                lm = models.load(path, dtype=m.dtype, device=m.device, family=m.family)
+                lm = models.load(path, dtype=m.dtype, device=m.device, family=m.family, quantize=m.quantize)
             self._models[path] = lm
             self._stores[path] = FeatureStore(lm, self.config, self._folder, self.profiler)
         return self._models[path]
@@ -113,6 +113,7 @@ class Runtime:
         if not (adapter / "adapter_config.json").is_file():
             raise ModelError(f"{adapter} has no adapter_config.json; run `vstar-fast finetune` first")
         self._detach(lm.path)
+        base_model.check(lm, adapter)
         try:
             self._peft[lm.path] = PeftModel.from_pretrained(lm.model, str(adapter), is_trainable=trainable)
         except SafetensorError as error:

@@ -30,6 +30,7 @@ SCHEMA = {
     "stages.<name>": "seconds, cpu_seconds, peak_mib, items and rates",
     "frames": "decoded, encoded, cached; stalls (the model waited), stall_s, decode_cpu_s, *_hit, route:*, error:*",
     "backends": "op or stage -> backend -> calls: what really ran, earlier processes of the run included",
+    "processes": "how many worked at the run; stages and frames are those of the first",
     "best_cycle": "cycle with the best dev accuracy (-1: the base model)",
 }
 
@@ -75,6 +76,7 @@ class Record:
             "frames": frames,
             "backends": self._ran.report(),
             "versions": versions(),
+            "processes": s.ranks.size,
         }
         if self.final is not None:
             value["final"] = _public(self.final) | {"gain": self._gain(self.final)}

@@ -33,7 +33,7 @@ class TokenStore:
         key = hashlib.sha256(text.encode()).hexdigest()[:16]
         path = self._folder / f"{key}.json"
         if not path.is_file():
-            write_text(path, text + "\n")
+            write_text(path, text + "\n", own=True)
         self._kept[key] = tokens
         return key
 

@@ -30,16 +30,20 @@ def prefix_attention(
         levels: each a list of segments with keys [S, Hkv, P, D] and values [S, Hkv, P, Dv], Hq a multiple of Hkv.
             Within a level a token is in one segment at most; segments of different levels add up.
         scale: of the scores; default D ** -0.5.
-        backend: "auto", "flash", "gemm" or "reference".
+        backend: "auto", "avx512" (fp32 on a CPU), "triton" (a GPU), "flash", "gemm" or "reference".
 
     Returns:
         (output [N, Hq, Dv] in the query's dtype, log-sum-exp of the scaled scores [N, Hq] fp32). A token that sees
         nothing gets zeros and -inf.
     """
     _check(query, levels)
-    choice = backends.choose("prefix_attention", query.device, backend)
-    found = _BACKENDS[choice.name]()(query, levels, query.shape[-1] ** -0.5 if scale is None else scale)
-    backends.ran("prefix_attention", choice.name)
+    name = backends.choose("prefix_attention", query.device, backend).name
+    if name == "avx512" and query.dtype != torch.float32:
+        if backend == "avx512":
+            raise ModelError(f"backend 'avx512' of prefix_attention takes float32, not {query.dtype}; use 'flash'")
+        name = "flash"
+    found = _BACKENDS[name]()(query, levels, query.shape[-1] ** -0.5 if scale is None else scale)
+    backends.ran("prefix_attention", name)
     return found
 
 
@@ -76,10 +80,30 @@ def _gemm() -> Run:
     return lambda query, levels, scale: run_parts(gemm, query, levels, scale)
 
 
+def _avx512() -> Run:
+    from .avx512 import run
+
+    return run
+
+
 def _flash() -> Run:
+    from .flash_gpu import flash_gpu
     from .parts import flash_cpu, run_parts
 
-    return lambda query, levels, scale: run_parts(flash_cpu, query, levels, scale)
+    part = {"cpu": flash_cpu, "cuda": flash_gpu}
+    return lambda query, levels, scale: run_parts(part[query.device.type], query, levels, scale)
 
 
-_BACKENDS: dict[str, Callable[[], Run]] = {"flash": _flash, "gemm": _gemm, "reference": _reference}
+def _triton() -> Run:
+    from .triton_kernel import run
+
+    return run
+
+
+_BACKENDS: dict[str, Callable[[], Run]] = {
+    "avx512": _avx512,
+    "triton": _triton,
+    "flash": _flash,
+    "gemm": _gemm,
+    "reference": _reference,
+}

@@ -67,14 +67,14 @@ def _level(
     return whole
 
 
-def _grouped(query: torch.Tensor, groups: Groups, heads: int) -> torch.Tensor:
+def grouped(query: torch.Tensor, groups: Groups, heads: int) -> torch.Tensor:
     """Query [N, Hq, D] -> [G, Hkv, M * Hq / Hkv, D]."""
     held, each = groups.tokens.shape
     rows = query.index_select(0, groups.gather)
     return rows.view(held, each, heads, -1, query.shape[-1]).transpose(1, 2).flatten(2, 3)
 
 
-def _by_token(out: torch.Tensor, groups: Groups) -> torch.Tensor:
+def by_token(out: torch.Tensor, groups: Groups) -> torch.Tensor:
     """[G, Hkv, M * R, ...] -> [G * M, Hkv * R, ...]."""
     held, each = groups.tokens.shape
     return out.unflatten(2, (each, -1)).transpose(1, 2).flatten(2, 3).flatten(0, 1)
@@ -85,7 +85,7 @@ def gemm(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """A segment as two batched matrix products, on any device; softmax in fp32."""
     heads, positions = keys.shape[1:3]
-    rows = _grouped(query, groups, heads) * scale
+    rows = grouped(query, groups, heads) * scale
     bias = groups.bias(positions, query.shape[1] // heads, torch.float32)
     step = max(1, MOST_SCORES // max(1, keys.shape[0] * heads * positions))
     found = []
@@ -99,7 +99,7 @@ def gemm(
         out = (weights / total.clamp(min=1e-38)).to(values.dtype) @ values
         found.append((out, (top + total.log())[..., 0]))
     out, lse = (torch.cat(x, 2) for x in zip(*found, strict=True))
-    return _by_token(out, groups), _by_token(lse, groups)
+    return by_token(out, groups), by_token(lse, groups)
 
 
 def flash_cpu(
@@ -118,5 +118,5 @@ def flash_cpu(
         return out.transpose(1, 2).flatten(0, 1), lse.transpose(1, 2).flatten(0, 1)
     heads, positions = keys.shape[1:3]
     bias = groups.bias(positions, query.shape[1] // heads, query.dtype)
-    out, lse = attend(_grouped(query, groups, heads), keys, values, 0.0, False, attn_mask=bias, scale=scale)
-    return _by_token(out, groups), _by_token(lse, groups)
+    out, lse = attend(grouped(query, groups, heads), keys, values, 0.0, False, attn_mask=bias, scale=scale)
+    return by_token(out, groups), by_token(lse, groups)

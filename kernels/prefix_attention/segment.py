@@ -38,6 +38,22 @@ class Groups:
         self._bias: dict[tuple[int, int, torch.dtype], torch.Tensor | None] = {}
 
     @cached_property
+    def _held(self) -> tuple[torch.Tensor, ...]:
+        given = (self.tokens, self.slots, None if self.causal else self.visible)
+        return tuple(torch.empty(0) if x is None else x.contiguous() for x in given)
+
+    @cached_property
+    def addresses(self) -> tuple[tuple[int, int, int, int], int, int]:
+        """((addresses of tokens, slots, counts, mask; 0 for none), members of the counts, of the mask) on a CPU."""
+        tokens, slots, visible = self._held
+        at = 0 if visible.numel() == 0 else visible.data_ptr()
+        each = visible.shape[1] if at else 1
+        masked = visible.dtype == torch.bool
+        named = 0 if self.slots is None else slots.data_ptr()
+        counts, mask = (0, at) if masked else (at, 0)
+        return (tokens.data_ptr(), named, counts, mask), 1 if masked else each, each if masked else 1
+
+    @cached_property
     def gather(self) -> torch.Tensor:
         """[G * M] int64: the token of each place; token 0 where there is nobody."""
         return self.tokens.clamp(min=0).flatten()

@@ -39,7 +39,8 @@ def tree_attention(
         query: [N, Hq, D] with N = tree.tokens.
         keys, values: [N, Hkv, D], Hq a multiple of Hkv.
         scale: of the scores; default D ** -0.5.
-        backend: "auto", "flash" (segments, nothing unseen is computed), "sdpa" (one dense mask) or "reference".
+        backend: "auto", "flash" (segments, nothing unseen is computed), "triton" (one pass over the blocks that are
+            seen), "sdpa" (one dense mask) or "reference".
 
     Returns:
         Output [N, Hq, D] in the query's dtype.
@@ -221,4 +222,10 @@ def _flash(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, tree: 
     return found
 
 
-_BACKENDS: dict[str, Run] = {"flash": _flash, "sdpa": sdpa, "reference": reference}
+def _triton(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, tree: Tree, scale: float) -> torch.Tensor:
+    from .training_triton import run
+
+    return run(query, keys, values, tree, scale)
+
+
+_BACKENDS: dict[str, Run] = {"flash": _flash, "triton": _triton, "sdpa": sdpa, "reference": reference}

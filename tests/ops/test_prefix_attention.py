@@ -6,43 +6,11 @@ import pytest
 import torch
 from vstar_fast.kernels.prefix_attention import Groups, Segment, prefix_attention
 
+from attention_tools import dense, segment
+from vstar_fast import backends
 from vstar_fast.errors import ModelError
 
-BACKENDS = ("reference", "gemm", "flash")
-
-
-def segment(groups, positions, heads=2, width=8, slots=None, seed=0):
-    made = torch.Generator().manual_seed(seed)
-    size = (slots or groups.tokens.shape[0], heads, positions, width)
-    return Segment(torch.randn(size, generator=made), torch.randn(size, generator=made), groups)
-
-
-def dense(query, levels, scale):
-    """One softmax a token over everything it sees, straight from the definition."""
-    out, lse = torch.zeros_like(query), torch.full(query.shape[:2], -math.inf)
-    for t in range(len(query)):
-        keys, values = [], []
-        for keys_, values_, groups in (s for level in levels for s in level):
-            for g, m in (groups.tokens == t).nonzero().tolist():
-                slot = g if groups.slots is None else int(groups.slots[g])
-                positions = keys_.shape[2]
-                if groups.causal:
-                    seen = torch.arange(positions) <= m
-                elif groups.visible is None:
-                    seen = torch.ones(positions, dtype=torch.bool)
-                elif groups.visible.dtype == torch.bool:
-                    seen = groups.visible[g, m]
-                else:
-                    seen = torch.arange(positions) < groups.visible[g, m if groups.visible.shape[1] > 1 else 0]
-                keys.append(keys_[slot][:, seen])
-                values.append(values_[slot][:, seen])
-        times = query.shape[1] // keys[0].shape[0] if keys else 1
-        for h in range(query.shape[1]):
-            if keys and sum(k.shape[1] for k in keys):
-                k, v = torch.cat([k[h // times] for k in keys]), torch.cat([v[h // times] for v in values])
-                scores = k @ query[t, h] * scale
-                out[t, h], lse[t, h] = scores.softmax(-1) @ v, scores.logsumexp(-1)
-    return out, lse
+BACKENDS = tuple(n for n in ("reference", "gemm", "flash", "avx512") if backends.available(n).ok)
 
 
 def check(query, levels, backend):
@@ -99,7 +67,7 @@ def test_a_token_that_sees_nothing_in_a_page_leaves_it_out(backend):
     check(query, [[segment(Groups(torch.tensor([[0, 1]])), 3, seed=9)], [page]], backend)
 
 
-@pytest.mark.parametrize("backend", ["gemm", "flash"])
+@pytest.mark.parametrize("backend", BACKENDS[1:])
 def test_scores_of_great_size_do_not_overflow(backend):
     query = 300 * torch.randn(3, 2, 8, generator=torch.Generator().manual_seed(0))
     levels = [[segment(Groups(torch.tensor([[0, 1, 2]])), 20)], [segment(Groups(torch.arange(3)[:, None]), 4, seed=1)]]
@@ -116,7 +84,7 @@ def test_queries_in_blocks_give_the_same(monkeypatch):
     check(query, levels, "gemm")
 
 
-@pytest.mark.parametrize("backend", ["flash", "gemm", "reference"])
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_no_tokens_and_no_positions(backend):
     query, nothing = torch.randn(2, 4, 8), torch.empty(1, 0, dtype=torch.int64)
     for levels in ([[segment(Groups(torch.tensor([[0, 1]])), 0)]], [[segment(Groups(nothing), 3)]], [[]], []):
@@ -146,3 +114,39 @@ def test_keys_that_do_not_fit_are_named():
         prefix_attention(query, [[segment(Groups(torch.tensor([[0, 1]])), 4, width=6, heads=3)]])
     with pytest.raises(ModelError, match="1 groups need as many keys"):
         prefix_attention(query, [[segment(Groups(torch.tensor([[0, 1]])), 4, heads=3, slots=2)]])
+
+
+@pytest.mark.skipif("avx512" not in BACKENDS, reason="this processor has no AVX-512")
+@pytest.mark.parametrize(("heads", "key_heads"), [(9, 3), (5, 1), (71, 1), (4, 4)])
+@pytest.mark.parametrize(("width", "value_width"), [(64, 64), (80, 80), (128, 96), (24, 5)])
+def test_vectors_of_any_number_of_rows_and_widths(heads, key_heads, width, value_width):
+    made = torch.Generator().manual_seed(heads * width)
+
+    def pair(slots, positions, groups):
+        sizes = [(slots, key_heads, positions, n) for n in (width, value_width)]
+        return Segment(*(torch.randn(size, generator=made) for size in sizes), groups)
+
+    query = torch.randn(2, heads, 41, width, generator=made)[0].transpose(0, 1)
+    shared = Groups(torch.arange(41)[None], slots=torch.tensor([2]))
+    causal = Groups(torch.arange(40).view(2, 20), causal=True)
+    pages = Groups(torch.arange(41)[:, None], visible=(torch.arange(41) * 7 % 150)[:, None])
+    levels = [[pair(4, 300, shared)], [pair(2, 20, causal)], [pair(41, 150, pages)]]
+    out, lse = prefix_attention(query, levels, backend="avx512")
+    want, want_lse = prefix_attention(query, levels, backend="reference")
+    torch.testing.assert_close(out, want, atol=3e-6, rtol=2e-5)
+    torch.testing.assert_close(lse, want_lse, atol=3e-6, rtol=1e-5)
+
+
+@pytest.mark.skipif("avx512" not in BACKENDS, reason="this processor has no AVX-512")
+def test_threads_and_kinds_of_numbers(monkeypatch):
+    query = torch.randn(600, 4, 64, generator=torch.Generator().manual_seed(0))
+    levels = [[segment(Groups(torch.arange(600)[None], causal=True), 600, width=64)]]
+    found = prefix_attention(query, levels, backend="avx512")
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    assert all(torch.equal(a, b) for a, b in zip(found, prefix_attention(query, levels, backend="avx512"), strict=True))
+    half = query.bfloat16(), [[Segment(s.keys.bfloat16(), s.values.bfloat16(), s.groups) for s in levels[0]]]
+    with pytest.raises(ModelError, match="takes float32, not torch.bfloat16; use 'flash'"):
+        prefix_attention(*half, backend="avx512")
+    backends.reset_report()
+    prefix_attention(*half)
+    assert backends.report()["prefix_attention"] == {"flash": 1}

@@ -78,15 +78,15 @@ class Batch:
         self.eos = frozenset(eos_ids)
         self.counts = counts
         self.groups: list[Group] = []
-        self._lanes: dict[Any, Lane] = {}
-        self._golds: dict[int, Tracked] = {}
+        self.lanes: dict[Any, Lane] = {}
+        self.golds: dict[int, Tracked] = {}
 
     def __len__(self) -> int:
         return sum(len(g.rows) for g in self.groups)
 
     def clear(self) -> None:
         """Forget all rows; the store is emptied by the caller."""
-        self.groups, self._lanes, self._golds = [], {}, {}
+        self.groups, self.lanes, self.golds = [], {}, {}
 
     # -- joining -------------------------------------------------------------------------------
 
@@ -104,9 +104,9 @@ class Batch:
                 self._copy_prefix(group)
         self.groups += groups
         for key, lane in lanes.items():
-            self._lanes[key] = _joined(self._lanes.get(key), lane)
+            self.lanes[key] = _joined(self.lanes.get(key), lane)
         for gold, tracked in golds.items():
-            self._golds[gold] = _joined(self._golds.get(gold), tracked)
+            self.golds[gold] = _joined(self.golds.get(gold), tracked)
 
     def _copy_prefix(self, group: Group) -> None:
         """Put the prefix in front of each row's own tokens: a short one is not worth a part of its own."""
@@ -157,7 +157,7 @@ class Batch:
             row.position += len(row.pending)
             row.pending, row.index = [], i
         self.counts.steps += 1
-        self._draw(rows, logits, self._lanes, self._golds)
+        self._draw(rows, logits, self.lanes, self.golds)
 
     def _plan(self, rows: Sequence[Row]) -> tuple[Plan, torch.Tensor | None]:
         """(where this step's tokens go and what they see, each row's last token, None when every row has one)."""
@@ -173,12 +173,12 @@ class Batch:
             for n, span in enumerate(plans.page_spans(row.pages, first[-1], count, row.stored)):
                 columns.setdefault(n, []).append(span)
             first.append(first[-1] + count)
-        levels = [plans.level(spans, device, "whole") for spans in self._prefix_spans(first)]
+        levels = [plans.level(spans, device, "whole") for spans in self.prefix_spans(first)]
         levels += [plans.level(spans, device, "last") for spans in columns.values()]
         last = None if first[-1] == len(rows) else torch.tensor(first[1:], device=device) - 1
         return Plan(plans.writes(new, first[-1], device), levels), last
 
-    def _prefix_spans(self, first: Sequence[int]) -> list[list[Span]]:
+    def prefix_spans(self, first: Sequence[int]) -> list[list[Span]]:
         """Per depth, what each group sees before its own tokens."""
         levels: list[list[Span]] = []
         begin = 0
@@ -209,8 +209,8 @@ class Batch:
                 self._draw_lane(lane, logits, new)
         for gold in golds.values():
             self._stop_early(gold, new, lanes)
-        _keep_open(lanes)
-        _keep_open(golds)
+        keep_open(lanes)
+        keep_open(golds)
 
     def _draw_lane(self, lane: Lane, logits: torch.Tensor, new: dict[int, list[int]]) -> None:
         ids, logprobs = lane.draw(_pick(logits, [row.index for row in lane.rows]))
@@ -242,12 +242,12 @@ class Batch:
         lost = gold.state.lost.tolist()
         stopped = {id(gold.rows[i]) for i in alive if lost[i]}
         if stopped:
-            self._count_saved(stopped, lanes)
+            self.count_saved(stopped, lanes)
         for i in alive:
             if lost[i]:
                 gold.rows[i].answer.finish = "stopped_early"
 
-    def _count_saved(self, stopped: set[int], lanes: dict[Any, Lane]) -> None:
+    def count_saved(self, stopped: set[int], lanes: dict[Any, Lane]) -> None:
         self.counts.stopped_early += len(stopped)
         for lane in lanes.values():
             if lane.tracked is not None and any(id(row) in stopped for row in lane.rows):
@@ -281,7 +281,7 @@ def _pick(logits: torch.Tensor, index: list[int]) -> torch.Tensor:
     return logits[torch.tensor(index, device=logits.device)]
 
 
-def _keep_open(held: dict[Any, Any]) -> None:
+def keep_open(held: dict[Any, Any]) -> None:
     """Only rows whose answer is not finished stay in lanes (or golds)."""
     for key, lane in list(held.items()):
         left = [i for i, row in enumerate(lane.rows) if not row.answer.finish]

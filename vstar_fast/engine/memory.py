@@ -6,6 +6,9 @@ from pathlib import Path
 
 import torch
 
+PATIENCE = 64
+"""Full steps in a row that must go well before more rows are tried again; twice as many after each failure."""
+MOST_PATIENCE = 1 << 14
 WORDS = ("out of memory", "can't allocate memory", "not enough memory")
 
 
@@ -43,3 +46,27 @@ def release(device: torch.device) -> None:
     """Hand memory that torch holds for later back to the device."""
     if device.type == "cuda":
         torch.cuda.empty_cache()
+
+
+class RowLimit:
+    """How many answers are drawn at once: halved when memory runs out, doubled again when it has long sufficed."""
+
+    def __init__(self, most: int) -> None:
+        self.most = self.now = most
+        self._patience = PATIENCE // 2
+        self._good = 0
+
+    def halve(self, rows: int) -> None:
+        """`rows` in flight were too many."""
+        self.now = rows // 2
+        self._patience, self._good = min(2 * self._patience, MOST_PATIENCE), 0
+
+    def went_well(self, rows: int) -> bool:
+        """A step of so many rows had memory enough; True when there may be more of them from now on."""
+        if self.now == self.most or 2 * rows <= self.now:  # a small step says nothing of a full one
+            return False
+        self._good += 1
+        if self._good < self._patience:
+            return False
+        self.now, self._good = min(2 * self.now, self.most), 0
+        return True

@@ -84,4 +84,6 @@ class Counts:
     """Fewest tokens that the answers stopped early would still have taken."""
     halved: int = 0
     """Times the batch was halved because memory ran out."""
+    regrown: int = 0
+    """Times it was doubled again, after many steps that memory sufficed for."""
     seconds: dict[str, float] = field(default_factory=dict)

@@ -11,27 +11,25 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator
+from itertools import islice
 from typing import Any
 
 import torch
 
-from vstar_fast.engine import memory
+from vstar_fast.engine import graphs, memory
 from vstar_fast.engine.batch import Batch, Flight, Group, Row
 from vstar_fast.engine.prompts import Prompts
 from vstar_fast.engine.request import Answer, Counts, Request
 from vstar_fast.engine.stack import Stack
 from vstar_fast.engine.turn import alone
 from vstar_fast.errors import ConfigError, ModelError
+from vstar_fast.kernels.prefix_attention import threshold
 from vstar_fast.models.modules import evaluating
 
 LOOKAHEAD = 64
 """Requests that are looked at before their turn, to see which videos will be asked about again."""
-PLAIN_BELOW = {"cpu": 16, "cuda": 192}
-"""Prompts of at most so many tokens are copied to their answers, which then have one part to attend to, not two.
-
-On a CPU sharing won at 90 tokens already (16 prompts x 4: 0.6 ms a layer against 1.5); for GPUs others measured a
-loss at 128 and a gain at 256.
-"""
+UPLOADS = 2
+"""Requests whose videos are on their way to a GPU while it decodes."""
 REFILL = 8
 """New questions are taken in when a REFILLth of the rows is free, so that they come several at a time."""
 
@@ -40,9 +38,10 @@ class Scheduler:
     """Takes requests in as rows get free, steps, gives finished requests back.
 
     `lm`: a `VideoLM`, or a `TextLM`. `max_rows`: answers drawn at once; `memory_bytes`: for keys and values, default
-    half of what is free. `plain_below`: see PLAIN_BELOW. `skip_forced`: tokens that a grammar leaves no choice about
-    take no step of their own; False is there to measure what that saves. An answer depends on its request alone, on
-    none of these. Threads may have schedulers of their own over one model; they take turns.
+    half of what is free. `plain_below`: prompts of at most so many tokens are copied to their answers, which then have
+    one part to attend to, not two; default `threshold.plain_below`. `skip_forced`: tokens that a grammar leaves no
+    choice about take no step of their own; False is there to measure what that saves. An answer depends on its request
+    alone, on none of these. Threads may have schedulers of their own over one model; they take turns.
     """
 
     def __init__(
@@ -54,13 +53,19 @@ class Scheduler:
         self.lm = lm
         self.stack = Stack(lm)
         self.counts = Counts()
-        self.max_rows = max_rows
+        self._rows = memory.RowLimit(max_rows)
         self.memory_bytes = memory.free_bytes(lm.device) // 2 if memory_bytes is None else memory_bytes
         self._prompts = Prompts(self.stack)
-        short = PLAIN_BELOW[lm.device.type] if plain_below is None else plain_below
+        short = threshold.plain_below(lm.device) if plain_below is None else plain_below
         self._batch = Batch(self.stack, lm.eos_ids, self.counts, short, skip_forced)
+        self._graphs = graphs.made_for(self._batch)
         self._inbound: list[Flight] = []
         self._busy = threading.Lock()
+
+    @property
+    def max_rows(self) -> int:
+        """Answers drawn at once, as of now: fewer than asked for after memory ran out, more again later."""
+        return self._rows.now
 
     def run(self, requests: Iterable[Request]) -> Iterator[tuple[Request, list[Answer]]]:
         """Requests with their answers, as they get done. One run at a time; a run may be left with `close()`."""
@@ -84,6 +89,8 @@ class Scheduler:
 
     def clear(self) -> None:
         """Let go of all prompts, rows and their memory."""
+        if self._graphs is not None:
+            self._graphs.clear()
         self._batch.clear()
         self._prompts.clear()
         self.stack.store.clear()
@@ -100,30 +107,37 @@ class Scheduler:
     @torch.inference_mode()
     def _turn(self, waiting: deque[Flight]) -> list[Flight]:
         """Take in what fits, one step; the requests that got done. On out-of-memory, half the rows, all anew."""
+        done: list[Flight] = []
         try:
             with alone(self.stack.text_model), evaluating(self.lm.model):
-                return self._advance(waiting)
+                self._advance(waiting, done)
         except Exception as error:
             if not memory.ran_out(error):
                 raise
             self._halve(waiting, error)
-            return []
-
-    def _advance(self, waiting: deque[Flight]) -> list[Flight]:
-        with self._clock("prefill"):
-            done = self._take_in(waiting)
-        if len(self._batch):
-            with self._clock("decode"):
-                self._batch.step()
-            done += self._let_go(waiting)
         return done
 
-    def _take_in(self, waiting: deque[Flight]) -> list[Flight]:
-        """Requests from the front of `waiting`, as many as fit; those that are done at once."""
-        done = _nothing_to_draw(waiting)
+    def _advance(self, waiting: deque[Flight], done: list[Flight]) -> None:
+        """Requests that get done join `done` at once: what comes behind may run out of memory."""
+        with self._clock("prefill"):
+            done += _nothing_to_draw(waiting)
+            self._take_in(waiting)
+            done += self._let_go(waiting)
+        if len(self._batch):
+            for flight in islice(waiting, UPLOADS):
+                self.lm.expect(flight.request.features)
+            with self._clock("decode"):
+                (self._graphs or self._batch).step()
+            if self._rows.went_well(len(self._batch)):
+                self.counts.regrown += 1
+                logging.getLogger(__name__).info("memory has sufficed; %d answers at once again", self.max_rows)
+            done += self._let_go(waiting)
+
+    def _take_in(self, waiting: deque[Flight]) -> None:
+        """Requests from the front of `waiting`, as many as fit, and their first tokens."""
         groups, taken = [], len(self._batch)
         if taken and self.max_rows - taken < max(1, self.max_rows // REFILL):
-            return done
+            return
         picked: list[tuple[Flight, list[Answer]]] = []
         reserved = sum(g.reserved for g in self._batch.groups)
         while waiting:
@@ -140,7 +154,7 @@ class Scheduler:
                 break
             waiting.popleft()
         if not picked:
-            return done
+            return
         for flight, answers in picked:
             flight.open += len(answers)
         self._inbound = [flight for flight, _ in picked]
@@ -151,7 +165,6 @@ class Scheduler:
         self._batch.join(groups)
         self._inbound = []
         self.counts.prefilled = self._prompts.tokens
-        return done + self._let_go(waiting)
 
     def _need(self, flight: Flight, rows: int | None = None) -> int:
         """Bytes of keys and values that a request may come to hold."""
@@ -179,7 +192,7 @@ class Scheduler:
                 f"memory ran out with a single answer in flight ({error}); use a smaller model or dtype, fewer frames, "
                 "or a lower max_new_tokens"
             ) from error
-        self.max_rows = rows // 2
+        self._rows.halve(rows)
         self.counts.halved += 1
         logging.getLogger(__name__).warning(
             "memory ran out with %d answers in flight; going on with %d, nothing is lost", rows, self.max_rows

@@ -6,6 +6,7 @@ ancestors, and what they predict gives the log-likelihood of every label: the sa
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -15,7 +16,7 @@ from vstar_fast.engine import plan as plans
 from vstar_fast.engine.plan import Plan, Slab, Span
 from vstar_fast.engine.prompts import Prefix, Prompts
 from vstar_fast.engine.request import Request
-from vstar_fast.engine.stack import Stack
+from vstar_fast.engine.stack import PREFILL_TOKENS, Stack
 from vstar_fast.engine.turn import alone
 from vstar_fast.errors import ConfigError
 from vstar_fast.kernels.prefix_attention import Groups
@@ -23,6 +24,8 @@ from vstar_fast.models.modules import evaluating
 
 MOST_LOGITS = 1 << 25
 """Logits held at once."""
+NEXT = 64
+"""Requests that are looked at before their turn, to see which videos will be asked about again."""
 NORMS = ("sum", "mean")
 
 
@@ -68,6 +71,25 @@ def tree_mask(parents: Sequence[int]) -> torch.Tensor:
     return seen
 
 
+class Labels:
+    """A set of labels to be scored: `surfaces` are the token ids of every name and alias, `owner` whose they are."""
+
+    def __init__(self, labels: Sequence[Sequence[Sequence[int]]]) -> None:
+        nameless = [i for i, label in enumerate(labels) if not len(label)]
+        if nameless or not len(labels):
+            what = f"label {nameless[0]} has no surface" if nameless else "there are no labels"
+            raise ConfigError(f"{what}, so nothing can be scored; give each label the token ids of its name")
+        surfaces = [tuple(s) for label in labels for s in label]
+        self.count = len(labels)
+        self.tree = trie(surfaces)
+        self.owner = torch.tensor([i for i, label in enumerate(labels) for _ in label])
+        self.sizes = torch.tensor([len(s) for s in surfaces], dtype=torch.float32)
+
+    def scores(self, sums: torch.Tensor, norm: str) -> torch.Tensor:
+        """One score a label [labels] from the summed log-probability [surfaces] of each surface's tokens."""
+        return _by_label(sums if norm == "sum" else sums / self.sizes, self.owner, self.count, norm)
+
+
 class Scorer:
     """Scores labels behind prompts; prompts and videos are stored as for generation."""
 
@@ -75,6 +97,11 @@ class Scorer:
         self.lm = lm
         self.stack = Stack(lm)
         self._prompts = Prompts(self.stack)
+
+    @property
+    def prefilled(self) -> int:
+        """Prompt tokens that went through the text stack so far."""
+        return self._prompts.tokens
 
     def score(
         self, requests: Sequence[Request], labels: Sequence[Sequence[Sequence[int]]], *, norm: str = "sum"
@@ -87,26 +114,29 @@ class Scorer:
             norm: "sum": log of the summed probability of a label's surfaces. "mean": the log-likelihood a token of
                 its likeliest surface, so that long names are not worse off.
         """
-        if norm not in NORMS:
-            raise ConfigError(f"norm is {norm!r}; use one of {', '.join(NORMS)}")
-        nameless = [i for i, label in enumerate(labels) if not len(label)]
-        if nameless or not len(labels):
-            what = f"label {nameless[0]} has no surface" if nameless else "there are no labels"
-            raise ConfigError(f"{what}, so nothing can be scored; give each label the token ids of its name")
-        surfaces = [tuple(s) for label in labels for s in label]
-        tree = trie(surfaces)
-        owner = torch.tensor([i for i, label in enumerate(labels) for _ in label])
-        sizes = torch.tensor([len(s) for s in surfaces], dtype=torch.float32)
-        found = torch.empty(len(requests), len(labels))
-        try:
-            for i, request in enumerate(requests):
-                with alone(self.stack.text_model), evaluating(self.lm.model):
-                    sums = self._one(request, tree, requests[i + 1 :]).cpu()
-                found[i] = _by_label(sums if norm == "sum" else sums / sizes, owner, len(labels), norm)
-        finally:  # what is stored is of the weights as they are now
-            self._prompts.clear()
-            self.stack.store.clear()
-        return found
+        listed = Labels(labels)
+        found = self._score(requests, [listed] * len(requests), norm)
+        return torch.stack(found) if found else torch.empty(0, listed.count)
+
+    def score_each(
+        self,
+        requests: Sequence[Request],
+        labels: Sequence[Sequence[Sequence[Sequence[int]]]],
+        *,
+        norm: str = "sum",
+    ) -> list[torch.Tensor]:
+        """As `score`, each request with labels of its own: [labels] fp32 a request.
+
+        A video that several requests share (the same features) goes through the model once; requests about one
+        video are best given one after the other, for it is stored from the first of them to the last.
+        """
+        if len(requests) != len(labels):
+            raise ConfigError(f"there are {len(requests)} requests and {len(labels)} sets of labels; give one of each")
+        known: dict[int, Labels] = {}
+        for listed in labels:
+            if id(listed) not in known:
+                known[id(listed)] = Labels(listed)
+        return self._score(requests, [known[id(listed)] for listed in labels], norm)
 
     def pmi(
         self, requests: Sequence[Request], blank: Request, labels: Sequence[Sequence[Sequence[int]]]
@@ -114,38 +144,84 @@ class Scorer:
         """`score` less that behind `blank` (the question with a blank video): what the video itself speaks for."""
         return self.score(requests, labels) - self.score([blank], labels)
 
-    @torch.inference_mode()
-    def _one(self, request: Request, tree: Trie, later: Sequence[Request]) -> torch.Tensor:
-        """Summed log-probability [surfaces] of each surface's tokens behind one prompt."""
-        (prefix,) = self._prompts.put([request], later)
-        hidden = prefix.hidden[None]
-        if tree.tokens:
-            hidden = torch.cat([hidden, self._nodes(prefix, tree)])
-        self._prompts.let_go(prefix, later)
-        index = torch.tensor([s for steps in tree.steps for s in steps], device=hidden.device)
-        logprobs = self._logprobs(hidden, index)
-        owner = torch.tensor([i for i, steps in enumerate(tree.steps) for _ in steps], device=hidden.device)
-        return torch.zeros(len(tree.steps), device=hidden.device).index_add_(0, owner, logprobs)
+    def _score(self, requests: Sequence[Request], labels: Sequence[Labels], norm: str) -> list[torch.Tensor]:
+        if norm not in NORMS:
+            raise ConfigError(f"norm is {norm!r}; use one of {', '.join(NORMS)}")
+        found: list[torch.Tensor] = []
+        try:
+            while len(found) < len(requests):
+                first = len(found)
+                end = first + self._fitting(requests[first:], labels[first:])
+                with alone(self.stack.text_model), evaluating(self.lm.model):
+                    sums = self._together(requests[first:end], labels[first:end], requests[end : end + NEXT])
+                found += [own.scores(x.cpu(), norm) for own, x in zip(labels[first:end], sums, strict=True)]
+        finally:  # what is stored is of the weights as they are now
+            self._prompts.clear()
+            self.stack.store.clear()
+        return found
 
-    def _nodes(self, prefix: Prefix, tree: Trie) -> torch.Tensor:
-        """Hidden states [M, H] of the trie's inner nodes behind the prompt."""
-        device, count = self.lm.device, len(tree.tokens)
-        node = self.stack.store.take(count)
-        own = Span(node, 0, count, 0, count)
-        seen = [plans.level([Span(n, 0, count, 0, n.length)], device, "whole") for n in prefix.nodes]
-        groups = Groups(torch.arange(count, device=device)[None], None, tree_mask(tree.parents)[None].to(device))
-        slab = Slab(node.arena, slice(node.slot, node.slot + 1), 0, count, groups)
-        plan = Plan(plans.writes([own], count, device), [*seen, [slab]])
-        depths = torch.tensor(tree.depths, device=device) + prefix.next_position
-        embeds = self.lm.embed_tokens(torch.tensor(tree.tokens, device=device))[None]
-        hidden = self.stack.call(embeds, depths.expand(prefix.rows, count), plan)
-        self.stack.store.give_back(node)
+    def _fitting(self, requests: Sequence[Request], labels: Sequence[Labels]) -> int:
+        """How many of the first requests go into one call, prompts and labels together; at least one."""
+        room, count = PREFILL_TOKENS[self.lm.device.type], 0
+        for r, listed in zip(requests, labels, strict=True):
+            video = 0 if r.features is None else len(r.features.ids)
+            room -= len(r.head) + video + len(r.tail) + len(listed.tree.tokens)
+            if room < 0 and count:
+                break
+            count += 1
+        return count
+
+    @torch.inference_mode()
+    def _together(
+        self, requests: Sequence[Request], labels: Sequence[Labels], later: Sequence[Request]
+    ) -> list[torch.Tensor]:
+        """Summed log-probability [surfaces] of each surface's tokens behind each prompt."""
+        prefixes = self._prompts.put(requests, later)
+        trees = [listed.tree for listed in labels]
+        inner = self._nodes(prefixes, trees).split([len(tree.tokens) for tree in trees])
+        for prefix in prefixes:
+            self._prompts.let_go(prefix, later)
+        hidden, first, steps = [], 0, []
+        for prefix, own, tree in zip(prefixes, inner, trees, strict=True):
+            hidden += [prefix.hidden[None], own]
+            steps += [(first + node, token) for each in tree.steps for node, token in each]
+            first += 1 + len(tree.tokens)
+        owner = [i for i, each in enumerate(each for tree in trees for each in tree.steps) for _ in each]
+        device = self.lm.device
+        logprobs = self._logprobs(torch.cat(hidden), torch.tensor(steps, device=device))
+        sums = torch.zeros(sum(len(tree.steps) for tree in trees), device=device)
+        sums.index_add_(0, torch.tensor(owner, device=device), logprobs)
+        return list(sums.split([len(tree.steps) for tree in trees]))
+
+    def _nodes(self, prefixes: Sequence[Prefix], trees: Sequence[Trie]) -> torch.Tensor:
+        """Hidden states [sum of M, H] of the tries' inner nodes, each trie behind its prompt."""
+        ends = list(itertools.accumulate((len(tree.tokens) for tree in trees), initial=0))
+        if not ends[-1]:
+            return prefixes[0].hidden.new_empty(0, prefixes[0].hidden.shape[0])
+        device = self.lm.device
+        held = [(p, t, first) for p, t, first in zip(prefixes, trees, ends, strict=False) if t.tokens]
+        nodes = [self.stack.store.take(len(tree.tokens)) for _, tree, _ in held]
+        own = [Span(n, at, at + len(t.tokens), 0, len(t.tokens)) for n, (_, t, at) in zip(nodes, held, strict=True)]
+        seen = [
+            [Span(p.nodes[d], at, at + len(t.tokens), 0, p.nodes[d].length) for p, t, at in held if d < len(p.nodes)]
+            for d in range(max(len(p.nodes) for p, _, _ in held))
+        ]
+        tries = [_slab(span, tree, device) for span, (_, tree, _) in zip(own, held, strict=True)]
+        levels = [plans.level(spans, device, "whole") for spans in seen]
+        plan = Plan(plans.writes(own, ends[-1], device), [*levels, tries])
+        places = [depth + p.next_position for p, tree, _ in held for depth in tree.depths]
+        rows = max(p.rows for p in prefixes)
+        ids = torch.tensor([token for tree in trees for token in tree.tokens], device=device)
+        positions = torch.tensor(places, device=device).expand(rows, ends[-1])
+        hidden = self.stack.call(self.lm.embed_tokens(ids)[None], positions, plan)
+        for node in nodes:
+            self.stack.store.give_back(node)
         return hidden
 
     def _logprobs(self, hidden: torch.Tensor, steps: torch.Tensor) -> torch.Tensor:
         """Log-probability [S] of (node, token) pairs `steps` [S, 2] under what the nodes predict."""
         out = torch.empty(len(steps), device=hidden.device)
-        width = max(1, MOST_LOGITS // self.lm.logits(hidden[:1]).shape[-1])
+        width = max(1, MOST_LOGITS // self.lm.model.get_output_embeddings().weight.shape[0])
         for start in range(0, len(hidden), width):
             logits = self.lm.logits(hidden[start : start + width]).float()
             total = logits.logsumexp(-1)
@@ -153,6 +229,13 @@ class Scorer:
             node, token = steps[here, 0] - start, steps[here, 1]
             out[here] = logits[node, token] - total[node]
         return out
+
+
+def _slab(span: Span, tree: Trie, device: torch.device) -> Slab:
+    """The trie's tokens, each of which sees itself and its ancestors."""
+    tokens = torch.arange(span.first, span.end, device=device)[None]
+    groups = Groups(tokens, None, tree_mask(tree.parents)[None].to(device))
+    return Slab(span.node.arena, slice(span.node.slot, span.node.slot + 1), 0, span.stop, groups)
 
 
 def _by_label(scores: torch.Tensor, owner: torch.Tensor, labels: int, norm: str) -> torch.Tensor:

@@ -12,6 +12,7 @@ from vstar_fast.engine import plan as plans
 from vstar_fast.engine.cache import PackedCache, attending, check
 from vstar_fast.engine.plan import Plan, Span
 from vstar_fast.engine.store import Node, Store, shape_of
+from vstar_fast.kernels.linear import fast_linears
 from vstar_fast.models.hf_cache import CACHE
 
 PREFILL_TOKENS = {"cpu": 512, "cuda": 8192}
@@ -52,7 +53,7 @@ class Stack:
         """Hidden states [N, H] of packed tokens with inputs_embeds [1, N, H] and position_ids [R, N]."""
         self._cache.set_plan(plan)
         positions = positions if positions.shape[0] == 1 else positions[:, None]
-        with attending(self.text_model):
+        with attending(self.text_model), fast_linears():
             out = self.text_model(
                 inputs_embeds=embeds,
                 position_ids=positions,

@@ -84,8 +84,9 @@ class Store:
         arenas = self.arenas.setdefault(capacity, [])
         arena = next((a for a in arenas if a.free), None)
         if arena is None:
-            most = min(ARENA_TOKENS // capacity, ARENA_BYTES // (capacity * self.shape.token_bytes))
-            arena = Arena(self.shape, capacity, max(1, most))
+            held = sum(a.slots for a in arenas)
+            count = slots_of(capacity, self.shape.token_bytes, held, self.shape.device.type)
+            arena = Arena(self.shape, capacity, count)
             arenas.append(arena)
         return Node(arena, heapq.heappop(arena.free))
 
@@ -101,6 +102,12 @@ class Store:
     def clear(self) -> None:
         """Let go of all memory; no node may be used afterwards."""
         self.arenas.clear()
+
+
+def slots_of(capacity: int, token_bytes: int, held: int, device: str) -> int:
+    """Slots of a new arena beside `held` ones of its capacity; as many again on a GPU, where an arena is a launch."""
+    most = min(ARENA_TOKENS // capacity, ARENA_BYTES // (capacity * token_bytes))
+    return max(1, most, held if device == "cuda" else 0)
 
 
 def capacity_of(tokens: int) -> int:

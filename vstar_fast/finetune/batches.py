@@ -18,7 +18,7 @@ def count_steps(config: FinetuneConfig, examples: int) -> int:
     return config.steps or max(1, math.ceil(config.epochs * examples / config.batch_size))
 
 
-def batches(items: Sequence[T], videos: Sequence[str], size: int, steps: int, seed: int) -> list[list[T]]:
+def batches(items: Sequence[T], videos: Sequence[object], size: int, steps: int, seed: int) -> list[list[T]]:
     """`steps` batches of items, `videos[i]` that of `items[i]`; every epoch goes through them once, in its own order.
 
     Videos are shuffled, the items of one stay together, so that they share its prefix.
@@ -66,7 +66,7 @@ def packs(items: Sequence[Item], most_items: int, most_tokens: int) -> list[list
 
     Items of one video go together as far as a pack holds them; an item of more than `most_tokens` goes alone.
     """
-    groups = [g for group in _by(items, [i.video for i in items]) for g in _cut(group, most_items, most_tokens)]
+    groups = [g for group in _by(items, [i.clip for i in items]) for g in _cut(group, most_items, most_tokens)]
     found: list[_Pack] = []
     for group in sorted(groups, key=lambda g: -_Pack().cost(g)):  # stable: equal groups keep their order
         fits = (p for p in found if len(p.items) + len(group) <= most_items and p.tokens + p.cost(group) <= most_tokens)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 
+from vstar_fast import backends
+from vstar_fast.attention import running
 from vstar_fast.errors import ModelError
 from vstar_fast.finetune.items import Item
 from vstar_fast.finetune.packed import pack
@@ -15,6 +17,8 @@ from vstar_fast.models.modules import odd_layers
 from vstar_fast.models.video_lm import VideoLM
 
 NAME = "vstar_tree"
+POSITIONS = 64
+"""Positions whose logits are held at once."""
 REFUSED = ("softcap", "s_aux", "position_bias", "sinks")
 
 
@@ -84,22 +88,8 @@ def packed_nll(lm: VideoLM, items: Sequence[Item]) -> torch.Tensor:
         vstar_tree=packed.tree,
         **packed.extras,
     ).last_hidden_state[0]
-    each = _nll(lm.logits(hidden[packed.sources]), packed.targets)
+    each = token_nll(lm, hidden[packed.sources], packed.targets)
     return each.new_zeros(len(items)).index_add(0, packed.owners, each)
-
-
-def dpo_loss(
-    lm: VideoLM, peft: Any, items: Sequence[Item], beta: float, nll: Callable[..., torch.Tensor]
-) -> torch.Tensor:
-    """DPO's loss (arXiv 2305.18290, eq. 7) of each item's two answers, `[len(items)]`; both behind one prefix.
-
-    The reference is the model with its adapter off. `nll`: `packed_nll` or `row_nll`.
-    """
-    sides = [*items, *(i.against for i in items)]
-    with torch.no_grad(), peft.disable_adapter():
-        reference = nll(lm, sides)
-    gained = (reference - nll(lm, sides)).view(2, -1)
-    return -torch.nn.functional.logsigmoid(beta * (gained[0] - gained[1]))
 
 
 def row_nll(lm: VideoLM, items: Sequence[Item]) -> torch.Tensor:
@@ -114,9 +104,44 @@ def _one_row(lm: VideoLM, item: Item) -> torch.Tensor:
         inputs = lm.inputs([item.text], [item.features], [item.said])
         del inputs["labels"]
     hidden = lm.body(**inputs, use_cache=False)[0][0]
+    backends.ran("attention", running(lm.text_model.config))
     count = len(item.answer)
-    return _nll(lm.logits(hidden[-count - 1 : -1]), item.answer.to(lm.device)).sum()
+    return token_nll(lm, hidden[-count - 1 : -1], item.answer.to(lm.device)).sum()
 
 
-def _nll(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    return torch.nn.functional.cross_entropy(logits.float(), targets, reduction="none")
+def token_nll(lm: VideoLM, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Negative log-likelihood of tokens `[S]` at hidden states `[S, H]`, fp32 `[S]`, a few logits at a time.
+
+    A position's loss depends on its own hidden state alone, so its gradient is known, up to a factor, as soon as its
+    logits are: they are dropped then, and nothing is computed twice. A head that is trained itself needs them kept.
+    """
+    head = lm.model.get_output_embeddings()
+    if torch.is_grad_enabled() and any(p.requires_grad for p in head.parameters()):
+        return _nll(lm, hidden, targets)
+    found: torch.Tensor = _TokenNll.apply(hidden, targets, lm)
+    return found
+
+
+class _TokenNll(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, hidden: torch.Tensor, targets: torch.Tensor, lm: VideoLM) -> torch.Tensor:
+        wanted = hidden.requires_grad
+        losses: list[torch.Tensor] = []
+        slopes: list[torch.Tensor] = []
+        for part, target in zip(hidden.split(POSITIONS), targets.split(POSITIONS), strict=True):
+            leaf = part.detach().requires_grad_(wanted)
+            with torch.set_grad_enabled(wanted):
+                each = _nll(lm, leaf, target)
+            losses.append(each.detach())
+            slopes += torch.autograd.grad(each, leaf, torch.ones_like(each)) if wanted else ()
+        ctx.save_for_backward(*([torch.cat(slopes)] if wanted else []))
+        return torch.cat(losses)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        (slope,) = ctx.saved_tensors
+        return slope * grads[0][:, None].to(slope.dtype), None, None
+
+
+def _nll(lm: VideoLM, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    return torch.nn.functional.cross_entropy(lm.logits(hidden).float(), targets, reduction="none")

@@ -30,21 +30,47 @@ class Optimizer:
         warmup = int(config.warmup_ratio * steps)  # rounded up, a short run would waste its first step at rate 0
         self._schedule = get_scheduler(config.schedule, self.adamw, num_warmup_steps=warmup, num_training_steps=steps)
 
-    def step(self) -> float:
-        """Clip, step, forget the gradients; the gradient's norm before clipping."""
-        norm = torch.nn.utils.clip_grad_norm_(self.parameters, self._most)
+    @property
+    def rate(self) -> float:
+        """The learning rate of the next step, the greatest there is."""
+        return float(max(self._schedule.get_last_lr()))
+
+    def clip(self) -> float:
+        """Scale the gradients down to the greatest norm allowed; their norm before."""
+        return float(torch.nn.utils.clip_grad_norm_(self.parameters, self._most))
+
+    def step(self) -> None:
+        """Step, forget the gradients."""
         for master, p in zip(self._masters, self.parameters, strict=True):
             if master is not p:
                 master.grad = None if p.grad is None else p.grad.float()
         self.adamw.step()
         self._schedule.step()
+        for master, p in zip(self._masters, self.parameters, strict=True):
+            p.grad = None
+            master.grad = None
+        self._round()
+
+    def state(self) -> dict[str, Any]:
+        """What `restore` needs beside the parameters."""
+        masters = [m if m is not p else None for m, p in zip(self._masters, self.parameters, strict=True)]
+        return {"adamw": self.adamw.state_dict(), "schedule": self._schedule.state_dict(), "masters": masters}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from a `state`; the parameters of half precision are set from it, the others are to be in place."""
+        self.adamw.load_state_dict(state["adamw"])
+        self._schedule.load_state_dict(state["schedule"])
+        with torch.no_grad():
+            for master, kept in zip(self._masters, state["masters"], strict=True):
+                if kept is not None:
+                    master.copy_(kept)
+        self._round()
+
+    def _round(self) -> None:
         with torch.no_grad():
             for master, p in zip(self._masters, self.parameters, strict=True):
                 if master is not p:
                     p.copy_(master)
-                p.grad = None
-                master.grad = None
-        return float(norm)
 
 
 def _in(name: str, modules: list[str]) -> bool:

@@ -59,9 +59,9 @@ def pack(lm: VideoLM, items: Sequence[Item]) -> Packed:
 
 def _grow(root: _Branch, number: int, item: Item) -> None:
     """Walk down to the item's answer, making what is not there yet."""
-    made = [_Branch(item.head)]
+    made = [_Branch(ids) for ids in item.prompt]
     if item.features is not None:
-        made += [_Branch(item.features.ids, item.features, item.tail), _Branch(item.tail)]
+        made.insert(1, _Branch(item.features.ids, item.features, item.tail))
     made.append(_Branch(item.answer[:-1], answer=item.answer))
     at = root
     for key, branch in zip(item.path, made, strict=True):

@@ -11,6 +11,8 @@ from vstar_fast.match.text import Case, ClosedSet, Extracted, Names, closed_set,
 from vstar_fast.records import Label
 
 if TYPE_CHECKING:
+    import torch
+
     from vstar_fast.kernels.label_match import LabelSet
 
 
@@ -53,6 +55,15 @@ def _group(cases: Sequence[Case], closed: ClosedSet) -> list[Extracted]:
     assert found.which_bits is not None
     rows = zip(cases, own, found.which_bits.tolist(), found.first.tolist(), found.last.tolist(), strict=True)
     return [_row(case, mine, label_ids(words), spans, closed) for case, mine, words, *spans in rows]
+
+
+def set_bits(bits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """(rows [n], labels [n]) of the bits set in `which_bits` [B, W] int32, row by row in ascending order."""
+    import torch
+
+    rows, words = bits.nonzero(as_tuple=True)
+    at, places = (bits[rows, words, None] >> torch.arange(32, dtype=torch.int32) & 1).nonzero(as_tuple=True)
+    return rows[at], 32 * words[at] + places
 
 
 def label_ids(words: list[int]) -> list[int]:

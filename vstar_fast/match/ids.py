@@ -5,15 +5,20 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Sequence
+from itertools import accumulate, chain
 from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
 
 from vstar_fast import backends
 from vstar_fast.errors import DataError
-from vstar_fast.match.classes import alone, compiled, label_ids
+from vstar_fast.match.classes import alone, compiled, set_bits
 from vstar_fast.match.text import ANSWER, ClosedSet, Names
 from vstar_fast.records import Candidate, Question, Span, Verdict
 
 if TYPE_CHECKING:
+    import torch
+
     from vstar_fast.kernels.label_match import LabelMatch, TokenBytes
 
 KINDS = ("class", "choice")
@@ -65,31 +70,58 @@ def verdicts(
     return out
 
 
+class _Ids(NamedTuple):
+    """Token ids of answers, one behind the other: int64 [total], offsets [answers + 1]."""
+
+    flat: torch.Tensor
+    offsets: torch.Tensor
+
+    @classmethod
+    def of(cls, candidates: Sequence[Candidate]) -> _Ids:
+        import torch
+
+        sizes = [len(c.token_ids) for c in candidates]
+        every = chain.from_iterable(c.token_ids for c in candidates)
+        flat = np.fromiter(every, np.int64, sum(sizes))
+        return cls(torch.from_numpy(flat), torch.tensor([0, *accumulate(sizes)]))
+
+    def pick(self, places: torch.Tensor) -> _Ids:
+        """The answers at `places` [n], which may repeat."""
+        import torch
+
+        if torch.equal(places, torch.arange(len(self.offsets) - 1)):
+            return self
+        sizes = self.offsets.diff()[places]
+        offsets = torch.cat([sizes.new_zeros(1), sizes.cumsum(0)])
+        moved = (self.offsets[places] - offsets[:-1]).repeat_interleave(sizes)
+        return _Ids(self.flat[moved + torch.arange(len(moved))], offsets)
+
+
 def _read(candidates: Sequence[Candidate], closed: ClosedSet, tokens: TokenBytes) -> list[_Row]:
     """One call tells which labels occur, a second one where: a row of it for each label of each answer."""
-    ids = [list(candidate.token_ids) for candidate in candidates]
-    found = _call(ids, closed, [-1] * len(ids), tokens)
+    ids = _Ids.of(candidates)
+    found = _call(ids, closed, [-1] * len(candidates), tokens)
     assert found.which_bits is not None
     rows = [_Row(at >= 0, []) for at in found.searched_from.tolist()]
-    pairs = [(place, label) for place, words in enumerate(found.which_bits.tolist()) for label in label_ids(words)]
-    if not pairs:
+    places, labels = set_bits(found.which_bits)
+    if not len(places):
         return rows
-    again = _call([ids[place] for place, _ in pairs], closed, [label for _, label in pairs], tokens)
+    again = _call(ids.pick(places), closed, labels, tokens)
     columns = (again.first_chars, again.first, again.first_tokens)
-    spans = zip(*(column.tolist() for column in columns), strict=True)
+    spans = zip(*(map(tuple, column.tolist()) for column in columns), strict=True)
+    stands = (again.matched & ~again.inside_longer).tolist()
     ends = (again.first[:, 1] == again.length).tolist()
-    each = zip(pairs, (again.matched & ~again.inside_longer).tolist(), again.negated.tolist(), spans, ends, strict=True)
-    for (place, label), stands_alone, negated, three, at_end in each:
+    each = zip(places.tolist(), labels.tolist(), stands, again.negated.tolist(), spans, ends, strict=True)
+    for place, label, stands_alone, negated, three, at_end in each:
         if stands_alone:
-            span = Span(*(tuple(pair) for pair in three))
-            rows[place] = _Row(True, [*rows[place].labels, label], negated, span, at_end)
+            rows[place] = _Row(True, [*rows[place].labels, label], negated, Span(*three), at_end)
     return rows
 
 
-def _call(ids: list[list[int]], closed: ClosedSet, own: Sequence[int], tokens: TokenBytes) -> LabelMatch:
+def _call(ids: _Ids, closed: ClosedSet, own: Sequence[int] | torch.Tensor, tokens: TokenBytes) -> LabelMatch:
     from vstar_fast.kernels.label_match import label_match
 
-    found = label_match(ids, compiled(closed), own, tokens=tokens, after=ANSWER, which=True, negation=True)
+    found = label_match(tuple(ids), compiled(closed), own, tokens=tokens, after=ANSWER, which=True, negation=True)
     backends.ran("match", f"{found.backend} on token ids")
     return found
 

@@ -62,16 +62,19 @@ def adapter(path: str, family: str = "auto") -> type[VideoLM]:
     return found
 
 
-def load(path: str, *, dtype: str = "auto", device: str = "auto", family: str = "auto") -> VideoLM:
+def load(
+    path: str, *, dtype: str = "auto", device: str = "auto", family: str = "auto", quantize: str = "none"
+) -> VideoLM:
     """Load a video-LMM behind the adapter of its family.
 
-    `path`: model folder or hub id. Raises ModelError when the folder lacks its config, weights, processor or chat
+    `path`: model folder or hub id. `quantize`: `4bit` for NF4 weights in the text stack's layers (BackendError without
+    bitsandbytes). Raises ModelError when the folder lacks its config, weights, processor or chat
     template, or when the model takes no videos.
     """
     found = adapter(path, family)
     from vstar_fast.models import loading
 
-    return loading.load(path, found, dtype=dtype, device=device)
+    return loading.load(path, found, dtype=dtype, device=device, quantize=quantize)
 
 
 def describe(path: str, family: str = "auto") -> dict[str, str]:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from vstar_fast import attention
 from vstar_fast.config_ranges import DEVICE
-from vstar_fast.errors import ModelError
+from vstar_fast.errors import BackendError, ModelError
 from vstar_fast.models.video_lm import VideoLM
 
 
-def load(path: str, cls: type[VideoLM], *, dtype: str, device: str) -> VideoLM:
+def load(path: str, cls: type[VideoLM], *, dtype: str, device: str, quantize: str = "none") -> VideoLM:
     """Load any model folder of `AutoModelForImageTextToText` that has a processor with a video token."""
     prepare(cls)
     from transformers import AutoModelForImageTextToText
@@ -20,12 +22,41 @@ def load(path: str, cls: type[VideoLM], *, dtype: str, device: str) -> VideoLM:
     target = pick_device(device)
     kind = pick_dtype(dtype, target)
     processor = load_processor(path)
+    packed = (
+        {"quantization_config": four_bit(path, cls, kind), "device_map": {"": target}} if quantize == "4bit" else {}
+    )
     try:
-        model = AutoModelForImageTextToText.from_pretrained(path, dtype=kind)
+        model = AutoModelForImageTextToText.from_pretrained(path, dtype=kind, **packed)
     except (OSError, ValueError) as error:
         raise ModelError(f"cannot load the model in {path}: {error}") from None
-    model = model.to(target).eval()
+    model = (model if packed else model.to(target)).eval()
+    for part, choice in attention.use(model).items():
+        logging.getLogger(__name__).info("attention of %s: %s (%s)", part or path, choice.name, choice.reason)
     return cls(str(Path(path)) if Path(path).exists() else path, model, processor, target)
+
+
+def four_bit(path: str, cls: type[VideoLM], kind: torch.dtype) -> Any:
+    """Settings that load the linear layers of the text stack in NF4, and all else as it is.
+
+    Raises BackendError without bitsandbytes.
+    """
+    import importlib.util
+
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise BackendError("model.quantize = 4bit needs bitsandbytes, which is not installed; pip install bitsandbytes")
+    from transformers import BitsAndBytesConfig
+
+    lm = without_weights(path, cls)
+    others = [
+        n for n, m in lm.model.named_modules() if isinstance(m, torch.nn.Linear) and not _within(n, lm.stack_name)
+    ]
+    return BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=kind, llm_int8_skip_modules=others
+    )
+
+
+def _within(name: str, stack: str) -> bool:
+    return name.startswith(f"{stack}.")
 
 
 def without_weights(path: str, cls: type[VideoLM]) -> VideoLM:

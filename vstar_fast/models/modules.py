@@ -11,6 +11,7 @@ import torch
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from vstar_fast.errors import ModelError
+from vstar_fast.kernels.linear import fast_linears
 from vstar_fast.models.text_inputs import forward_of
 
 STACKS = ("model.language_model", "language_model", "model.text_model", "text_model")
@@ -45,6 +46,7 @@ class Head:
     model: Any
     body: Any
 
+    @fast_linears()
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """Output head, with whatever the family does behind it: `[..., H]` -> `[..., V]`."""
         if self._plain_head:

@@ -8,6 +8,7 @@ the last added token, and those behind it are tokenised with what follows.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -55,10 +56,14 @@ def text_of(processor: Any) -> str:
     raise ModelError(f"the chat template does not print {token!r} for a video; give the model folder a chat template")
 
 
-def rendering(processor: Any, text: str, *, video: bool = True) -> str:
-    """The chat prompt of a question, with or without a video. Raises ModelError without a usable chat template."""
-    content = [{"type": "video"}] * video + [{"type": "text", "text": text}]
-    messages = [{"role": "user", "content": content}]
+def rendering(processor: Any, text: str, before: Sequence[tuple[str, str]] = (), *, video: bool = True) -> str:
+    """The chat prompt of a question, with or without a video, behind what was asked and answered `before`.
+
+    Raises ModelError without a usable chat template.
+    """
+    said = [(role, words) for pair in before for role, words in zip(("user", "assistant"), pair, strict=True)]
+    messages = [{"role": role, "content": [{"type": "text", "text": words}]} for role, words in [*said, ("user", text)]]
+    messages[0]["content"] = [{"type": "video"}] * video + list(messages[0]["content"])
     try:
         return str(processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
     except (ValueError, TypeError, ImportError) as error:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
+
+from vstar_fast.models import frame_path
 
 
 def preprocess(
@@ -15,8 +18,23 @@ def preprocess(
     Frames are taken as they are (no sampling). Their numbers are given as fractions, so that number / fps is each
     frame's time exactly: that is what Qwen3-VL and SmolVLM print. `special`: let the tokenizer add its first token.
     Where a folder leaves Qwen's `cap_pixels_per_frame` open it is on, as in Qwen's own code: its default, and with it
-    the number of tokens, differs between transformers versions.
+    the number of tokens, differs between transformers versions. Frames on a GPU go through `patchify` there.
     """
+    if data.device.type != "cpu":
+        tried = partial(_probed, text=text, device=data.device, special=special)
+        processor = frame_path.processor_for(processor, data.device, tried)
+    return _call(processor, text, data, times_s, special=special)
+
+
+def _probed(processor: Any, *, text: str, device: torch.device, special: bool) -> dict[str, Any]:
+    """What a processor gives for the probe on a device."""
+    data, times_s = probe_clip()
+    return _call(processor, text, data.to(device), times_s, special=special)
+
+
+def _call(
+    processor: Any, text: str, data: torch.Tensor, times_s: tuple[float, ...], *, special: bool
+) -> dict[str, Any]:
     from transformers.video_utils import VideoMetadata
 
     span_s = times_s[-1] - times_s[0]

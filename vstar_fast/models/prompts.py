@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -11,6 +11,13 @@ from vstar_fast.errors import ModelError
 from vstar_fast.models import placeholder as placeholders
 from vstar_fast.models.features import Features
 from vstar_fast.models.preprocessing import preprocess, probe_clip
+
+
+class Talk(NamedTuple):
+    """A question in a conversation: (question, answer) of the exchanges `before` it, and its text."""
+
+    before: tuple[tuple[str, str], ...]
+    text: str
 
 
 class Prompts:
@@ -69,17 +76,22 @@ class Prompts:
         token_kwargs = {k: tensors[k][0, own] for k in per_token}
         return Features(ids[own], {k: v for k, v in tensors.items() if k not in per_token}, token_kwargs)
 
-    def prompt(self, text: str) -> str:
-        """The chat prompt for one video and one question, with the video's placeholder in it.
+    def prompt(self, text: str | Talk) -> str:
+        """The chat prompt for one video and one question, with the video's placeholder in it; of a Talk, all of it.
 
         The model's own video and image tokens in `text` are taken out: they would stand for pictures that are
         not there. A question asked with them is answered and trained on without them.
         """
-        rendered = placeholders.rendering(self.processor, self._words_only(text))
+        rendered = self._rendered(text, video=True)
         if rendered.count(self.placeholder) != 1:
             found = rendered.count(self.placeholder)
             raise ModelError(f"chat template of {self.path} gave {found} video placeholders; expected one")
         return rendered
+
+    def _rendered(self, text: str | Talk, *, video: bool) -> str:
+        talk = text if isinstance(text, Talk) else Talk((), text)
+        before = [(self._words_only(asked), self._words_only(said)) for asked, said in talk.before]
+        return placeholders.rendering(self.processor, self._words_only(talk.text), before, video=video)
 
     def _words_only(self, text: str) -> str:
         """`text` without the tokens that stand for pictures."""
@@ -102,7 +114,7 @@ class Prompts:
         ended = len(head) and head[-1].item() in self.eos_ids
         return head[:-1] if ended and not before.endswith(self.tokenizer.eos_token or "\0") else head
 
-    def split(self, text: str) -> tuple[torch.Tensor, torch.Tensor]:
+    def split(self, text: str | Talk) -> tuple[torch.Tensor, torch.Tensor]:
         """Ids of the chat prompt of `text` before its video, the same for all videos, and behind it: int64, int64.
 
         `head + features.ids + tail` are the ids of `inputs`, and those the processor gives for prompt and video.
@@ -121,9 +133,9 @@ class Prompts:
         tail = self._ids(place.mark_text + place.closing_text + after, special=False)
         return head, tail[tail.tolist().index(place.mark) + 1 :]
 
-    def text_ids(self, text: str) -> torch.Tensor:
+    def text_ids(self, text: str | Talk) -> torch.Tensor:
         """Ids int64 `[T]` of the chat prompt of a question without a video."""
-        return self._head_ids(placeholders.rendering(self.processor, self._words_only(text), video=False))
+        return self._head_ids(self._rendered(text, video=False))
 
     def row(self, prompt: str, features: Features) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """Ids int64 `[T]` of a prompt with its video, and the inputs that have one value an id."""

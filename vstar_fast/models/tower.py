@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from transformers.modeling_outputs import ModelOutput
 
+from vstar_fast import attention
 from vstar_fast.models.modules import evaluating
 
 PROJECTORS = ("multi_modal_projector", "connector", "merger", "aligner", "mm_projector", "projector")
@@ -106,6 +107,7 @@ class Tower:
         name = next(name for name in PIXELS if name in inputs)
         own = self._own[PIXELS[name]]
         taken = inspect.signature(own).parameters
+        attention.ran_in_tower(self.body)
         with evaluating(self.body):
             return own(inputs[name], **{k: v for k, v in inputs.items() if k in taken and k != name})
 

@@ -8,19 +8,22 @@ tower runs once a video as well (`tower.py`).
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from vstar_fast.errors import DataError, ModelError
+from vstar_fast.kernels.linear import fast_linears
 from vstar_fast.models import text_inputs
 from vstar_fast.models.features import Features
 from vstar_fast.models.modules import Modules
 from vstar_fast.models.preprocessing import probe_clip
-from vstar_fast.models.prompts import Prompts, between
+from vstar_fast.models.prompts import Prompts, Talk, between
 from vstar_fast.models.text_inputs import TextInputs
 from vstar_fast.models.tower import KEPT, PIXELS, Tower, tower_of
+from vstar_fast.models.transfer import Uploads
 from vstar_fast.records import FrameBatch
 
 if TYPE_CHECKING:
@@ -43,6 +46,7 @@ class VideoLM(Prompts, Modules):
         Modules.__init__(self, path, model)
         Prompts.__init__(self, path, processor, _eos_ids(model, processor.tokenizer))
         self.device = device
+        self._uploads = Uploads(device)
         self.tower = tower_of(self.body, self.tower_class)
         if not self.tower.methods:
             raise ModelError(
@@ -97,6 +101,7 @@ class VideoLM(Prompts, Modules):
         """Frames -> the processor's output for each video, as `generate` of the model takes it."""
         return [self.preprocess(data, times) for data, times in zip(batch.data, batch.times_s, strict=True)]
 
+    @fast_linears()
     def encode_pixels(self, features: list[Features]) -> list[Features]:
         """Run the frozen tower on each video; pixels stay where its output cannot be told from its projector's."""
         encoded = [self._ready_tower.encode(self._on_device(f.kwargs)) for f in features]
@@ -125,7 +130,9 @@ class VideoLM(Prompts, Modules):
 
     # -- inputs ------------------------------------------------------------------------------------
 
-    def inputs(self, texts: list[str], features: list[Features], answers: list[str] | None = None) -> dict[str, Any]:
+    def inputs(
+        self, texts: Sequence[str | Talk], features: list[Features], answers: list[str] | None = None
+    ) -> dict[str, Any]:
         """Inputs of the model's own forward and `generate` for rows of (question text, video).
 
         Without `answers`: left-padded prompts, for generation. With `answers`: prompt + answer, right-
@@ -147,7 +154,8 @@ class VideoLM(Prompts, Modules):
 
     def _video_inputs(self, features: list[Features]) -> dict[str, torch.Tensor]:
         """The videos' inputs, one behind the other; what is kept of a tower goes in where pixels do."""
-        joined = self._on_device({k: torch.cat([f.kwargs[k] for f in features]) for k in features[0].kwargs})
+        each = {k: [self._uploads.take(f.kwargs[k]) for f in features] for k in features[0].kwargs}
+        joined = self._on_device({k: torch.cat(parts) for k, parts in each.items()})
         if KEPT in joined:
             joined[self.pixel_input] = self._ready_tower.stand_in(joined.pop(KEPT))
         return joined
@@ -156,8 +164,15 @@ class VideoLM(Prompts, Modules):
         """On the model's device; pixels and features in its kind of float, times as they are."""
         seen = {k for k in inputs if k.startswith("pixel_") or k.endswith("_features")}
         kinds = {k: self.model.dtype if k in seen and v.is_floating_point() else None for k, v in inputs.items()}
-        return {k: v.to(self.device, dtype=kinds[k], non_blocking=True) for k, v in inputs.items()}
+        there = {k: self._uploads.take(v) for k, v in inputs.items()}
+        return {k: v if kinds[k] is None else v.to(kinds[k]) for k, v in there.items()}
 
+    def expect(self, features: Features | None) -> None:
+        """Begin to copy a video's inputs to the model's device: `embed` will want them soon."""
+        if features is not None:
+            self._uploads.ahead(features.kwargs.values())
+
+    @fast_linears()
     def embed(self, ids: torch.Tensor, features: Features | None = None) -> TextInputs:
         """What the text stack is called with for one row of ids int64 `[T]` that holds the video's tokens, or none.
 

@@ -1,0 +1,49 @@
+"""`linear` by torch's oneDNN, forward and backward."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch.autograd.function import once_differentiable
+
+MIN_ROWS = 64
+"""Rows of a weight's gradient below which oneDNN is slower than MKL: it is a sum over the rows."""
+
+
+def run(input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    """As `reference.run`, for fp32 on the CPU."""
+    learns = input.requires_grad or weight.requires_grad or (bias is not None and bias.requires_grad)
+    if learns and torch.is_grad_enabled():
+        found: torch.Tensor = _Linear.apply(input, weight, bias)
+        return found
+    return product(input, weight, bias)
+
+
+def product(input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+    """input [..., K] @ weight [N, K]^T + bias, of any strides. The operator is the one torch.compile emits."""
+    found: torch.Tensor = torch.ops.mkldnn._linear_pointwise(input, weight, bias, "none", [], "")
+    return found
+
+
+class _Linear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        ctx.save_for_backward(input if weight.requires_grad else None, weight if input.requires_grad else None)
+        return product(input, weight, bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        input, weight = ctx.saved_tensors
+        needed = ctx.needs_input_grad
+        rows = grad.reshape(-1, grad.shape[-1])
+        of_input = product(grad, weight.t()) if needed[0] else None
+        of_weight = _of_weight(rows, input.reshape(-1, input.shape[-1])) if needed[1] else None
+        of_bias = rows.sum(0) if needed[2] else None
+        return of_input, of_weight, of_bias
+
+
+def _of_weight(grad: torch.Tensor, input: torch.Tensor) -> torch.Tensor:
+    """grad [M, N], input [M, K] -> [N, K]."""
+    return product(grad.t(), input.t()) if len(grad) >= MIN_ROWS else grad.t() @ input

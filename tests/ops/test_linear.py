@@ -1,0 +1,129 @@
+"""linear: torch's linear in values and gradients, the faster library only where it fits, nothing left exchanged."""
+
+import threading
+
+import pytest
+import torch
+from torch.nn.functional import linear as plain
+from vstar_fast.kernels import linear as op
+
+from vstar_fast import backends
+from vstar_fast.ops import fast_linears, linear
+
+pytestmark = pytest.mark.skipif(not hasattr(torch.ops.mkldnn, "_linear_pointwise"), reason="this torch has no oneDNN")
+
+SHAPES = [(1, 3, 5), (0, 8, 4), (63, 17, 9), (64, 576, 192), (130, 96, 640)]
+
+
+@pytest.fixture
+def onednn(monkeypatch):
+    """Take oneDNN whatever CPU this is."""
+    probes = dict(backends._PROBES, onednn=lambda: backends.Probe(True, "for the test"))
+    monkeypatch.setattr(backends, "_PROBES", probes)
+    backends.available.cache_clear()
+    yield
+    monkeypatch.undo()
+    backends.available.cache_clear()
+
+
+def tensors(rows, inner, columns, bias):
+    generator = torch.Generator().manual_seed(rows + inner)
+    x = torch.randn(2, rows, inner, generator=generator)
+    weight = torch.randn(columns, inner, generator=generator) * inner**-0.5
+    made = [x, weight, torch.randn(columns, generator=generator)][: 3 if bias else 2]
+    return [t.requires_grad_() for t in made]
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.usefixtures("onednn")
+def test_values_and_gradients_are_torchs(shape, bias):
+    given = tensors(*shape, bias)
+    ours, theirs = linear(*given, backend="onednn"), plain(*given)
+    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+    weight = torch.randn(theirs.shape, generator=torch.Generator().manual_seed(1))
+    for mine, other in zip(*(torch.autograd.grad((y * weight).sum(), given) for y in (ours, theirs)), strict=True):
+        torch.testing.assert_close(mine, other, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.usefixtures("onednn")
+@pytest.mark.parametrize("trained", [0, 1])
+def test_only_what_is_trained_gets_a_gradient(trained):
+    given = [t.detach() for t in tensors(64, 32, 16, True)]
+    given[trained].requires_grad_()
+    linear(*given, backend="onednn").sum().backward()
+    assert [t.grad is not None for t in given] == [i == trained for i in range(3)]
+
+
+@pytest.mark.usefixtures("onednn")
+def test_strides_do_not_matter():
+    x, weight = torch.randn(48, 96), torch.randn(40, 48)
+    for view in (x.t(), x.t()[::2], torch.randn(1, 48).expand(7, -1), torch.randn(3, 4, 48).transpose(0, 1)):
+        torch.testing.assert_close(linear(view, weight, backend="onednn"), plain(view, weight))
+
+
+@pytest.mark.usefixtures("onednn")
+@pytest.mark.parametrize(
+    ("cast", "ran"),
+    [(lambda t: t, "onednn"), (lambda t: t.double(), "reference"), (lambda t: t.bfloat16(), "reference")],
+)
+def test_auto_takes_what_fits(cast, ran):
+    x, weight = cast(torch.randn(600, 64)), cast(torch.randn(64, 64))
+    backends.reset_report()
+    torch.testing.assert_close(linear(x, weight), plain(x, weight))
+    linear(x[:2], weight)
+    assert backends.report()["linear"] == ({"onednn": 1, "reference": 1} if ran == "onednn" else {ran: 2})
+
+
+@pytest.mark.usefixtures("onednn")
+def test_autocast_and_subclasses_stay_torchs():
+    x, weight = torch.randn(600, 64), torch.randn(64, 64)
+
+    class Marked(torch.Tensor):
+        pass
+
+    with torch.autocast("cpu", torch.bfloat16):
+        assert linear(x, weight).dtype is torch.bfloat16
+    assert isinstance(linear(x.as_subclass(Marked), weight), Marked)
+
+
+@pytest.mark.usefixtures("onednn")
+def test_linears_are_exchanged_inside_only_whoever_leaves_first():
+    layer, x, own = torch.nn.Linear(64, 64), torch.randn(600, 64), torch.nn.Linear.forward
+    inside, leave = threading.Event(), threading.Event()
+
+    def other():
+        with fast_linears():
+            inside.set()
+            leave.wait(10)
+
+    thread = threading.Thread(target=other)
+    with fast_linears():
+        thread.start()
+        assert inside.wait(10)
+    assert torch.nn.Linear.forward is not own
+    backends.reset_report()
+    torch.testing.assert_close(layer(x), plain(x, layer.weight, layer.bias))
+    assert backends.report() == {"linear": {"onednn": 1}}
+    leave.set()
+    thread.join()
+    assert torch.nn.Linear.forward is own
+    with pytest.raises(RuntimeError, match="inside"), fast_linears():
+        raise RuntimeError("inside")
+    assert torch.nn.Linear.forward is own
+
+
+@pytest.mark.parametrize("vendor", ["GenuineIntel", "AuthenticAMD", ""])
+def test_the_vendor_decides(vendor, monkeypatch):
+    monkeypatch.setattr(backends, "_cpu_vendor", lambda: vendor)
+    monkeypatch.setattr(torch.backends.mkl, "is_available", lambda: True)
+    assert backends._PROBES["onednn"]().ok == (vendor != "GenuineIntel")
+    monkeypatch.setattr(torch.backends.mkl, "is_available", lambda: False)
+    assert not backends._PROBES["onednn"]().ok
+
+
+def test_where_there_is_no_choice_nothing_changes(monkeypatch):
+    monkeypatch.setattr(backends, "available", lambda name: backends.Probe(name == "reference", "for the test"))
+    own = torch.nn.Linear.forward
+    with op.fast_linears():
+        assert torch.nn.Linear.forward is own

@@ -1,0 +1,107 @@
+"""An adapter on a model that it was not made for, and a base model in 4 bits."""
+
+import json
+import shutil
+
+import pytest
+import torch
+
+import killed_fit
+import tiny
+from vstar_fast import base_model, models
+from vstar_fast.config import FinetuneConfig, from_dict
+from vstar_fast.errors import BackendError, ModelError
+from vstar_fast.finetune import finetune, lora_settings
+from vstar_fast.models import loading
+from vstar_fast.profiling import Profiler
+from vstar_fast.progress import Progress
+from vstar_fast.runtime import Runtime, unload
+
+CONFIG = FinetuneConfig(batch_size=4, micro_batch_size=4, steps=25, lora_r=2, lr=2e-2, track="none")
+
+
+def train(path, out, **load):
+    from peft import get_peft_model
+
+    lm = models.load(str(path), device="cpu", **load)
+    torch.manual_seed(0)
+    peft = get_peft_model(lm.model, lora_settings(lm, CONFIG))
+    log = finetune(lm, peft, *killed_fit.examples(lm), CONFIG, out, seed=0)
+    unload(peft)
+    return lm, log
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    root = tmp_path_factory.mktemp("tiny")
+    lm, log = train(tiny.write_model(root / "model"), root / "adapter")
+    return root, lm, log
+
+
+def runtime(model, folder):
+    config = from_dict({"model": {"base": str(model)}})
+    return Runtime(config, folder, Profiler("off"), Progress(quiet=True))
+
+
+def test_an_adapter_knows_its_model_and_takes_a_copy_of_it(trained, tmp_path):
+    root, lm, log = trained
+    assert log["base"]["path"] == lm.path and len(log["base"]["key"]) == 16
+    shutil.copytree(root / "model", tmp_path / "moved")
+    runtime(tmp_path / "moved", tmp_path).adapted(root / "adapter")
+
+
+def test_other_weights_of_the_same_shape_are_refused(trained, tmp_path):
+    root, lm, _ = trained
+    other = tiny.write_model(tmp_path / "other", seed=1)
+    with pytest.raises(ModelError) as error:
+        runtime(other, tmp_path).adapted(root / "adapter")
+    text = str(error.value)
+    assert f"made for the base model {lm.path}, and this is {other}: its layers fit, but the files" in text
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda c: c.text_config.update({"intermediate_size": 80}), "takes 32 values|gives 80 values|takes 80 values"),
+        (lambda c: c.text_config.update({"num_hidden_layers": 1}), r"there is no model\S*layers\.1"),
+    ],
+    ids=["width", "depth"],
+)
+def test_a_model_of_another_shape_is_refused_without_a_record_of_the_first(trained, tmp_path, change, words):
+    from transformers import AutoConfig, AutoModelForImageTextToText
+
+    root, lm, _ = trained
+    shutil.copytree(root / "model", tmp_path / "other")
+    config = AutoConfig.from_pretrained(root / "model")
+    change(config)
+    AutoModelForImageTextToText.from_config(config).save_pretrained(tmp_path / "other")
+    adapter = shutil.copytree(root / "adapter", tmp_path / "adapter")
+    (adapter / "training.json").write_text(json.dumps({"steps": 1}))
+    with pytest.raises(ModelError, match=rf"made for the base model {lm.path}, and this is .*other: .*({words})"):
+        base_model.check(models.load(str(tmp_path / "other")), adapter)
+
+
+def test_four_bits_without_bitsandbytes_is_an_error_with_the_install_line(trained, monkeypatch):
+    import importlib.util
+
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(BackendError, match="needs bitsandbytes, which is not installed; pip install bitsandbytes"):
+        loading.four_bit(str(trained[0] / "model"), type(trained[1]), torch.float32)
+
+
+def test_a_base_model_in_four_bits_is_trained_and_answers(trained, tmp_path):
+    pytest.importorskip("bitsandbytes")
+    from bitsandbytes.nn import Linear4bit
+    from peft import PeftModel
+
+    lm, log = train(trained[0] / "model", tmp_path / "a", quantize="4bit")
+    packed = {n for n, m in lm.model.named_modules() if isinstance(m, Linear4bit)}
+    assert packed and all(n.startswith(f"{lm.stack_name}.") for n in packed)
+    assert log["loss"][0] == pytest.approx(trained[2]["loss"][0], rel=0.1) and log["loss"] != trained[2]["loss"]
+    assert sum(log["loss"][-5:]) < sum(log["loss"][:5])
+    whole = models.load(str(trained[0] / "model"), device="cpu")
+    loaded = PeftModel.from_pretrained(whole.model, str(tmp_path / "a"))
+    rows, features = killed_fit.examples(lm)
+    texts, shown = features(rows)
+    with torch.no_grad():
+        assert loaded(**whole.inputs(texts, shown)).logits.isfinite().all()

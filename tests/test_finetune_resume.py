@@ -1,0 +1,133 @@
+"""A training that is killed goes on to the same weights; damaged checkpoints are passed over and told of."""
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import killed_fit
+import tiny
+from vstar_fast import models
+from vstar_fast.config import FinetuneConfig
+from vstar_fast.errors import RunError
+from vstar_fast.finetune import finetune, lora_settings
+from vstar_fast.finetune.checkpoints import Checkpoints
+from vstar_fast.finetune.fit import Places
+
+CONFIG = FinetuneConfig(
+    batch_size=4, micro_batch_size=2, steps=8, lora_r=2, lr=1e-2, checkpoint_steps=2, checkpoints_kept=2, track="none"
+)
+HERE = Path(__file__).parent
+
+
+class Stopped(Exception):
+    pass
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return str(tiny.write_model(tmp_path_factory.mktemp("tiny") / "model"))
+
+
+def fit(model, out, config=CONFIG, stop_at=0, **more):
+    from peft import get_peft_model
+
+    lm = models.load(model, device="cpu")
+    torch.manual_seed(0)
+    peft = get_peft_model(lm.model, lora_settings(lm, config))
+    rows, features = killed_fit.examples(lm)
+
+    def told(step, *_):
+        if step == stop_at:
+            raise Stopped
+
+    return finetune(lm, peft, rows, features, config, out, seed=0, on_step=told, **more)
+
+
+def stopped(model, out, at, config=CONFIG, **more):
+    with pytest.raises(Stopped):
+        fit(model, out, config, at, **more)
+
+
+def content(out):
+    return {p.name: p.read_bytes() for p in sorted(out.iterdir()) if p.suffix in (".safetensors", ".json")}
+
+
+@pytest.mark.parametrize("changes", [{}, {"tune": "full", "checkpoint_steps": 1}, {"lora": "dora"}], ids=str)
+def test_killed_at_random_moments_it_ends_with_the_weights_of_an_undisturbed_run(model, tmp_path, changes):
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(HERE)}
+    for name, kills in (("calm", 0), ("killed", 6)):
+        command = [sys.executable, str(HERE / "killed_fit.py"), model, str(tmp_path / name), str(kills)]
+        command += [str(os.getpid()), json.dumps(changes)]
+        done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr[-3000:]
+        killed = int(done.stdout.split()[-2])
+        assert killed >= min(kills, 3)
+    assert "training goes on behind step" in done.stdout
+    assert content(tmp_path / "killed") == content(tmp_path / "calm") != {}
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["calm", "killed"]
+
+
+def test_the_last_checkpoints_stay_and_a_damaged_one_is_passed_over(model, tmp_path):
+    undisturbed = fit(model, tmp_path / "calm")
+    stopped(model, tmp_path / "a", 7)
+    where = Places.beside(tmp_path / "a").checkpoints
+    assert sorted(p.name for p in where.iterdir()) == ["step-000004", "step-000006"]
+    newest = where / "step-000006" / "adapter" / "adapter_model.safetensors"
+    newest.write_bytes(newest.read_bytes()[:-1] + b"x")
+    told = []
+    log = fit(model, tmp_path / "a", note=told.append)
+    assert "step-000006 cannot be used (its files are not those that were written)" in told[0]
+    assert told[1] == "training goes on behind step 4 of 8" and len(told) == 2
+    assert log == undisturbed and content(tmp_path / "a") == content(tmp_path / "calm")
+    assert not where.exists()
+
+
+@pytest.mark.parametrize("damage", ["seal.json", "state.pt"])
+def test_with_no_checkpoint_that_is_whole_it_starts_anew(model, tmp_path, damage):
+    undisturbed = fit(model, tmp_path / "calm")
+    stopped(model, tmp_path / "a", 3)
+    (Places.beside(tmp_path / "a").checkpoints / "step-000002" / damage).write_bytes(b"")
+    told = []
+    assert fit(model, tmp_path / "a", note=told.append) == undisturbed
+    assert len(told) == 1 and "step-000002 cannot be used" in told[0]
+
+
+def test_checkpoints_of_other_settings_are_not_gone_on_from(model, tmp_path):
+    stopped(model, tmp_path / "a", 5)
+    other = dataclasses.replace(CONFIG, lr=2e-2)
+    told = []
+    log = fit(model, tmp_path / "a", other, note=told.append)
+    assert all("it belongs to other examples, settings or weights" in t for t in told) and len(told) == 2
+    assert log == fit(model, tmp_path / "calm", other)
+    stopped(model, tmp_path / "b", 5)
+    often = dataclasses.replace(CONFIG, checkpoint_steps=3, checkpoints_kept=1)
+    assert fit(model, tmp_path / "b", often, note=told.append)["steps"] == 8 and "behind step 4" in told[-1]
+
+
+def test_a_checkpoint_loads_with_plain_peft_and_without_any_none_is_written(model, tmp_path):
+    from peft import PeftModel
+
+    stopped(model, tmp_path / "a", 3)
+    where = Places.beside(tmp_path / "a").checkpoints / "step-000002" / "adapter"
+    PeftModel.from_pretrained(models.load(model).model, str(where))
+    stopped(model, tmp_path / "b", 3, dataclasses.replace(CONFIG, checkpoint_steps=0))
+    assert not Places.beside(tmp_path / "b").checkpoints.exists()
+
+
+def test_a_disk_that_is_full_leaves_the_checkpoint_before(tmp_path):
+    made = Checkpoints(tmp_path, "k", 1, 2, print)
+    made.save(1, lambda folder: folder.mkdir(), {"x": 1})
+
+    def full(folder):
+        folder.mkdir()
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(RunError, match="step-000002: the disk is full"):
+        made.save(2, full, {"x": 2})
+    assert made.load().step == 1 and made.load().state == {"x": 1} and made.damaged == []

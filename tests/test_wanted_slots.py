@@ -1,0 +1,134 @@
+"""Early stop: a template of the answers that the judge accepts, for every kind of label, never missing one of them."""
+
+import itertools
+
+import pytest
+import torch
+
+from test_answer_slots import BYTES, SETS, action, asked, slots, takes
+from vstar_fast import ops, questions
+from vstar_fast.config import MatchConfig
+from vstar_fast.records import Label
+from vstar_fast.wanted_slots import Wanted, judge
+
+COUNT = Label("number", "repetitions", 3.0, unit="times", event="jump")
+ROUTINE = Label("sequence", "routine", ("walk", "spin kick"), set="actions")
+JUMP = Label("interval", "when", (1.0, 2.0), event="jump")
+SPEED = Label("number", "speed", 2.5)
+
+
+def wanted(*pairs, config=None):
+    config = config or MatchConfig()
+    asked_of = [q for q, _ in pairs]
+    return Wanted(slots(*pairs), judge(config, SETS, asked_of), config), judge(config, SETS, asked_of)
+
+
+def moments():
+    tenths = [f"{n / 10:.1f}" for n in range(0, 51, 2)]
+    return [f"{a} s to {b} s" for a, b in itertools.product(tenths, tenths)]
+
+
+CASES = {
+    "class": ((action("spin kick"),), ["spin kick", "back flip", "walk", "walk.", "spin kick."]),
+    "aliases": ((action("walk", aliases=("stroll",)),), ["stroll", "walk", "spin kick"]),
+    "count": ((COUNT,), [f"{n}{unit}" for n in range(12) for unit in ("", " time", " times", " times.")]),
+    "tolerance": (
+        (Label("number", "weight", 40.0, unit="kg", rel_tolerance=0.1),),
+        [f"{n}{unit}" for n in range(30, 50) for unit in ("", " kg")],
+    ),
+    "fraction": ((SPEED,), [f"{n / 100:.{d}f}" for n in range(200, 300, 3) for d in (1, 2, 3)]),
+    "negative": ((Label("number", "balance", -2.0, abs_tolerance=1.0),), [str(n) for n in range(-6, 7)]),
+    "interval": ((JUMP,), moments()),
+    "sequence": (
+        (ROUTINE,),
+        ["walk, spin kick", "spin kick, walk", "walk", "walk, spin kick, walk", "walk, back flip", "walk, spin kick."],
+    ),
+    "several": (
+        (action("walk"), COUNT, JUMP),
+        [
+            f"{a}; {n} times; {t}"
+            for a in ("walk", "spin kick")
+            for n in (2, 3)
+            for t in ("1.0 s to 2.0 s", "1.2 s to 2.4 s", "3.0 s to 4.0 s")
+        ],
+    ),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_every_accepted_answer_is_wanted_and_most_others_are_not(case):
+    labels, texts = CASES[case]
+    question, video = asked(*labels, length_s=5.0)
+    made, judged = wanted((question, video))
+    allowed = slots((question, video)).template(question, reason=True)
+    template = made.template(question, reason=True)
+    texts = [text for text in texts if takes(allowed, f"Hm. Answer: {text}")]
+    passed = judged(question, texts)
+    taken = [takes(template, f"Hm. Answer: {text}") for text in texts]
+    assert any(passed) and not all(taken)
+    assert all(took for took, ok in zip(taken, passed, strict=True) if ok)
+    if case != "interval":  # there each end has bounds of its own
+        assert taken == passed
+
+
+@pytest.mark.parametrize("case", [c for c in CASES if c not in ("interval", "several")])
+def test_the_gold_answer_is_wanted(case):
+    question, video = asked(*CASES[case][0], length_s=5.0)
+    made, _ = wanted((question, video))
+    assert takes(made.template(question, reason=False), questions.answer_text(question))
+    assert made.template(question, reason=False) is made.template(question, reason=False)
+
+
+def test_an_alias_that_another_question_gives_is_wanted_too():
+    first, second = asked(action("walk", aliases=("stroll",))), asked(action("walk"))
+    made, judged = wanted(first, second)
+    assert judged(second[0], ["stroll"]) == [True]
+    assert takes(made.template(second[0], reason=True), "Hm. Answer: stroll")
+
+
+def test_where_it_cannot_be_said_every_answer_is_drawn_whole():
+    free = asked(Label("answer", "place", "a park"), action("walk"))
+    made, _ = wanted(free)
+    assert made.template(free[0], reason=True) is None
+    odd = Label("class", "action", "stop; go", set="odd")
+    pair = asked(odd, action("walk"))
+    assert wanted(pair)[0].template(pair[0], reason=True) is None
+
+
+def test_a_wrong_number_is_lost_at_its_first_wrong_digit():
+    question, video = asked(COUNT)
+    made, _ = wanted((question, video))
+    state = ops.DecodeState(ops.compile(made.template(question, reason=False), BYTES), batch=2)
+    for a, b in zip(b"Answer: 3", b"Answer: 7", strict=True):
+        state.advance_(torch.tensor([a, b]), strict=False)
+    assert state.lost.tolist() == [False, True]
+
+
+@pytest.mark.parametrize("case", ["count", "interval", "sequence", "several"])
+def test_no_answer_that_is_stopped_would_have_been_accepted(case):
+    """A model of random weights draws within the template; with early stop the accepted answers are the same ones."""
+    import families
+    from test_engine import text_model
+    from vstar_fast.engine import Request, Scheduler, Settings, TextLM
+
+    question, video = asked(*CASES[case][0], length_s=5.0)
+    made, judged = wanted((question, video))
+    tokenizer = families.byte_bpe()
+    lm = TextLM(text_model(vocab_size=len(tokenizer), eos_token_id=tokenizer.eos_token_id), tokenizer)
+    template = slots((question, video)).template(question, reason=False)
+    grammar, gold = (ops.compile(x, lm.vocab) for x in (template, made.template(question, reason=False)))
+    ids, seeds, settings = lm.text_ids("Which action?"), range(400), Settings(1.0, max_new_tokens=60)
+
+    def drawn(gold):
+        scheduler = Scheduler(lm, max_rows=400)
+        ((_, answers),) = scheduler.run([Request(ids[:0], ids, None, seeds, settings, grammar, gold)])
+        return answers, scheduler.counts
+
+    (whole, _), (cut, counts) = drawn(None), drawn(gold)
+    texts = [tokenizer.decode(a.words).partition("Answer:")[2] for a in whole]
+    passed = judged(question, texts)
+    stopped = [a.finish == "stopped_early" for a in cut]
+    assert counts.stopped_early == sum(stopped) > 100
+    assert counts.tokens_saved > 0 or case == "count"  # a number may end at any digit
+    assert not any(ok and gone for ok, gone in zip(passed, stopped, strict=True))
+    assert all(a.token_ids == b.token_ids for a, b, gone in zip(whole, cut, stopped, strict=True) if not gone)

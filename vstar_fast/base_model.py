@@ -1,0 +1,80 @@
+"""Which base model an adapter was trained on, and whether it is this one."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from vstar_fast.errors import ModelError
+from vstar_fast.features import weights_key
+from vstar_fast.models.video_lm import VideoLM
+
+PREFIX = "base_model.model."
+
+
+def describe(lm: VideoLM) -> dict[str, str]:
+    """What `training.json` keeps of the base model: its path, and a key of its files' content."""
+    return {"path": lm.path, "key": weights_key(lm.path)}
+
+
+def check(lm: VideoLM, adapter: Path) -> None:
+    """Raise ModelError for an adapter folder that was made for another model than `lm`, which has no adapter on."""
+    made_for = _made_for(adapter)
+    shapes = _shapes(adapter)
+    why = next(_misfits(lm, shapes), "")
+    known = made_for.get("key")
+    if not why and known and known != weights_key(lm.path):
+        why = "its layers fit, but the files of the two models differ"
+    if why:
+        raise ModelError(
+            f"{adapter} was made for the base model {made_for.get('path') or '(not named)'}, and this is {lm.path}: "
+            f"{why}; use it with the model it was made for, or train an adapter for this one"
+        )
+
+
+def _made_for(adapter: Path) -> dict[str, str]:
+    """Path and, where vstar-fast trained it, key of an adapter's base model."""
+    training = adapter / "training.json"
+    kept = json.loads(training.read_text()).get("base", {}) if training.is_file() else {}
+    named = json.loads((adapter / "adapter_config.json").read_text()).get("base_model_name_or_path") or ""
+    return {"path": named, **kept}
+
+
+def _shapes(adapter: Path) -> dict[str, tuple[int, ...]]:
+    """Shape of each tensor of an adapter; empty where it is not stored as safetensors."""
+    from safetensors import SafetensorError, safe_open
+
+    path = adapter / "adapter_model.safetensors"
+    if not path.is_file():
+        return {}
+    try:
+        with safe_open(path, "pt") as file:
+            return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+    except SafetensorError as error:
+        raise ModelError(f"{adapter} is damaged ({error}); delete it and run the same command again") from None
+
+
+def _misfits(lm: VideoLM, shapes: Mapping[str, tuple[int, ...]]) -> Iterator[str]:
+    """What of an adapter does not fit, in words."""
+    modules = dict(lm.model.named_modules())
+    for name, shape in shapes.items():
+        path = name.removeprefix(PREFIX)
+        module, _, kind = path.partition(".lora_")
+        if not kind:
+            module = path.rpartition(".")[0].removesuffix(".modules_to_save")
+        if module not in modules:
+            yield f"there is no {module} here"
+        elif kind and (odd := _odd_size(modules[module], kind, shape)):
+            yield f"{module} {odd}"
+
+
+def _odd_size(module: Any, kind: str, shape: tuple[int, ...]) -> str:
+    """How a LoRA matrix `A [r, in]` or `B [out, r]` differs from its linear layer."""
+    named = {"A.weight": ("in_features", "takes", -1), "B.weight": ("out_features", "gives", 0)}
+    if kind not in named or not hasattr(module, "in_features"):
+        return ""
+    attribute, verb, place = named[kind]
+    size = getattr(module, attribute)
+    return "" if size == shape[place] else f"{verb} {size} values here, and {shape[place]} there"
