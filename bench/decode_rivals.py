@@ -135,7 +135,9 @@ def load(name: str) -> None:
     torch.set_num_threads(1)
     if name == "torchcodec":
         _torchcodec_resize((8, 8))
-    wanted = ("av", "vstar_fast.frames.pyav") if name == "vstar-fast" else (RIVALS[name][1],)
+    wanted = (
+        ("av", "vstar_fast.frames.source", "vstar_fast.frames.pyav") if name == "vstar-fast" else (RIVALS[name][1],)
+    )
     for module in wanted:
         if module != "program":
             importlib.import_module(module)
