@@ -177,7 +177,9 @@ class Scheduler:
 
     def _need(self, flight: Flight, drawn: list[Answer] | None = None) -> int:
         """Bytes of keys and values that a request may come to hold."""
-        answers = sum(flight.request.settings_of(a.sample).max_new_tokens for a in (flight.todo if drawn is None else drawn))
+        answers = sum(
+            flight.request.settings_of(a.sample).max_new_tokens for a in (flight.todo if drawn is None else drawn)
+        )
         return (_prompt(flight) + answers) * self.stack.store.shape.token_bytes
 
     def _let_go(self, waiting: deque[Flight]) -> list[Flight]:
