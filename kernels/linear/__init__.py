@@ -30,7 +30,8 @@ def linear(
     Args:
         input: [..., K]. weight: [N, K]. bias: [N] or None.
         backend: "auto", "onednn" or "reference"; "auto" takes the reference for what oneDNN does not do (other dtypes
-            and devices, autocast, compilation, subclasses of tensors) and for small products.
+            and devices, autocast, compilation, tracing, function transforms, forward-mode derivatives, subclasses of
+            tensors, biases that are broadcast) and for small products.
 
     Returns: [..., N].
     """
@@ -46,9 +47,17 @@ def _fits(input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) 
     """Whether oneDNN's product takes these tensors and is worth it."""
     if input.numel() * weight.shape[0] < MIN_PRODUCTS:
         return False
+    if weight.dim() != 2 or input.shape[-1] != weight.shape[1] or (bias is not None and bias.shape != weight.shape[:1]):
+        return False
     tensors = (input, weight) if bias is None else (input, weight, bias)
     plain = all(_plain(t) for t in tensors)
-    return plain and not (torch.is_autocast_enabled("cpu") or torch.compiler.is_compiling())
+    return plain and not (torch.is_autocast_enabled("cpu") or torch.compiler.is_compiling() or _watched())
+
+
+def _watched() -> bool:
+    """Whether somebody follows the operators that run: oneDNN's has a gradient here, and nothing else."""
+    transformed = torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0
+    return transformed or torch.jit.is_tracing()
 
 
 def _plain(tensor: torch.Tensor) -> bool:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch.autograd.function import once_differentiable
 
 MIN_ROWS = 64
 """Rows of a weight's gradient below which oneDNN is slower than MKL: it is a sum over the rows."""
@@ -33,13 +32,16 @@ class _Linear(torch.autograd.Function):
         return product(input, weight, bias)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         input, weight = ctx.saved_tensors
         needed = ctx.needs_input_grad
         rows = grad.reshape(-1, grad.shape[-1])
-        of_input = product(grad, weight.t()) if needed[0] else None
-        of_weight = _of_weight(rows, input.reshape(-1, input.shape[-1])) if needed[1] else None
+        if torch.is_grad_enabled():  # the gradient of the gradient is wanted, which plain products have
+            of_input = grad @ weight if needed[0] else None
+            of_weight = rows.t() @ input.reshape(-1, input.shape[-1]) if needed[1] else None
+        else:
+            of_input = product(grad, weight.t()) if needed[0] else None
+            of_weight = _of_weight(rows, input.reshape(-1, input.shape[-1])) if needed[1] else None
         of_bias = rows.sum(0) if needed[2] else None
         return of_input, of_weight, of_bias
 

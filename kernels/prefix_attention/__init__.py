@@ -7,6 +7,7 @@ the answers to it, a page of an answer's own tokens. The segments' results are m
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 
@@ -42,15 +43,36 @@ def prefix_attention(
         if backend == "avx512":
             raise ModelError(f"backend 'avx512' of prefix_attention takes float32, not {query.dtype}; use 'flash'")
         name = "flash"
-    found = _BACKENDS[name]()(query, levels, query.shape[-1] ** -0.5 if scale is None else scale)
+    scale = query.shape[-1] ** -0.5 if scale is None else scale
+    if name == "reference":
+        found = _BACKENDS[name]()(query, levels, scale)
+    else:
+        found = _Forward.apply(query, levels, scale, name, *(t for level in levels for s in level for t in s[:2]))
     backends.ran("prefix_attention", name)
     return found
+
+
+class _Forward(torch.autograd.Function):
+    """Without it a gradient would be missing, or lack what goes through the log-sum-exp."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, query: torch.Tensor, levels: Sequence[Level], scale: float, name: str, *_: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        return _BACKENDS[name]()(query, levels, scale)
+
+    @staticmethod
+    def backward(ctx: Any, *_: Any) -> Any:
+        raise ModelError(
+            "prefix_attention is for generation and has no gradient; train with tree_attention, or a plain cache"
+        )
 
 
 def _check(query: torch.Tensor, levels: Sequence[Level]) -> None:
     if query.dim() != 3:
         raise ModelError(f"query is {tuple(query.shape)}; it is [N, Hq, D], the tokens of all rows one after the other")
-    for segment in (s for level in levels for s in level):
+    segments = [s for level in levels for s in level]
+    for segment in segments:
         keys, values, tokens = segment.keys, segment.values, segment.groups.tokens
         if keys.dim() != 4 or keys.shape[:3] != values.shape[:3] or keys.shape[-1] != query.shape[-1]:
             raise ModelError(
@@ -61,8 +83,24 @@ def _check(query: torch.Tensor, levels: Sequence[Level]) -> None:
             raise ModelError(f"query, keys and values are {query.dtype}, {keys.dtype}, {values.dtype}; use one dtype")
         if query.shape[1] % keys.shape[1]:
             raise ModelError(f"{query.shape[1]} query heads are no multiple of {keys.shape[1]} key heads")
+        if (keys.shape[1], values.shape[3]) != (segments[0].keys.shape[1], segments[0].values.shape[3]):
+            both = [(tuple(s.keys.shape), tuple(s.values.shape)) for s in (segments[0], segment)]
+            raise ModelError(f"segments must have as many heads, and values of one width, got {both[0]} and {both[1]}")
         if segment.groups.slots is None and keys.shape[0] != tokens.shape[0]:
             raise ModelError(f"{tokens.shape[0]} groups need as many keys, got {keys.shape[0]}; or name their slots")
+        _check_places(len(query), segment)
+
+
+def _check_places(tokens: int, segment: Segment) -> None:
+    groups, visible = segment.groups, segment.groups.visible
+    if visible is not None and visible.dtype == torch.bool and visible.shape[2] != segment.keys.shape[2]:
+        raise ModelError(f"visible is {tuple(visible.shape)} for keys of {segment.keys.shape[2]} positions")
+    if groups.tokens.device.type == "cpu":  # on a GPU one would have to wait for it
+        token, slot = groups.greatest
+        if token >= tokens or slot >= segment.keys.shape[0]:
+            raise ModelError(
+                f"groups name token {token} of {tokens} and slot {slot} of {segment.keys.shape[0]}, counted from 0"
+            )
 
 
 Run = Callable[[torch.Tensor, Sequence[Level], float], tuple[torch.Tensor, torch.Tensor]]

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from .parts import by_rows
 from .segment import Segment
 
 
@@ -14,13 +15,13 @@ def run(query: torch.Tensor, levels: Sequence[Sequence[Segment]], scale: float) 
     """As `reference.run`, for fp32."""
     from vstar_fast import _C
 
-    query = _rows(query)
+    query = by_rows(query)
     tokens, heads, width = query.shape
     seen = [[s for s in level if s.keys.shape[2] and s.groups.tokens.numel()] for level in levels]
     some = next((s for level in levels for s in level), None)
     key_heads, value_width = (heads, width) if some is None else (some.keys.shape[1], some.values.shape[-1])
-    out = torch.empty(tokens, heads, value_width)
-    lse, sums = torch.empty(2, tokens, heads)
+    out = query.new_empty(tokens, heads, value_width)
+    lse, sums = query.new_empty(2, tokens, heads)
     held: list[torch.Tensor] = []  # until the call is over
     _C.prefix_attention_cpu(
         query.data_ptr(),
@@ -36,13 +37,9 @@ def run(query: torch.Tensor, levels: Sequence[Sequence[Segment]], scale: float) 
     return out, lse
 
 
-def _rows(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor if tensor.stride(-1) == 1 else tensor.contiguous()
-
-
 def _arguments(segment: Segment, held: list[torch.Tensor]) -> tuple[Any, ...]:
     """What the binding takes of one segment."""
-    keys, values, groups = _rows(segment.keys), _rows(segment.values), segment.groups
+    keys, values, groups = by_rows(segment.keys), by_rows(segment.values), segment.groups
     held += [keys, values]
     count, members = groups.tokens.shape
     addresses, shown_members, mask_members = groups.addresses

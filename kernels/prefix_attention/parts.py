@@ -27,7 +27,7 @@ def run_parts(
     found = [_level(part, query, level, scale) for level in seen if level]
     if not found:
         width = next((s.values.shape[-1] for level in levels for s in level), query.shape[-1])
-        return query.new_zeros(*query.shape[:2], width), torch.full(query.shape[:2], -math.inf, device=query.device)
+        return query.new_zeros(*query.shape[:2], width), _blind(query)
     out, lse = found[0]
     for other, other_lse in found[1:]:
         out, lse = merge(out, lse, other, other_lse)
@@ -59,12 +59,22 @@ def _level(
             out, lse = out[places], lse[places]
         if whole is None:
             empty = query.new_zeros(*query.shape[:2], values.shape[-1])
-            whole = empty, torch.full(query.shape[:2], -math.inf, device=query.device)
+            whole = empty, _blind(query)
         whole[0][tokens], whole[1][tokens] = out, lse
     assert whole is not None
     if any(groups.blind is not None for _, _, groups in level):
         whole[0].masked_fill_((whole[1] == -math.inf)[..., None], 0.0)
     return whole
+
+
+def _blind(query: torch.Tensor) -> torch.Tensor:
+    """The log-sum-exp of tokens that see nothing."""
+    return torch.full(query.shape[:2], -math.inf, dtype=torch.float32, device=query.device)
+
+
+def by_rows(tensor: torch.Tensor) -> torch.Tensor:
+    """The tensor with the numbers of a row side by side, as torch's fused attention for CPUs takes for granted."""
+    return tensor if tensor.stride(-1) == 1 else tensor.contiguous()
 
 
 def grouped(query: torch.Tensor, groups: Groups, heads: int) -> torch.Tensor:
@@ -109,14 +119,15 @@ def flash_cpu(
     attend = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
     if values.shape[-1] != keys.shape[-1]:
         return gemm(query, keys, values, groups, scale)
+    keys, values = by_rows(keys), by_rows(values)
     if groups.causal:
         held, each = groups.tokens.shape
         times = query.shape[1] // keys.shape[1]
         keys, values = keys.repeat_interleave(times, 1), values.repeat_interleave(times, 1)
         rows = query.index_select(0, groups.gather).view(held, each, *query.shape[1:]).transpose(1, 2)
         out, lse = attend(rows, keys, values, 0.0, True, scale=scale)
-        return out.transpose(1, 2).flatten(0, 1), lse.transpose(1, 2).flatten(0, 1)
+        return out.transpose(1, 2).flatten(0, 1), lse.float().transpose(1, 2).flatten(0, 1)
     heads, positions = keys.shape[1:3]
     bias = groups.bias(positions, query.shape[1] // heads, query.dtype)
     out, lse = attend(grouped(query, groups, heads), keys, values, 0.0, False, attn_mask=bias, scale=scale)
-    return by_token(out, groups), by_token(lse, groups)
+    return by_token(out, groups), by_token(lse.float(), groups)

@@ -18,7 +18,7 @@ def run(query: torch.Tensor, levels: Sequence[Sequence[Segment]], scale: float) 
     segments = [segment for level in levels for segment in level]
     width = segments[0].values.shape[-1] if segments else query.shape[-1]
     out = query.new_zeros(*query.shape[:2], width)
-    lse = torch.full(query.shape[:2], -math.inf, device=query.device)
+    lse = torch.full(query.shape[:2], -math.inf, dtype=torch.float32, device=query.device)
     for token in range(query.shape[0]):
         seen = [_seen(token, segment) for segment in segments]
         keys = [k for k, _ in seen if k is not None]

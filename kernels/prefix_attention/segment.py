@@ -34,7 +34,7 @@ class Groups:
         self.slots = slots
         self.visible = visible
         self.causal = causal
-        _check(tokens, visible)
+        _check(tokens, slots, visible)
         self._bias: dict[tuple[int, int, torch.dtype], torch.Tensor | None] = {}
 
     @cached_property
@@ -52,6 +52,13 @@ class Groups:
         named = 0 if self.slots is None else slots.data_ptr()
         counts, mask = (0, at) if masked else (at, 0)
         return (tokens.data_ptr(), named, counts, mask), 1 if masked else each, each if masked else 1
+
+    @cached_property
+    def greatest(self) -> tuple[int, int]:
+        """(the greatest token, the greatest slot) that is named; -1 for none. Waits for a GPU."""
+        named = (self.tokens, self.tokens[:0] if self.slots is None else self.slots)
+        tokens, slots = (int(x.max()) if x.numel() else -1 for x in named)
+        return tokens, slots
 
     @cached_property
     def gather(self) -> torch.Tensor:
@@ -95,12 +102,18 @@ class Groups:
         return none if bool(none.any()) else None
 
 
-def _check(tokens: torch.Tensor, visible: torch.Tensor | None) -> None:
-    if tokens.dim() != 2:
-        raise ModelError(f"tokens of groups are {tuple(tokens.shape)}; they are [G, M], -1 where there is nobody")
+def _check(tokens: torch.Tensor, slots: torch.Tensor | None, visible: torch.Tensor | None) -> None:
+    if tokens.dim() != 2 or tokens.dtype != torch.int64:
+        raise ModelError(
+            f"tokens of groups are {tokens.dtype} {tuple(tokens.shape)}; they are int64 [G, M], -1 where there is nobody"
+        )
+    if slots is not None and (slots.dtype != torch.int64 or slots.shape != tokens.shape[:1]):
+        raise ModelError(
+            f"slots are {slots.dtype} {tuple(slots.shape)} for {len(tokens)} groups; they are int64 [G], one a group"
+        )
     if visible is None:
         return
-    ndim = 3 if visible.dtype == torch.bool else 2
+    ndim = {torch.bool: 3, torch.int64: 2}.get(visible.dtype, 0)
     if visible.dim() != ndim or visible.shape[0] != len(tokens) or visible.shape[1] not in (1, tokens.shape[1]):
         raise ModelError(
             f"visible is {visible.dtype} {tuple(visible.shape)} for tokens {tuple(tokens.shape)}; it is int64 [G, M] "

@@ -15,7 +15,7 @@ import torch
 from vstar_fast import backends
 from vstar_fast.errors import ModelError
 
-from .parts import merge
+from .parts import by_rows, merge
 from .tree import Call, Tree
 
 __all__ = ["Tree", "tree_attention"]
@@ -105,6 +105,7 @@ class _OnCpu:
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Output [M, Hq, D] and log-sum-exp [M, Hq] of the calls' query tokens, one call after the other."""
         attend = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+        q, k, v = by_rows(q), by_rows(k), by_rows(v)
         outs, lses = [], []
         for c in calls:
             rows = (q[c.first : c.last], k[c.start : c.stop], v[c.start : c.stop])
@@ -119,6 +120,7 @@ class _OnCpu:
     ) -> None:
         """Add each call's share to `grads` of query, keys, values; `rows`: grad of output, q, k, v, output, lse."""
         back = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+        rows = tuple(map(by_rows, rows))
         for c in calls:
             asked, seen = slice(c.first, c.last), slice(c.start, c.stop)
             grad, q, k, v, out, lse = (

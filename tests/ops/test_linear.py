@@ -127,3 +127,42 @@ def test_where_there_is_no_choice_nothing_changes(monkeypatch):
     own = torch.nn.Linear.forward
     with op.fast_linears():
         assert torch.nn.Linear.forward is own
+
+
+def large(*bias):
+    generator = torch.Generator().manual_seed(0)
+    sizes = [(8, 512), (512, 512), *bias]
+    return [torch.randn(size, generator=generator) / 512**0.25 for size in sizes]
+
+
+@pytest.mark.usefixtures("onednn")
+def test_a_gradient_of_a_gradient_is_torchs():
+    given = [t.requires_grad_() for t in large((512,))]
+    found = []
+    for function in (linear, plain):
+        first = torch.autograd.grad(function(*given).square().sum(), given, create_graph=True)
+        found.append(torch.autograd.grad(sum(g.square().sum() for g in first), given))
+    for ours, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4 * float(theirs.abs().max()))
+
+
+@pytest.mark.usefixtures("onednn")
+def test_transforms_of_functions_are_torchs():
+    x, weight = large()
+    step = torch.ones_like(x)
+    for transform in (
+        lambda f: torch.func.jvp(lambda v: f(v, weight), (x,), (step,))[1],
+        lambda f: torch.func.grad(lambda w: f(x, w).square().sum())(weight),
+        lambda f: torch.func.vmap(lambda v: f(v, weight))(x.view(2, 4, 512)),
+        lambda f: torch.jit.trace(lambda v: f(v, weight), x)(x),
+    ):
+        ours, theirs = transform(linear), transform(plain)
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4 * float(theirs.abs().max()))
+
+
+@pytest.mark.usefixtures("onednn")
+def test_shapes_that_onednn_does_not_take_are_torchs():
+    x, weight = large()
+    torch.testing.assert_close(linear(x, weight, torch.ones(1)), plain(x, weight, torch.ones(1)))
+    with pytest.raises(RuntimeError, match="cannot be multiplied"):
+        linear(x.view(4, 1024), weight)

@@ -150,3 +150,72 @@ def test_threads_and_kinds_of_numbers(monkeypatch):
     backends.reset_report()
     prefix_attention(*half)
     assert backends.report()["prefix_attention"] == {"flash": 1}
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("causal", [True, False])
+def test_rows_whose_numbers_do_not_stand_side_by_side(backend, causal):
+    wide = segment(Groups(torch.arange(5)[None], causal=causal), 5, width=16)
+    apart = Segment(wide.keys[..., ::2], wide.values[..., ::2], wide.groups)
+    check(torch.randn(5, 4, 16, generator=torch.Generator().manual_seed(0))[..., ::2], [[apart]], backend)
+
+
+@pytest.mark.parametrize("backend", ["reference", "gemm", "flash"])
+@pytest.mark.parametrize("causal", [True, False])
+def test_double_precision_and_other_default_numbers(backend, causal, monkeypatch):
+    levels = [[segment(Groups(torch.arange(5)[None], causal=causal), 5, dtype=torch.float64)]]
+    query = torch.randn(5, 4, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    out, lse = prefix_attention(query, levels, backend=backend)
+    want, want_lse = dense(query, levels, 8**-0.5)
+    assert out.dtype == torch.float64 and lse.dtype == torch.float32
+    torch.testing.assert_close(out, want, atol=2e-6, rtol=1e-5)
+    torch.testing.assert_close(lse, want_lse.float(), atol=2e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_the_default_kind_of_numbers_does_not_matter(backend):
+    levels = [[segment(Groups(torch.arange(5)[None]), 5)]]
+    query = torch.randn(5, 4, 8, generator=torch.Generator().manual_seed(0))
+    want = prefix_attention(query, levels, backend=backend)
+    torch.set_default_dtype(torch.float64)
+    try:
+        found = prefix_attention(query, levels, backend=backend)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert all(torch.equal(a, b) and a.dtype == torch.float32 for a, b in zip(found, want, strict=True))
+
+
+def test_groups_of_other_integers_and_places_that_are_not_there_are_refused():
+    both, query = torch.tensor([[0, 1]]), torch.randn(2, 4, 8)
+    with pytest.raises(ModelError, match=r"tokens of groups are torch.int32 \(1, 2\); they are int64"):
+        Groups(both.int())
+    with pytest.raises(ModelError, match="slots are torch.int32"):
+        Groups(both, both[0, :1].int())
+    with pytest.raises(ModelError, match=r"slots are torch.int64 \(2,\) for 1 groups"):
+        Groups(both, both[0])
+    with pytest.raises(ModelError, match="visible is torch.int32"):
+        Groups(both, visible=both.int())
+    with pytest.raises(ModelError, match="token 2 of 2 and slot -1 of 1"):
+        prefix_attention(query, [[segment(Groups(both + 1), 3)]])
+    with pytest.raises(ModelError, match="token 1 of 2 and slot 4 of 3"):
+        prefix_attention(query, [[segment(Groups(both, torch.tensor([4])), 3, slots=3)]])
+    with pytest.raises(ModelError, match=r"visible is \(1, 2, 2\) for keys of 3 positions"):
+        prefix_attention(query, [[segment(Groups(both, visible=both.bool()[..., None].repeat(1, 1, 2)), 3)]])
+    with pytest.raises(ModelError, match="as many heads"):
+        prefix_attention(query, [[segment(Groups(both), 3)], [segment(Groups(both), 3, heads=1)]])
+    with pytest.raises(ModelError, match="values of one width"):
+        prefix_attention(query, [[segment(Groups(both), 3)], [segment(Groups(both), 3, value_width=4)]])
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_gradient_is_right_or_refused(backend):
+    query = torch.randn(4, 4, 8, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    levels = [[segment(Groups(torch.arange(4)[None]), 5)], [segment(Groups(torch.arange(4)[None], causal=True), 4)]]
+    out, _ = prefix_attention(query, levels, backend=backend)
+    if backend == "reference":
+        (found,) = torch.autograd.grad(out.square().sum(), query)
+        (want,) = torch.autograd.grad(dense(query, levels, 8**-0.5)[0].square().sum(), query)
+        torch.testing.assert_close(found, want, atol=2e-6, rtol=1e-5)
+    else:
+        with pytest.raises(ModelError, match="has no gradient; train with tree_attention"):
+            out.square().sum().backward()

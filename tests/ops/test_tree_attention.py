@@ -153,3 +153,15 @@ def test_flash_on_a_gpu(shape, width):
     reference = tree_attention(*exact, tree, backend="reference")
     theirs = torch.autograd.grad(reference.sum(), exact)
     close([t.float().cpu() for t in (out, *grads)], [reference, *theirs], 6e-2)
+
+
+@pytest.mark.parametrize("backend", ["flash", "sdpa"])
+def test_rows_whose_numbers_do_not_stand_side_by_side(backend):
+    tree = Tree([Node(0, 4, 9, 0), Node(4, 6, 6, 1), Node(6, 9, 9, 1)])
+    made = torch.Generator().manual_seed(0)
+    rows = [torch.randn(8, h, 9, generator=made).permute(2, 1, 0).requires_grad_() for h in (4, 2, 2)]
+    found, want = (tree_attention(*rows, tree, backend=name) for name in (backend, "reference"))
+    torch.testing.assert_close(found, want, atol=1e-5, rtol=1e-5)
+    weights = torch.randn(8, 4, 9, generator=made).permute(2, 1, 0)
+    grads = [torch.autograd.grad((out * weights).sum(), rows) for out in (found, want)]
+    torch.testing.assert_close(*grads, atol=1e-5, rtol=1e-5)
