@@ -385,3 +385,19 @@ def test_a_sliding_window_behind_a_shared_prefix_is_refused_by_name():
         cache.fork(2)
         with pytest.raises(ModelError, match="asks for sliding_window"):
             model(input_ids=ids[:, -1:].repeat(2, 1), **{CACHE: cache})
+
+
+def test_rows_padded_behind_a_shared_prompt_are_refused():
+    model = text_model()
+    cache = SharedPrefixCache()
+    model.set_attn_implementation("vstar_prefix")
+    mask = torch.ones(4, 11, dtype=torch.long)
+    with torch.no_grad():
+        model(input_ids=torch.stack(prompts(6, 6)), **{CACHE: cache})
+        cache.fork(2)
+        rows = {"input_ids": torch.stack(prompts(5, 5, 5, 5)), CACHE: cache}
+        mask[0, 6:8] = 0
+        with pytest.raises(ModelError, match="padded behind a shared prompt"):
+            model(attention_mask=mask, **rows)
+    with pytest.raises(ModelError, match="has no gradient"):
+        model(**rows).logits.sum().backward()

@@ -1,5 +1,7 @@
 """Label scores: a trie in one call equals a row a label, norms, and labels that cannot be scored."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 
@@ -111,3 +113,12 @@ def test_a_video_is_read_once_for_all_its_questions(tmp_path):
     assert any(x.shares != pytest.approx(y.shares, abs=1e-3) for x, y in zip(less, found, strict=True))
     with pytest.raises(ConfigError, match="need the features of a blank video"):
         label_scores.score(shown, asked, videos, texts, [names] * 6, norm="pmi")
+
+
+def test_threads_take_turns_at_a_scorer(lm):
+    scorer, labels = Scorer(lm), [[[7, 8]], [[9]], [[7, 10, 11]]]
+    asked = [request(ids) for ids in prompts(*range(200, 240))]
+    want = scorer.score(asked, labels)
+    with ThreadPoolExecutor(4) as pool:
+        for found in pool.map(lambda _: scorer.score(asked, labels), range(8)):
+            torch.testing.assert_close(found, want, atol=1e-5, rtol=1e-5)

@@ -88,11 +88,11 @@ def test_the_last_checkpoints_stay_and_a_damaged_one_is_passed_over(model, tmp_p
     assert not where.exists()
 
 
-@pytest.mark.parametrize("damage", ["seal.json", "state.pt"])
-def test_with_no_checkpoint_that_is_whole_it_starts_anew(model, tmp_path, damage):
+@pytest.mark.parametrize(("damage", "content"), [("seal.json", b""), ("seal.json", b"null"), ("state.pt", b"")])
+def test_with_no_checkpoint_that_is_whole_it_starts_anew(model, tmp_path, damage, content):
     undisturbed = fit(model, tmp_path / "calm")
     stopped(model, tmp_path / "a", 3)
-    (Places.beside(tmp_path / "a").checkpoints / "step-000002" / damage).write_bytes(b"")
+    (Places.beside(tmp_path / "a").checkpoints / "step-000002" / damage).write_bytes(content)
     told = []
     assert fit(model, tmp_path / "a", note=told.append) == undisturbed
     assert len(told) == 1 and "step-000002 cannot be used" in told[0]
@@ -108,6 +108,18 @@ def test_checkpoints_of_other_settings_are_not_gone_on_from(model, tmp_path):
     stopped(model, tmp_path / "b", 5)
     often = dataclasses.replace(CONFIG, checkpoint_steps=3, checkpoints_kept=1)
     assert fit(model, tmp_path / "b", often, note=told.append)["steps"] == 8 and "behind step 4" in told[-1]
+
+
+def test_checkpoints_of_a_training_that_was_changed_do_not_push_out_the_new_ones(model, tmp_path):
+    stopped(model, tmp_path / "a", 7)
+    where = Places.beside(tmp_path / "a").checkpoints
+    (where / "step-000099.mine").mkdir()  # nothing of ours
+    other = dataclasses.replace(CONFIG, lr=2e-2)
+    stopped(model, tmp_path / "a", 3, other)
+    assert sorted(p.name for p in where.iterdir()) == ["step-000002", "step-000099.mine"]
+    told = []
+    fit(model, tmp_path / "a", other, note=told.append)
+    assert told == ["training goes on behind step 2 of 8"]
 
 
 def test_a_checkpoint_loads_with_plain_peft_and_without_any_none_is_written(model, tmp_path):

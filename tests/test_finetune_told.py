@@ -118,17 +118,51 @@ def test_a_batch_that_breaks_is_kept_and_can_be_replayed(setup, tmp_path, where)
     assert not (tmp_path / "a").exists()
 
 
-def test_the_replayed_loss_is_that_of_the_training(setup, tmp_path):
-    lm, peft, examples, rows = setup
+def failed_too(example):
+    return dataclasses.replace(example, rejected="I see blue .")
+
+
+def in_a_talk(example):
+    return dataclasses.replace(example, history=(("which", "red"),))
+
+
+def long(example):
+    return dataclasses.replace(example, answer="I see a red . Answer: green . I see a red .")
+
+
+@pytest.mark.parametrize(
+    ("changes", "changed"),
+    [
+        ({}, dataclasses.replace),
+        ({}, in_a_talk),
+        ({"objective": "dpo"}, failed_too),
+        ({"objective": "kto"}, failed_too),
+        ({"cut_long": True, "micro_batch_tokens": 18}, long),
+        ({"lora_dropout": 0.3, "micro_batch_size": 2}, dataclasses.replace),
+    ],
+    ids=["plain", "talk", "dpo", "kto", "cut", "dropout"],
+)
+def test_the_replayed_loss_is_that_of_the_training(model, tmp_path, changes, changed):
+    from peft import get_peft_model
+
+    config = dataclasses.replace(CONFIG, **changes)
+    lm = models.load(model, device="cpu")
+    torch.manual_seed(0)
+    peft = get_peft_model(lm.model, lora_settings(lm, config))
+    examples, rows = killed_fit.examples(lm)
+    examples = [changed(e) for e in examples]
+    with torch.no_grad():
+        for name, p in peft.named_parameters():
+            if "lora_B" in name:
+                p.normal_(std=0.3)
     weight = next(p for n, p in peft.named_parameters() if "lora_B" in n)
     hook = weight.register_hook(lambda grad: grad * math.inf)
     with pytest.raises(RunError):
-        finetune(lm, peft, examples, rows, CONFIG, tmp_path / "broken", seed=0)
+        finetune(lm, peft, examples, rows, config, tmp_path / "broken", seed=0)
     told = CliRunner().invoke(main, ["replay", str(tmp_path / "broken.broken"), "--json"]).stdout
     found = json.loads(told.splitlines()[-1])
-    hook.remove()
-    weight.grad = None
-    log = finetune(lm, peft, examples, rows, CONFIG, tmp_path / "fine", seed=0)
+    hook.remove()  # the gradients of the broken step are still there
+    log = finetune(lm, peft, examples, rows, config, tmp_path / "fine", seed=0)
     assert found["loss"] == pytest.approx(log["loss"][0], abs=1e-6)
     assert found["grad_norm"] == pytest.approx(log["grad_norm"][0], rel=1e-5)
 

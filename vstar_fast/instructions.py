@@ -9,6 +9,7 @@ Rejected with its number.
 from __future__ import annotations
 
 import json
+import math
 import random
 import re
 from collections.abc import Mapping, Sequence
@@ -101,6 +102,7 @@ def _examples(file: Path, number: int, row: Any) -> list[Example]:
         video_id = _id(file, media)
     except (KeyError, IndexError, TypeError, AttributeError, ValueError):
         raise ValueError(NEEDS) from None
+    _check_media(media)
     if len(media) > 1:
         raise ValueError(f"{NEEDS}; got {len(media)} videos or images")
     talk = _exchanges([(role, text) for role, text, _ in turns])
@@ -109,6 +111,15 @@ def _examples(file: Path, number: int, row: Any) -> list[Example]:
         Example(video_id, name, question, answer, "instruction", history=tuple(talk[:n]))
         for n, (name, (question, answer)) in enumerate(zip(names, talk, strict=True))
     ]
+
+
+def _check_media(media: Sequence[_Media]) -> None:
+    for path, start, end in media:
+        if not isinstance(path, str):
+            raise ValueError(f"a video or an image is named by its path, got {path!r:.60}")
+        first, last = float(start or 0), math.inf if end is None else float(end)
+        if not 0 <= first < last:
+            raise ValueError(f"a window starts at 0 s or later and ends behind its start, got {start} to {end}")
 
 
 def _exchanges(turns: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
@@ -121,6 +132,8 @@ def _exchanges(turns: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
             raise ValueError(f"{NEEDS}; got a turn of {asks!r} and behind it {answer[:40]!r} of {answers!r}")
     if not pairs:
         raise ValueError(f"{NEEDS}; got {len(said)} turn(s)")
+    for text in (*system, *(text for pair in pairs for _, text in pair)):
+        text.encode()  # half a character (a lone surrogate) is no text; that is a ValueError, too
     talk = [(question, answer) for (_, question), (_, answer) in pairs]
     return [("\n".join([*system, talk[0][0]]), talk[0][1]), *talk[1:]]
 
@@ -133,7 +146,7 @@ def _turn(turn: Mapping[str, Any]) -> tuple[str, str, list[_Media]]:
         return role, MARKS.sub("\n", content).strip(), []
     texts = [part["text"] for part in content if part.get("type") == "text"]
     media = [
-        _Media(str(part[kind]), part.get("video_start"), part.get("video_end"))
+        _Media(part[kind], part.get("video_start"), part.get("video_end"))
         for part in content
         for kind in ("video", "image")
         if part.get("type") == kind
@@ -147,14 +160,14 @@ def _named(row: Mapping[str, Any]) -> list[_Media]:
     for one, many in (("video", "videos"), ("image", "images")):
         found += [row[one]] if row.get(one) else []
         found += row.get(many) or []
-    return [_Media(str(path), row.get("start_s"), row.get("end_s")) for path in found]
+    return [_Media(path, row.get("start_s"), row.get("end_s")) for path in found]
 
 
 def _id(file: Path, media: Sequence[_Media]) -> str:
     if not media:
         return ""
-    path = media[0].path.removeprefix("file://")
+    path = str(media[0].path).removeprefix("file://")
     if not clip_files.is_url(path):
         path = str((file.parent / path).resolve())
-    window = ["" if t is None else f"{float(t)}" for t in media[0][1:]]
+    window = ["" if t is None else f"{round(float(t), 4)}" for t in media[0][1:]]  # without an exponent
     return f"{path}#t={','.join(window)}" if any(window) else path

@@ -57,12 +57,12 @@ class _Forward(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, query: torch.Tensor, levels: Sequence[Level], scale: float, name: str, *_: torch.Tensor
+        _ctx: Any, query: torch.Tensor, levels: Sequence[Level], scale: float, name: str, *_: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         return _BACKENDS[name]()(query, levels, scale)
 
     @staticmethod
-    def backward(ctx: Any, *_: Any) -> Any:
+    def backward(_ctx: Any, *_: Any) -> Any:
         raise ModelError(
             "prefix_attention is for generation and has no gradient; train with tree_attention, or a plain cache"
         )

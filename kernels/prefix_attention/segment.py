@@ -105,7 +105,8 @@ class Groups:
 def _check(tokens: torch.Tensor, slots: torch.Tensor | None, visible: torch.Tensor | None) -> None:
     if tokens.dim() != 2 or tokens.dtype != torch.int64:
         raise ModelError(
-            f"tokens of groups are {tokens.dtype} {tuple(tokens.shape)}; they are int64 [G, M], -1 where there is nobody"
+            f"tokens of groups are {tokens.dtype} {tuple(tokens.shape)}; they are int64 [G, M], -1 where there is "
+            "nobody"
         )
     if slots is not None and (slots.dtype != torch.int64 or slots.shape != tokens.shape[:1]):
         raise ModelError(

@@ -7,6 +7,7 @@ ancestors, and what they predict gives the log-likelihood of every label: the sa
 from __future__ import annotations
 
 import itertools
+import threading
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -91,12 +92,13 @@ class Labels:
 
 
 class Scorer:
-    """Scores labels behind prompts; prompts and videos are stored as for generation."""
+    """Scores labels behind prompts; prompts and videos are stored as for generation. Threads take turns."""
 
     def __init__(self, lm: Any) -> None:
         self.lm = lm
         self.stack = Stack(lm)
         self._prompts = Prompts(self.stack)
+        self._turn = threading.Lock()
 
     @property
     def prefilled(self) -> int:
@@ -147,6 +149,10 @@ class Scorer:
     def _score(self, requests: Sequence[Request], labels: Sequence[Labels], norm: str) -> list[torch.Tensor]:
         if norm not in NORMS:
             raise ConfigError(f"norm is {norm!r}; use one of {', '.join(NORMS)}")
+        with self._turn:
+            return self._in_turn(requests, labels, norm)
+
+    def _in_turn(self, requests: Sequence[Request], labels: Sequence[Labels], norm: str) -> list[torch.Tensor]:
         found: list[torch.Tensor] = []
         try:
             while len(found) < len(requests):

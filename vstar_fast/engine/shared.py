@@ -85,6 +85,9 @@ class SharedHandle:
         tokens = torch.arange(rows * count, device=query.device)
         stored = own[0].shape[-2]
         visible = (torch.arange(count, device=query.device) + stored - count + 1).expand(rows, count)
+        causal = torch.arange(stored, device=query.device) < visible[0, :, None]
+        if mask is not None and bool((_seen(mask[..., -stored:]) != causal).any()):
+            raise ModelError("rows that are padded behind a shared prompt see too much; give rows of one length")
         levels = [
             [Segment(*prefix, Groups(tokens.view(prefix[0].shape[0], -1)))],
             [Segment(*own, Groups(tokens.view(rows, count), visible=visible))],

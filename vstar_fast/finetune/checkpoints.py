@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +21,7 @@ import torch
 from vstar_fast.runfolder import writing
 
 STATE, SEAL, ADAPTER = "state.pt", "seal.json", "adapter"
+NAME = re.compile(r"step-(\d+)")
 Note = Callable[[str], None]
 
 
@@ -38,6 +40,7 @@ class Checkpoints:
         self.folder = folder
         self.damaged: list[str] = []
         """What was wrong with those that could not be used."""
+        self._unusable: list[Path] = []
         self._key, self._every, self._kept, self._note = key, every, kept, note
 
     def due(self, step: int, steps: int) -> bool:
@@ -45,7 +48,11 @@ class Checkpoints:
         return bool(self._every) and step % self._every == 0 and step < steps
 
     def save(self, step: int, adapter: Callable[[Path], None], state: dict[str, Any]) -> None:
-        """Write a checkpoint; `adapter(folder)` writes the adapter. Only the last `kept` stay."""
+        """Write a checkpoint; `adapter(folder)` writes the adapter. Only the last `kept` stay.
+
+        Those that `load` could not use go, too: they are of steps that this training has not come to, and would count
+        as the last ones.
+        """
         final = self.folder / f"step-{step:06d}"
         temporary = self.folder / f".{final.name}.tmp"
         shutil.rmtree(temporary, ignore_errors=True)
@@ -58,7 +65,9 @@ class Checkpoints:
             _sync(temporary)
             shutil.rmtree(final, ignore_errors=True)
             os.replace(temporary, final)
-        for old in self._found()[: -self._kept]:
+        others = [p for p in self._unusable if p != final and p.is_dir()]
+        self._unusable = []
+        for old in [*others, *[p for p in self._found() if p not in others][: -self._kept]]:
             shutil.rmtree(old)
 
     def load(self) -> Loaded | None:
@@ -66,7 +75,8 @@ class Checkpoints:
         for folder in reversed(self._found()):
             try:
                 return self._opened(folder)
-            except (OSError, ValueError, KeyError, RuntimeError, EOFError) as error:
+            except (OSError, ValueError, KeyError, TypeError, RuntimeError, EOFError) as error:
+                self._unusable.append(folder)
                 self.damaged.append(f"{folder}: {error}")
                 self._note(f"checkpoint {folder} cannot be used ({error}); going on from the one before it")
         return None
@@ -77,7 +87,8 @@ class Checkpoints:
 
     def _found(self) -> list[Path]:
         """Folders of checkpoints, the oldest first."""
-        return sorted(self.folder.glob("step-*"))
+        named = ((NAME.fullmatch(p.name), p) for p in self.folder.glob("step-*") if p.is_dir())
+        return [p for _, p in sorted((int(name[1]), p) for name, p in named if name)]
 
     def _opened(self, folder: Path) -> Loaded:
         seal = json.loads((folder / SEAL).read_text())

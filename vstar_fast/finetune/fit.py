@@ -20,7 +20,7 @@ from vstar_fast.finetune.batches import batches, count_steps
 from vstar_fast.finetune.checkpoints import Checkpoints, Note
 from vstar_fast.finetune.items import Item
 from vstar_fast.finetune.optimizer import Optimizer
-from vstar_fast.finetune.step import accumulate
+from vstar_fast.finetune.step import accumulate, streams
 from vstar_fast.finetune.tracking import Tracking
 from vstar_fast.models.video_lm import VideoLM
 from vstar_fast.runfolder import content_key, writing
@@ -75,6 +75,7 @@ class Fit:
         """Take the steps that are not done yet."""
         done = self._restore()
         self._peft.train()
+        self._peft.zero_grad()  # what a training that broke, or the caller, has left behind
         tracking = Tracking(
             self._config.track if self._ranks.first else "none", self._places.tracking, self._facts(), self._note
         )
@@ -103,7 +104,7 @@ class Fit:
     def _step(self, step: int) -> tuple[dict[str, float], int]:
         """One step: (values for trackers, tokens read)."""
         batch = self._batches[step]
-        loss, counts = accumulate(self._lm, self._peft, batch, self._config, self._ranks, self._stream(step))
+        loss, counts = accumulate(self._lm, self._peft, batch, self._config, self._ranks, streams(self._seed, step))
         self._ranks.sum_gradients(self._optimizer.parameters)
         rate, norm = self._optimizer.rate, self._optimizer.clip()
         for name, value in zip(LOSSES, (loss, norm), strict=True):
@@ -115,19 +116,10 @@ class Fit:
         saved = 1 - counts["packed_tokens"] / counts["row_tokens"]
         return {"loss": loss, "grad_norm": norm, "lr": rate, "prefix_saved": saved}, counts["packed_tokens"]
 
-    def _stream(self, step: int) -> Callable[[int], int]:
-        """Seed of a pass's random numbers."""
-
-        def seed(number: int) -> int:
-            text = f"{self._seed}/{step}/{number}".encode()
-            return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big") >> 1
-
-        return seed
-
     def _stop(self, step: int, name: str, value: float) -> None:
         where = self._places.broken
         if self._ranks.first:
-            replay.save(where, self._lm, self._peft, self._batches[step], self._config, step)
+            replay.save(where, self._lm, self._peft, self._batches[step], self._config, self._seed, step)
         self._ranks.wait()
         raise RunError(
             f"{name} is {value} at step {step}; lower finetune.lr (now {self._config.lr}) and run again. "

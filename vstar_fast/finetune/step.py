@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -51,6 +52,16 @@ def accumulate(
             piece.backward()
             loss += piece.item()
     return float(ranks.sum(loss)), _counts(items, groups, config)
+
+
+def streams(seed: int, step: int) -> Callable[[int], int]:
+    """Number of a pass -> seed of its random numbers, in this step of a training."""
+
+    def of_pass(number: int) -> int:
+        text = f"{seed}/{step}/{number}".encode()
+        return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big") >> 1
+
+    return of_pass
 
 
 def _objective(lm: VideoLM, peft: Any, items: Sequence[Item], config: FinetuneConfig, ranks: Ranks) -> Losses:
