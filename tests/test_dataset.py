@@ -177,6 +177,31 @@ def test_a_row_of_no_known_form_is_named(row, tmp_path):
         instructions.read(str(tmp_path / "i.json"), 1, seed=0)
 
 
+@pytest.mark.parametrize(
+    ("row", "why"),
+    [
+        (says("Why?", video=["a.jpg", "b.jpg"]), "named by its path, got ['a.jpg', 'b.jpg']"),
+        (says("Why?", image={"bytes": "x"}), "named by its path, got {'bytes': 'x'}"),
+        (says("Why?", video="a.mp4", start_s=-1.0), "a window starts at 0 s or later"),
+        (says("Why?", video="a.mp4", start_s=5, end_s=2), "ends behind its start, got 5 to 2"),
+        (says("Why?", video="a.mp4", end_s=float("nan")), "got None to nan"),
+        (says("Why \ud800?"), "surrogates not allowed"),
+    ],
+)
+def test_a_row_whose_video_or_text_is_none_is_named(row, why, tmp_path):
+    found, bad = instructions.read(write(tmp_path / "i.json", [row]), 0, seed=0)
+    assert not found and len(bad) == 1 and why in bad[0].detail
+    with pytest.raises(DataError, match="has 0 examples that can be used"):
+        instructions.read(str(tmp_path / "i.json"), 1, seed=0)
+
+
+def test_a_tiny_start_of_a_window_is_read_back(tmp_path):
+    row = says("Why?", video="a.mp4", start_s=1e-7, end_s=0.5)
+    (example,), _ = instructions.read(write(tmp_path / "i.json", [row]), 1, seed=0)
+    video = instructions.video(example.video_id)
+    assert (video.path, video.start_s, video.end_s) == (str(tmp_path / "a.mp4"), 0.0, 0.5)
+
+
 def test_copies_are_dropped_the_first_stays():
     rows = [
         Example("v", f"q{i}", q, a, "direct")
