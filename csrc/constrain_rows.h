@@ -3,9 +3,9 @@
 
 #include <algorithm>
 #include <atomic>
-#include <thread>
 
 #include "constrain.h"
+#include "threads.h"
 
 namespace vstar {
 
@@ -21,10 +21,7 @@ void each_row(int32_t rows, int64_t bytes, int threads, Work work) {
     Scratch scratch;
     for (int32_t r; (r = turn.fetch_add(1)) < rows;) work(r, scratch);
   };
-  std::vector<std::thread> pool;
-  for (int i = 1; i < useful; ++i) pool.emplace_back(run);
-  run();
-  for (std::thread& thread : pool) thread.join();
+  on_threads(useful, run);
 }
 
 inline int32_t advance_row(const Arena& a, const RowStates& rows, int32_t r, int64_t token) {

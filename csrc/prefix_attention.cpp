@@ -8,8 +8,9 @@
 #include <limits>
 #include <memory>
 #include <new>
-#include <thread>
 #include <vector>
+
+#include "threads.h"
 
 namespace vstar {
 namespace {
@@ -63,10 +64,7 @@ void run_level(const AttentionRows& rows, const AttentionSegment* begin, const A
   };
   const auto useful = std::min<int64_t>(
       {threads, static_cast<int64_t>(units.size()), products(rows, begin, end) / kProductsPerThread});
-  std::vector<std::thread> pool;
-  for (int64_t i = 1; i < useful; ++i) pool.emplace_back(work);
-  work();
-  for (std::thread& thread : pool) thread.join();
+  on_threads(useful, work);
 }
 
 void normalise(const AttentionRows& rows) {

@@ -7,10 +7,10 @@
 #include <cmath>
 #include <cstring>
 #include <limits>
-#include <thread>
 #include <vector>
 
 #include "draw.h"
+#include "threads.h"
 
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
 #define VSTAR_SIMD __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
@@ -141,10 +141,7 @@ void sample_cpu(const SampleRows& rows, uint64_t step, float scale, int threads)
     std::vector<int64_t> blocks;
     for (int32_t r; (r = turn.fetch_add(1)) < rows.rows;) sample_row(rows, r, step, scale, blocks);
   };
-  std::vector<std::thread> pool;
-  for (int i = 1; i < useful; ++i) pool.emplace_back(work);
-  work();
-  for (std::thread& thread : pool) thread.join();
+  on_threads(useful, work);
 }
 
 }  // namespace vstar

@@ -4,10 +4,10 @@
 #include <algorithm>
 #include <atomic>
 #include <cstring>
-#include <thread>
 #include <vector>
 
 #include "label_rows.h"
+#include "threads.h"
 
 namespace vstar {
 
@@ -78,10 +78,7 @@ void over_rows(int32_t rows, int64_t bytes, int threads, Make make) {
     for (int32_t low; (low = turn.fetch_add(kRowsPerTurn)) < rows;)
       for (int32_t r = low; r < std::min(low + kRowsPerTurn, rows); ++r) row(r);
   };
-  std::vector<std::thread> pool;
-  for (int i = 1; i < useful; ++i) pool.emplace_back(work);
-  work();
-  for (std::thread& thread : pool) thread.join();
+  on_threads(useful, work);
 }
 
 // Bytes of all rows, about.

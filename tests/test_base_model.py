@@ -81,6 +81,16 @@ def test_a_model_of_another_shape_is_refused_without_a_record_of_the_first(train
         base_model.check(models.load(str(tmp_path / "other")), adapter)
 
 
+@pytest.mark.parametrize("name", ["training.json", "adapter_config.json", "adapter_model.safetensors"])
+@pytest.mark.parametrize("content", [b"", b"[]"])
+def test_a_damaged_adapter_is_named(trained, tmp_path, name, content):
+    root, lm, _ = trained
+    shutil.copytree(root / "adapter", tmp_path / "a")
+    (tmp_path / "a" / name).write_bytes(content)
+    with pytest.raises(ModelError, match=r"a is damaged \(.*\); delete it and run the same command again"):
+        base_model.check(lm, tmp_path / "a")
+
+
 def test_four_bits_without_bitsandbytes_is_an_error_with_the_install_line(trained, monkeypatch):
     import importlib.util
 

@@ -170,3 +170,10 @@ def test_the_replayed_loss_is_that_of_the_training(model, tmp_path, changes, cha
 def test_a_folder_without_a_batch_is_told(tmp_path):
     with pytest.raises(RunError, match=r"has no batch.pt; give the folder"):
         replay(tmp_path)
+
+
+@pytest.mark.parametrize("content", [b"", b"junk", b"PK\x03\x04junk"])
+def test_a_batch_that_is_damaged_is_told(tmp_path, content):
+    (tmp_path / "batch.pt").write_bytes(content)
+    with pytest.raises(RunError, match=r"batch.pt is damaged \(.*\); run the training again"):
+        replay(tmp_path)

@@ -37,9 +37,23 @@ def check(lm: VideoLM, adapter: Path) -> None:
 def _made_for(adapter: Path) -> dict[str, str]:
     """Path and, where vstar-fast trained it, key of an adapter's base model."""
     training = adapter / "training.json"
-    kept = json.loads(training.read_text()).get("base", {}) if training.is_file() else {}
-    named = json.loads((adapter / "adapter_config.json").read_text()).get("base_model_name_or_path") or ""
+    kept = _read(training).get("base", {}) if training.is_file() else {}
+    named = _read(adapter / "adapter_config.json").get("base_model_name_or_path") or ""
     return {"path": named, **kept}
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise _damaged(path.parent, f"{path.name}: {error}") from None
+    if not isinstance(found, dict):
+        raise _damaged(path.parent, f"{path.name} holds no object")
+    return found
+
+
+def _damaged(adapter: Path, why: object) -> ModelError:
+    return ModelError(f"{adapter} is damaged ({why}); delete it and run the same command again")
 
 
 def _shapes(adapter: Path) -> dict[str, tuple[int, ...]]:
@@ -53,7 +67,7 @@ def _shapes(adapter: Path) -> dict[str, tuple[int, ...]]:
         with safe_open(path, "pt") as file:
             return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
     except SafetensorError as error:
-        raise ModelError(f"{adapter} is damaged ({error}); delete it and run the same command again") from None
+        raise _damaged(adapter, error) from None
 
 
 def _misfits(lm: VideoLM, shapes: Mapping[str, tuple[int, ...]]) -> Iterator[str]:

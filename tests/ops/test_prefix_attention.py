@@ -1,6 +1,8 @@
 """prefix_attention: every backend against a dense softmax over all that a token sees, in awkward shapes."""
 
 import math
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -219,3 +221,23 @@ def test_a_gradient_is_right_or_refused(backend):
     else:
         with pytest.raises(ModelError, match="has no gradient; train with tree_attention"):
             out.square().sum().backward()
+
+
+FEWER_THREADS = """
+import resource, torch
+from vstar_fast.kernels.prefix_attention import Groups, Segment, prefix_attention
+made = torch.Generator().manual_seed(0)
+query, keys = torch.randn(600, 4, 64, generator=made), torch.randn(1, 4, 600, 64, generator=made)
+levels = [[Segment(keys, keys, Groups(torch.arange(600)[None]))]]
+want = prefix_attention(query, levels, backend="avx512")
+torch.get_num_threads = lambda: 500
+held = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (held + (20 << 20), held + (20 << 20)))  # a thread takes 8 MiB
+print(all(map(torch.equal, want, prefix_attention(query, levels, backend="avx512"))))
+"""
+
+
+@pytest.mark.skipif("avx512" not in BACKENDS, reason="this processor has no AVX-512")
+def test_where_the_system_gives_no_more_threads_those_there_are_do_the_work():
+    done = subprocess.run([sys.executable, "-c", FEWER_THREADS], capture_output=True, text=True, check=False)
+    assert done.stdout == "True\n", (done.returncode, done.stderr[-2000:])

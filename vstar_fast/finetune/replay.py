@@ -63,7 +63,11 @@ def replay(folder: str | Path, device: str = "auto") -> dict[str, Any]:
     path = Path(folder)
     if not (path / BATCH).is_file():
         raise RunError(f"{path} has no {BATCH}; give the folder that the error of a training names")
-    saved = torch.load(path / BATCH, weights_only=True)
+    try:
+        saved = torch.load(path / BATCH, weights_only=True)
+    except Exception as error:  # a damaged file fails in ways of its own
+        why = str(error).split("\n", 1)[0]
+        raise RunError(f"{path / BATCH} is damaged ({why}); run the training again to have it written anew") from None
     lm = models.load(saved["base"], dtype=saved["dtype"], device=device, quantize=saved["quantize"])
     peft = PeftModel.from_pretrained(lm.model, str(path), is_trainable=True).train()
     config = FinetuneConfig(**saved["config"])
