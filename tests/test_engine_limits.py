@@ -150,7 +150,7 @@ def resident_bytes():
 
 
 def test_a_run_that_is_left_keeps_no_lane_no_row_and_no_video(loaded):
-    engine = Engine(*loaded, max_rows=9)
+    engine = Engine(*loaded, max_rows=9, cache_bytes=0)
     features = engine.encode([clip(seed=n) for n in range(6)])
     alive = [weakref.ref(tensor) for f in features for tensor in f.kwargs.values()]
     each = [Settings(1.0, max_new_tokens=n) for n in range(2, 8)]

@@ -43,7 +43,7 @@ class Kept:
 
 def _key(data: torch.Tensor, times: tuple[float, ...]) -> bytes:
     seen = hashlib.blake2b(repr((tuple(data.shape), times)).encode(), digest_size=16)
-    seen.update(data.cpu().contiguous().numpy())
+    seen.update(data.cpu().contiguous().numpy().data)
     return seen.digest()
 
 
