@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import vstar_fast.bench.decode_rivals as rivals
 from vstar_fast.bench.decode_clips import Clip, long_real, number, real, synthetic
-from vstar_fast.bench.decode_race import Reader, cpu_s, peak_mib, race, rows, table
+from vstar_fast.bench.decode_race import Reader, cpu_s, one_thread, peak_mib, race, rows, table
 from vstar_fast.bench.runner import Bench
 
 from vstar_fast.cache import Cache
@@ -90,7 +90,8 @@ def _against_rivals(bench: Bench, clip: Clip, count: int, indices: Cache, quick:
         bench.add(case=case, subject=OURS, baseline="the right pictures", metric="exact", value=readers[0].exact,
                   unit="share", ratio=None, equal=False)  # fmt: skip
         return
-    turns = race({r.name: r.take for r in readers}, quick)
+    with one_thread():
+        turns = race({r.name: r.take for r in readers}, quick)
     measured = [r.name for r in readers if r.name != COLD and (count == 32 or quick)]
     peaks = {name: peak_mib(name, clip.path, wanted, size) for name in measured}
     long = "long" in clip.name

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import shutil
 import subprocess
@@ -87,8 +88,8 @@ def _paths(
     dali, pyav = (source_of(indices, cores, backend, isolate=True) for backend in ("dali", "pyav"))
     for batch in batches:
         takes: dict[str, Callable[[], Any]] = {
-            "DALI": lambda n=batch: many(dali, _request(clip), n),  # type: ignore[misc]
-            "PyAV": lambda n=batch: many(pyav, _request(clip), n),  # type: ignore[misc]
+            "DALI": functools.partial(many, dali, _request(clip), batch),
+            "PyAV": functools.partial(many, pyav, _request(clip), batch),
             **_nvdec_rivals(clip, size, batch),
         }
         case = f"{batch} x {clip.name}, 8 frames"
@@ -110,7 +111,9 @@ def _auto(bench: Bench, clip: Clip, batch: int, least: int, indices: Cache) -> N
     cores = os.cpu_count() or 1
     asked = ("auto", "dali", "pyav")
     sources = {b: source_of(indices, cores, b, isolate=True, gpu_pixels=least) for b in asked}
-    takes = {name: (lambda s=s: many(s, _request(clip), batch)) for name, s in sources.items()}  # type: ignore[misc]
+    takes: dict[str, Callable[[], Any]] = {}
+    for name, source in sources.items():
+        takes[name] = functools.partial(many, source, _request(clip), batch)
     if _exact(takes["auto"](), clip, batch):
         turns = race(_synchronised(takes), bench.quick, BUDGET_S)
         better = min(("dali", "pyav"), key=lambda name: ratio(turns, "auto", name, "wall"))
@@ -129,7 +132,7 @@ def _synchronised(takes: dict[str, Callable[[], Any]]) -> dict[str, Callable[[],
         take()
         torch.cuda.synchronize()
 
-    return {name: (lambda t=take: wait(t)) for name, take in takes.items()}  # type: ignore[misc]
+    return {name: functools.partial(wait, take) for name, take in takes.items()}
 
 
 def _nvdec_rivals(clip: Clip, stored: tuple[int, int], batch: int) -> dict[str, Callable[[], Any]]:

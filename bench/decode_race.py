@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import resource
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
@@ -67,6 +69,19 @@ def _turn(take: Callable[[], Any], calls: int) -> Turn:
     return Turn((time.perf_counter() - wall) / calls, (cpu_s() - cpu) / calls)
 
 
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """torch with one thread, so that a reader that uses it is not given more than the others."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 def ratio(turns: dict[str, list[Turn]], subject: str, baseline: str, metric: str) -> float:
     """How many times less the subject takes, as the median over turns that lie side by side."""
     mine, theirs = ([getattr(t, metric) for t in turns[name]] for name in (subject, baseline))
@@ -121,7 +136,10 @@ def table(readers: list[Reader], turns: dict[str, list[Turn]], peaks: Mapping[st
 
 
 def peak_mib(name: str, path: str, numbers: list[int], size: tuple[int, int]) -> float:
-    """Memory in MiB that one read adds at its peak to a fresh process (and that of the program it starts)."""
+    """Memory in MiB that one read adds at its peak to a fresh process that has its libraries loaded.
+
+    Of the ffmpeg program it is the program's.
+    """
     asked = json.dumps([name, path, numbers, list(size)])
     code = "import sys; from vstar_fast.bench.decode_race import print_peak; print_peak(sys.argv[1])"
     paths = os.pathsep.join(p for p in sys.path if p)
@@ -136,19 +154,34 @@ def peak_mib(name: str, path: str, numbers: list[int], size: tuple[int, int]) ->
 
 
 def print_peak(asked: str) -> None:
-    """What `peak_mib` starts: one small read to load the libraries, then the one that counts."""
+    """What `peak_mib` starts."""
     name, path, numbers, size = json.loads(asked)
+    rivals.load(name)
     take = ours if name == "vstar-fast" else rivals.RIVALS[name][0]
-    take(path, numbers[:1], tuple(size))
-    before = _status("VmRSS")
+    before, programs = _status("VmRSS"), [0]
+    over = threading.Event()
+    watch = threading.Thread(target=_watch_programs, args=(programs, over))
+    watch.start()
     Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here on
     take(path, numbers, tuple(size))
-    child = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
-    print((_status("VmHWM") - before + child) / MIB)
+    over.set()
+    watch.join()
+    print((max(programs) or _status("VmHWM") - before) / MIB)
 
 
-def _status(field: str) -> int:
-    lines = Path("/proc/self/status").read_text().splitlines()
+def _watch_programs(found: list[int], over: threading.Event) -> None:
+    """Peaks of the programs this process starts: their `ru_maxrss` would begin with that of this process."""
+    me = Path("/proc/self/exe").resolve()
+    while not over.wait(0.002):
+        for listed in Path("/proc/self/task").glob("*/children"):
+            with contextlib.suppress(OSError, StopIteration):  # it has just ended
+                for pid in listed.read_text().split():
+                    if Path(f"/proc/{pid}/exe").resolve() != me:
+                        found.append(_status("VmHWM", pid))
+
+
+def _status(field: str, pid: str = "self") -> int:
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{field}:"))
 
 

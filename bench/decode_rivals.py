@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib
 import shutil
 import subprocess
 from collections.abc import Callable
@@ -127,10 +128,23 @@ def installed(cuda: bool = False) -> dict[str, Take]:
     return here
 
 
+def load(name: str) -> None:
+    """Import what a reader needs, ours or another's, and torch, beside which all of them run."""
+    import torch
+
+    torch.set_num_threads(1)
+    if name == "torchcodec":
+        _torchcodec_resize((8, 8))
+    wanted = (
+        ("av", "vstar_fast.frames.source", "vstar_fast.frames.pyav") if name == "vstar-fast" else (RIVALS[name][1],)
+    )
+    for module in wanted:
+        if module != "program":
+            importlib.import_module(module)
+
+
 @functools.cache
 def _there(module: str) -> bool:
-    import importlib
-
     if module == "program":
         return shutil.which("ffmpeg") is not None
     try:

@@ -116,7 +116,7 @@ def resident_kib() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * 4
 
 
-@pytest.mark.parametrize("rounds", [60, pytest.param(2000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("rounds", [100, pytest.param(2000, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("isolate", [True, False])
 def test_memory_and_open_files_stay_flat(tmp_path: Path, rounds: int, isolate: bool) -> None:
     """Good, damaged and missing files in turn; what is read is dropped."""
@@ -125,7 +125,7 @@ def test_memory_and_open_files_stay_flat(tmp_path: Path, rounds: int, isolate: b
     (tmp_path / "b.mp4").write_bytes(good.read_bytes()[:-500])
     requests = [FrameRequest(str(p)) for p in (good, tmp_path / "b.mp4", tmp_path / "none.mp4")]
     source = FrameSource(FramesConfig(8, "pyav", workers=1, isolate=isolate))
-    for _ in range(30):
+    for _ in range(max(50, rounds // 10)):
         source.read(requests)
     files, memory = len(os.listdir("/proc/self/fd")), resident_kib() + worker_kib()
     for _ in range(rounds):

@@ -17,6 +17,7 @@ from av.video.reformatter import ColorRange, Colorspace
 
 from test_frames import CORNERS, NAMES, OPTIONS, clips, corners, here, number, numbered, patches, to_rgb, write
 from vstar_fast import backends
+from vstar_fast.cache import Cache
 from vstar_fast.frames import FrameRequest, Frames, FrameSource, Sampling
 from vstar_fast.records import Rejected
 
@@ -180,12 +181,16 @@ def test_interlaced_pictures_are_whole(tmp_path: Path, monkeypatch: pytest.Monke
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("name", NAMES)
-def test_every_backend_is_exact_on_every_clip(clips: dict[str, Path], name: str, backend: str) -> None:
+def test_every_backend_is_exact_on_every_clip(clips: dict[str, Path], tmp_path: Path, name: str, backend: str) -> None:
     every = read(clips[name], backend, at(*range(40)))
     assert (every.backend == "pyav") == (backend == "pyav" or name in ("h264.ts", "mpeg4.avi", "bare.h264"))
     assert numbers(every) == list(range(40))
     assert every.times_s == pytest.approx([k / 24 for k in range(40)], abs=2e-3)
-    assert numbers(read(clips[name], backend, at(39, 3, 3, 21))) == [39, 3, 3, 21]
+    source = FrameSource(here(8, backend), index_cache=Cache(tmp_path, 1e9))
+    for few in ((39, 3, 3, 21), (0,), (38, 39), tuple(range(0, 40, 7))):  # the first time without an index
+        (found,) = source.read([FrameRequest(str(clips[name]), at(*few))])
+        assert isinstance(found, Frames) and numbers(found) == list(few)
+    source.close()
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -14,6 +14,7 @@ import numpy as np
 
 from vstar_fast import clip_files
 from vstar_fast.frames.index import Index, check_whole, of_images, open_video, scan, video_stream
+from vstar_fast.frames.memory import tidy
 from vstar_fast.frames.picture import UPRIGHT, Turn, of_frame
 from vstar_fast.frames.request import FrameRequest, Geometry
 from vstar_fast.frames.sampling import Picked, pick
@@ -101,6 +102,7 @@ class Read:
 def do(task: Task, room: Room = in_memory) -> Read:
     """Read the clip of `task` in this process. Raises Unusable, OSError, or whatever a decoder raises."""
     request, deadline = task.request, time.monotonic() + task.limit_s
+    tidy()
     with contextlib.ExitStack() as stack:
         index, container = task.index, None
         if index is None:

@@ -74,6 +74,6 @@ class Rgb:
 
 def _view(frame: av.VideoFrame) -> np.ndarray:
     """The memory of an RGB frame as uint8 `[H, W, 3]`, without the padding of its rows."""
-    plane = frame.planes[0]
+    plane: Any = frame.planes[0]
     rows = np.frombuffer(plane, dtype=np.uint8, count=frame.height * plane.line_size)
     return rows.reshape(frame.height, plane.line_size)[:, : 3 * frame.width].reshape(frame.height, frame.width, 3)
