@@ -3,16 +3,16 @@
 Baselines: `generate(num_return_sequences=k)`, a loop that prefills each prompt once and expands its cache, Hugging
 Face's `generate_batch`, and vLLM where it is installed. Every token of every answer is compared first (greedy; in
 half precision on a GPU, where rounding parts ways, the first token of each). Figures are CPU seconds (on a GPU:
-seconds), and the most memory taken on top of the model. `python -m vstar_fast.bench.generate --help` takes other
-models and shapes.
+seconds), and the most memory taken on top of the model. `vstar-fast bench generate --help` lists other models and
+shapes (`options`).
 """
 
 from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -209,12 +209,13 @@ def _expanded(model: Any, prompts: Any, k: int, tokens: int) -> Any:
 
 def cost_of(work: Callable[[], Any], device: str) -> tuple[Any, Cost]:
     """Result, seconds (of the CPU, or on the wall beside a GPU), and MiB taken on top of what was there."""
+    import torch
+
     from vstar_fast import profiling
+    from vstar_fast.engine import memory
 
     gc.collect()
     if device == "cuda":
-        import torch
-
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
         before, began = torch.cuda.memory_allocated(), time.perf_counter()
@@ -222,6 +223,7 @@ def cost_of(work: Callable[[], Any], device: str) -> tuple[Any, Cost]:
         torch.cuda.synchronize()
         taken = time.perf_counter() - began
         return result, Cost(taken, (torch.cuda.max_memory_allocated() - before) / (1 << 20))
+    memory.release(torch.device("cpu"))
     profiling.reset_peaks()
     resident = profiling.peak_mib()
     began = time.process_time()
@@ -229,17 +231,14 @@ def cost_of(work: Callable[[], Any], device: str) -> tuple[Any, Cost]:
     return result, Cost(time.process_time() - began, profiling.peak_mib() - resident)
 
 
-if __name__ == "__main__":
+def options(bench: Bench, arguments: Sequence[str]) -> None:
+    """Any shape: `vstar-fast bench generate --model Qwen2.5-VL-7B --videos 32 --k 8 --prefix 2000`."""
     import argparse
     from dataclasses import fields
 
-    from vstar_fast.bench.runner import Bench as Made
-
-    from vstar_fast import backends
-
-    parser = argparse.ArgumentParser(description="Answers behind shared prompts, any shape.")
+    parser = argparse.ArgumentParser("vstar-fast bench generate", description=__doc__.splitlines()[0])
     for field in fields(Case):
         if field.name != "targets":
             parser.add_argument(f"--{field.name.replace('_', '-')}", type=type(field.default), default=field.default)
-    chosen = vars(parser.parse_args())
-    measure(Made("generate", False, backends.device()), Case(**chosen, targets=Case.targets))
+    chosen = Case(**vars(parser.parse_args(list(arguments))))
+    measure(bench, chosen if chosen == Case() else replace(chosen, targets=None))

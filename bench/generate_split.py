@@ -53,6 +53,7 @@ def rows(bench: Bench, case: Case, scheduler: Any, seconds: float, model: Any) -
         "%",
         baseline="matrix products and memory at their best",
     )
+    add("tokens", "rate", case.answers * case.tokens / seconds, "tokens/s")
     add("videos", "rate", case.videos / (seconds + (vision or 0.0)), "videos/s")
 
 

@@ -66,13 +66,14 @@ def _trainer(peft: Any, collate: Collate, count: int, config: Any, arguments: di
 def _sft_trainer(peft: Any, collate: Collate, count: int, config: Any, arguments: dict[str, Any]) -> Any:
     """TRL's trainer over batches that are ready: it takes a video model's rows in no other way than one by one."""
     from datasets import Dataset
+    from datasets.table import InMemoryTable
     from trl import SFTConfig, SFTTrainer
 
     prepared = {"dataset_kwargs": {"skip_prepare_dataset": True}, "bf16": False, "gradient_checkpointing": False}
     return SFTTrainer(
         model=peft,
         args=SFTConfig(**arguments, **prepared),
-        train_dataset=Dataset.from_list([{"index": i} for i in range(count)]),
+        train_dataset=Dataset(InMemoryTable.from_pydict({"index": list(range(count))}), fingerprint="rows"),
         data_collator=lambda rows: collate([row["index"] for row in rows]),
         optimizers=(_optimizer(peft, config), None),
     )
@@ -86,10 +87,12 @@ def has_trl() -> bool:
 def trl_refusals(peft: Any, processor: Any) -> dict[str, str]:
     """What TRL's SFTTrainer says to the settings that would pack rows of a video model: setting -> its words."""
     from datasets import Dataset
+    from datasets.table import InMemoryTable
     from trl import SFTConfig, SFTTrainer
 
     said = {}
-    rows = Dataset.from_list([{"images": ["a.png"], "prompt": "a", "completion": "b"}])
+    row = {"images": [["a.png"]], "prompt": ["a"], "completion": ["b"]}
+    rows = Dataset(InMemoryTable.from_pydict(row), fingerprint="row")
     for name in ("packing", "padding_free"):
         with tempfile.TemporaryDirectory() as folder:
             try:

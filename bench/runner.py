@@ -17,7 +17,7 @@ import json
 import pkgutil
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -257,8 +257,11 @@ def header(name: str, quick: bool, device: str) -> dict[str, Any]:
     }
 
 
-def run(name: str, quick: bool = False, *, echo: bool = True) -> dict[str, Any]:
-    """Run one bench: {"header": ..., "rows": [...], "ran": what backends ran, "seconds": ...}."""
+def run(name: str, quick: bool = False, *, echo: bool = True, arguments: Sequence[str] = ()) -> dict[str, Any]:
+    """Run one bench: {"header": ..., "rows": [...], "ran": what backends ran, "seconds": ...}.
+
+    `arguments` go to the bench's `options(bench, arguments)`, where it has one.
+    """
     from vstar_fast import backends
 
     if name not in names():
@@ -267,16 +270,21 @@ def run(name: str, quick: bool = False, *, echo: bool = True) -> dict[str, Any]:
     bench = Bench(name, quick, backends.device(), echo)
     backends.reset_report()
     began = time.perf_counter()
-    module.run(bench, quick)
+    if not arguments:
+        module.run(bench, quick)
+    elif hasattr(module, "options"):
+        module.options(bench, arguments)
+    else:
+        raise ConfigError(f"bench {name} takes no further options, got: {' '.join(arguments)}")
     rows = [asdict(row) for row in bench.rows]
     seconds = round(time.perf_counter() - began, 2)
     return {"header": header(name, quick, bench.device), "rows": rows, "ran": backends.report(), "seconds": seconds}
 
 
-def main(name: str, quick: bool = False, json_path: str | Path | None = None) -> int:
+def main(name: str, quick: bool = False, json_path: str | Path | None = None, arguments: Sequence[str] = ()) -> int:
     """Run bench `name`, or "all"; exit status 1 when results differ or there is no row, 2 on a VstarError."""
     try:
-        reports = [run(each, quick) for each in (names() if name == "all" else (name,))]
+        reports = [run(each, quick, arguments=arguments) for each in (names() if name == "all" else (name,))]
         if json_path is not None:
             text = json.dumps(reports if name == "all" else reports[0], indent=1) + "\n"
             Path(json_path).write_text(text, encoding="utf-8")
@@ -319,5 +327,5 @@ if __name__ == "__main__":
     parser.add_argument("name", help=f"one of {', '.join(names())}, or all")
     parser.add_argument("--quick", action="store_true", help="end within a minute")
     parser.add_argument("--json", metavar="FILE", help="write header and rows here")
-    arguments = parser.parse_args()
-    sys.exit(main(arguments.name, arguments.quick, arguments.json))
+    arguments, further = parser.parse_known_args()
+    sys.exit(main(arguments.name, arguments.quick, arguments.json, further))

@@ -210,6 +210,14 @@ def test_what_is_absent_is_a_row_that_says_why(capsys):
     check_row(asdict(made.rows[0]))
 
 
+def test_a_bench_takes_its_own_options(capsys):
+    shape = ["--model", "tiny", "--videos", "2", "--questions", "2", "--k", "2", "--prefix", "40", "--tokens", "3"]
+    assert runner.main("generate", arguments=[*shape, "--baseline-videos", "1"]) == 0
+    assert "tiny, 2 x 2 questions x 2, P=40, 3 new (baseline: 2 prompts)" in capsys.readouterr().out
+    assert runner.main("score", arguments=["--k", "2"]) == 2
+    assert "bench score takes no further options, got: --k 2" in capsys.readouterr().out
+
+
 def test_the_roofline_page_is_up_to_date_and_takes_figures_of_a_card(tmp_path):
     from vstar_fast.bench import roofline_page
 

@@ -150,7 +150,7 @@ def test_errors_are_one_line_and_a_code(error, code, toml, monkeypatch):
         (["cycle", "--config", "{toml}", "--set", "generate.samples"], "must look like section.key=value"),
         (["cycle", "--config", "{toml}", "--set", "generate.samples=many"], "generate.samples must be int"),
         (["export", "--run", "x"], "say what to export: --format llava|sharegpt|swift|hf"),
-        (["bench", "nothing"], "unknown bench 'nothing'; known: constrain, constrained_answers, cycle, decode"),
+        (["bench", "nothing"], "unknown bench 'nothing'; known: attention, constrain, constrained_answers"),
     ],
 )
 def test_wrong_use(args, message, toml):
@@ -164,10 +164,10 @@ def test_bench_lists_and_runs(monkeypatch, tmp_path):
     assert {"label_match", "sample"} <= set(call("bench").stdout.split())
     assert "runner" not in call("bench").stdout.split()
     calls = []
-    monkeypatch.setattr(runner, "main", lambda name, *, quick, json_path: calls.append((name, quick, json_path)))
-    call("bench", "sample", "--quick", "--json", tmp_path / "x.json")
-    assert calls == [("sample", True, tmp_path / "x.json")]
-    monkeypatch.setattr(runner, "main", lambda name, *, quick, json_path: 3)
+    monkeypatch.setattr(runner, "main", lambda *given: calls.append(given))
+    call("bench", "sample", "--quick", "--json", tmp_path / "x.json", "--rows", "8")
+    assert calls == [("sample", True, tmp_path / "x.json", ("--rows", "8"))]
+    monkeypatch.setattr(runner, "main", lambda *_: 3)
     call("bench", "sample", code=3)
 
 

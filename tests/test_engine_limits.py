@@ -3,8 +3,10 @@
 import dataclasses
 import gc
 import math
+import os
 import weakref
 from collections import Counter
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -47,6 +49,22 @@ def test_fewer_rows_become_more_again_and_each_failure_asks_for_more_patience():
     assert steps == [memory.PATIENCE, 4 * memory.PATIENCE, 4 * memory.PATIENCE] and limit.now == 32
     limit.halve(10)
     assert not any(limit.went_well(2) for _ in range(10_000)) and limit.now == 5
+
+
+def test_what_a_user_says_of_the_allocator_counts(monkeypatch):
+    told = []
+    library = SimpleNamespace(mallopt=lambda *what: told.append(what), malloc_trim=lambda _: told.append("trim"))
+    monkeypatch.setattr(memory, "_C_LIBRARY", library)
+    monkeypatch.setattr(os, "environ", {"MALLOC_ARENA_MAX": "1"})
+    memory.keep_freed()
+    assert not told
+    monkeypatch.setattr(os, "environ", {})
+    memory.keep_freed()
+    memory.release(torch.device("cpu"))
+    assert told == [(-1, memory.KEPT_BYTES), (-3, memory.LARGEST_KEPT), "trim"]
+    monkeypatch.setattr(memory, "_C_LIBRARY", SimpleNamespace())
+    memory.keep_freed()
+    memory.release(torch.device("cpu"))
 
 
 def short_for_a_while(scheduler, monkeypatch, most):
@@ -132,7 +150,7 @@ def resident_bytes():
 
 
 def test_a_run_that_is_left_keeps_no_lane_no_row_and_no_video(loaded):
-    engine = Engine(*loaded, max_rows=9)
+    engine = Engine(*loaded, max_rows=9, cache_bytes=0)
     features = engine.encode([clip(seed=n) for n in range(6)])
     alive = [weakref.ref(tensor) for f in features for tensor in f.kwargs.values()]
     each = [Settings(1.0, max_new_tokens=n) for n in range(2, 8)]

@@ -88,6 +88,43 @@ def test_settings_and_templates_of_each_question(engine):
     assert len(found[0][0].token_ids) == 1 and engine.text(found[2][0]) == "red"
 
 
+def test_settings_and_templates_of_each_answer(engine):
+    grammars = [ops.compile(ops.choice([name]), engine.lm.vocab) for name in ("red", "green")]
+    settings = [Settings(max_new_tokens=8), Settings(1.0, max_new_tokens=20), Settings(max_new_tokens=20)]
+    templates = [[None, *grammars], None, grammars[::-1] + [ops.choice(["red"])]]
+    found = engine.generate(clips(), ASKED, n=3, settings=[settings] * 3, template=templates)
+    assert [engine.text(a) for a in found[0][1:]] == ["red", "green"] and len(found[0][0].token_ids) <= 8
+    assert [engine.text(a) for a in found[2][1:]] == ["red", "red"]
+    for i, each in enumerate(settings):
+        alone = engine.generate(clips()[1:2], ASKED[1:2], n=3, settings=each)
+        assert found[1][i].token_ids == alone[0][i].token_ids
+    with pytest.raises(ConfigError, match="there are 2 settings for 3 answers; give one an answer"):
+        engine.generate(clips(1), ASKED[:1], n=3, settings=[settings[:2]])
+
+
+def test_equal_frames_are_encoded_once_within_the_budget(loaded):
+    engine = Engine(*loaded)
+    seen, encode = [], engine.lm.encode
+    engine.lm.encode = lambda batch: seen.append(1) or encode(batch)
+    first = engine.encode([*clips(), *clips()])
+    assert len(seen) == 3 and all(a is b for a, b in zip(first[:3], first[3:], strict=True))
+    assert all(a is b for a, b in zip(engine.encode(clips()), first[:3], strict=True)) and len(seen) == 3
+    size = sum(v.nbytes for v in first[0].kwargs.values())
+    small = Engine(*loaded, cache_bytes=2 * size)
+    small.encode(clips())
+    assert small._kept.nbytes == 2 * size
+    assert Engine(*loaded, cache_bytes=0).encode(clips(1))[0].ids.equal(first[0].ids)
+
+
+def test_a_batch_whose_answers_differ_in_length_stays_full(loaded):
+    scheduler = Scheduler(TextLM(text_model(eos_token_id=None)), max_rows=16)
+    scheduler.lm.eos_ids, scheduler._batch.eos = [], frozenset()
+    lengths = [4, 40, 8, 12] * 30
+    requests = [request(ids, seeds=[1], max_new_tokens=n) for ids, n in zip(prompts(*[6] * 120), lengths, strict=True)]
+    assert sum(len(a) for x in drawn(scheduler, requests) for a in x) == sum(lengths)
+    assert scheduler.counts.steps < 1.25 * (sum(lengths) - len(lengths)) / 16 + 40
+
+
 @pytest.mark.parametrize(
     ("call", "said"),
     [

@@ -316,3 +316,37 @@ def test_layers_that_mix_the_branches_of_a_row_are_refused(setup):
     with pytest.raises(ModelError, match=r"layers of linear_attention.*set finetune.pack = false"):
         backward(lm, peft, examples, rows)
     assert math.isfinite(backward(lm, peft, examples, rows, pack=False)[0])
+
+
+def test_balance_lets_a_rare_class_be_learnt_as_well(setup, project, tmp_path):
+    """Nine answers of one class and one of another: what the rare one's loss comes to."""
+    from peft import get_peft_model
+
+    from vstar_fast import dataset
+    from vstar_fast.records import Label, Question
+
+    lm, peft, examples, rows = setup
+    unload(peft)
+    label = {0: "red", 1: "blue"}
+    asked = {f"q{i}": Question(f"q{i}", "", "", (Label("class", "c", label[i == 9]),), "") for i in range(10)}
+    videos = [e.video_id for e in examples]
+    made = [Example(videos[i == 9], f"q{i}", "which colour", f"Answer: {label[i == 9]}", "direct") for i in range(10)]
+    assert [e.weight for e in dataset.balance(made, asked)] == pytest.approx([5 / 9] * 9 + [5.0])
+    sizes = {"batch_size": 10, "micro_batch_size": 10, "steps": 25}
+    config = dataclasses.replace(CONFIG, **sizes, lr=1e-2, modules_to_save="lm_head")
+    rare = {}
+    for name, data in (("as it is", made), ("balanced", dataset.balance(made, asked))):
+        torch.manual_seed(0)
+        peft = get_peft_model(lm.model, lora_settings(lm, config))
+        finetune(lm, peft, data, rows, config, tmp_path / name.replace(" ", ""), seed=0)
+        with torch.no_grad():
+            rare[name] = backward_free(lm, [made[9]], rows)
+        unload(peft)
+    assert rare["balanced"] < 0.6 * rare["as it is"]
+
+
+def backward_free(lm, examples, rows):
+    """Negative log-likelihood of answers."""
+    from vstar_fast.finetune.loss import row_nll
+
+    return float(row_nll(lm, Reader(lm, rows)(examples)).sum())

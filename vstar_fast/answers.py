@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from vstar_fast import label_scores, ops, questions
 from vstar_fast.answer_slots import Slots
 from vstar_fast.features import weights_key
-from vstar_fast.generate import Asked, Sampling, batches, by_sample, joined, stream, to_candidates, usable
+from vstar_fast.generate import Asked, Sampling, batches, joined, stream, to_candidates, usable
 from vstar_fast.match.text import Names
 from vstar_fast.records import Candidate, Question, Rejected, candidate_from_dict, to_dict
 from vstar_fast.runfolder import Part, content_key
@@ -50,14 +50,6 @@ class Group:
         self.rejected: list[Rejected] = []
         self.kept: list[Question] = []
         self.found: dict[str, CandidateBatch] = {}
-        self._parts: dict[str, list[CandidateBatch]] = {}
-
-    def add(self, question: Question, batch: CandidateBatch, samples: int) -> None:
-        """Answers to a question that gets `samples` in all."""
-        parts = self._parts.setdefault(question.id, [])
-        parts.append(batch)
-        if sum(len(part.samples) for part in parts) == samples:
-            self.found[question.id] = by_sample(self._parts.pop(question.id))
 
     @property
     def whole(self) -> bool:
@@ -126,7 +118,7 @@ class Answers:
             )
             for question, batch in drawn:
                 group = next(g for g in waiting if any(q is question for q in g.kept))
-                group.add(question, batch, how.sampling.samples)
+                group.found[question.id] = batch
                 s.profiler.count("tokens", int(batch.lengths.sum()))
                 s.profiler.count("answers", len(batch.samples))
                 while waiting and waiting[0].whole:
@@ -146,17 +138,13 @@ class Answers:
             s.profiler.count("videos", len({q.video_id for q in group.kept}))
             proposed = self._proposed(lm, group.kept, kept, how)
             for question, video in zip(group.kept, kept, strict=True):
-                gold = self._gold(lm, question, how)
-                if question.id not in proposed:
-                    yield Asked(question, video, self._grammar(lm, question, how), gold)
-                for rank, grammar in enumerate(proposed.get(question.id, ())):
-                    samples = range(rank, how.sampling.samples, len(proposed[question.id]))
-                    yield Asked(question, video, grammar, gold, samples)
+                grammar = proposed.get(question.id) or self._grammar(lm, question, how)
+                yield Asked(question, video, grammar, self._gold(lm, question, how))
 
     def _proposed(
         self, lm: VideoLM, asked: Sequence[Question], videos: Sequence[Features], how: How
     ) -> dict[str, list[Grammar]]:
-        """Per question about a closed set, the grammar of answers with each of its likeliest labels, best first."""
+        """Per question about a closed set the grammar of each answer: its likeliest labels are shared out to them."""
         slots, most = self._slots, min(self._session.config.generate.propose, how.sampling.samples)
         if slots is None or not most or how.stage != "generate":
             return {}
@@ -166,12 +154,13 @@ class Answers:
         found = label_scores.score(lm, [q for q, _ in closed], [v for _, v in closed], prompts, names)
         self._session.profiler.count("scored", len(found))
 
-        def grammar(question: Question, surfaces: Sequence[str]) -> Grammar:
-            node = slots.filled(question, [ops.choice(list(surfaces))], reason=how.reason)
-            return ops.compile(node, lm.vocab, cache=self._grammars)
+        def each(question: Question, labels: Sequence[Sequence[str]]) -> list[Grammar]:
+            nodes = [slots.filled(question, [ops.choice(list(x))], reason=how.reason) for x in labels]
+            made = [ops.compile(node, lm.vocab, cache=self._grammars) for node in nodes]
+            return [made[i % len(made)] for i in range(how.sampling.samples)]
 
         return {
-            q.id: [grammar(q, listed[name]) for name in scored.labels[:most]]
+            q.id: each(q, [listed[name] for name in scored.labels[:most]])
             for (q, _), listed, scored in zip(closed, names, found, strict=True)
         }
 

@@ -180,12 +180,16 @@ def report(run_dir: Path, out: Path | None, samples: int, thumbnails: int) -> No
     click.echo(reporting.write(run_dir, out, samples=samples, thumbnails=thumbnails))
 
 
-@main.command()
+@main.command(context_settings={"ignore_unknown_options": True})
 @click.argument("name", required=False)
+@click.argument("further", nargs=-1, type=click.UNPROCESSED)
 @click.option("--quick", is_flag=True, help="Small sizes: ends within a minute.")
 @click.option("--json", "json_path", type=FILE, help="Write machine and rows as JSON here.")
-def bench(name: str | None, quick: bool, json_path: Path | None) -> None:
-    """Measure NAME against its baseline, equal results proved first; without NAME list what can be measured."""
+def bench(name: str | None, further: tuple[str, ...], quick: bool, json_path: Path | None) -> None:
+    """Measure NAME against its baseline, equal results proved first; without NAME list what can be measured.
+
+    Some take options of their own: `bench generate --model Qwen2.5-VL-7B --videos 32 --prefix 2000`.
+    """
     if name is None:
         click.echo("\n".join(_benches()))
         return
@@ -193,7 +197,7 @@ def bench(name: str | None, quick: bool, json_path: Path | None) -> None:
 
     if name not in _benches():
         raise ConfigError(f"unknown bench {name!r}; known: {', '.join(_benches())}")
-    raise SystemExit(runner.main(name, quick=quick, json_path=json_path) or 0)
+    raise SystemExit(runner.main(name, quick, json_path, further) or 0)
 
 
 @main.command()

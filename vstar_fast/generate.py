@@ -31,17 +31,15 @@ class Sampling:
 
 
 class Asked(NamedTuple):
-    """A question, its video, what its answers may be, and which of them are wanted (None: any).
+    """A question, its video, what its answers may be (or a list, of each), and which of them are wanted (None: any).
 
-    An answer that can no longer become a wanted one is not drawn to its end. `samples`: only these of the question's
-    answers (None: all of them).
+    An answer that can no longer become a wanted one is not drawn to its end.
     """
 
     question: Question
     features: Features
-    grammar: Grammar | None = None
+    grammar: Grammar | Sequence[Grammar | None] | None = None
     gold: Grammar | None = None
-    samples: Sequence[int] | None = None
 
 
 def stream(
@@ -54,7 +52,7 @@ def stream(
     max_rows: int = 64,
     counts: Callable[[Counts], None] | None = None,
 ) -> Iterator[tuple[Question, CandidateBatch]]:
-    """The answers to each question (a batch for every `Asked`), as they get done; questions come in as rows get free.
+    """`sampling.samples` answers to each question, as they get done; questions come in as rows get free.
 
     `prompt` gives the user's text of a question, `seed` the random stream of (question, sample). A sample does not
     depend on what else is drawn. `max_rows`: answers drawn at once. `counts` is told at the end what was done.
@@ -65,8 +63,7 @@ def stream(
     with merged(lm.model, lm.device):
         scheduler = Scheduler(lm, max_rows=max_rows)
         for request, answers in scheduler.run(_requests(scheduler, asked, sampling, prompt, seed)):
-            question, samples = request.tag
-            yield question, _batch(lm, question, answers, samples, sampling)
+            yield request.tag, _batch(lm, request.tag, answers, sampling)
         if counts is not None:
             counts(scheduler.counts)
 
@@ -77,16 +74,13 @@ def _requests(
     from vstar_fast.engine import Request, Settings
 
     settings = Settings(sampling.temperature, sampling.top_p, sampling.top_k, sampling.max_new_tokens)
-    for question, features, grammar, gold, some in asked:
+    for question, features, grammar, gold in asked:
         head, tail = scheduler.lm.split(prompt(question))
-        samples = range(sampling.samples) if some is None else some
-        seeds = [seed(question, n) for n in samples]
-        yield Request(head, tail, features, seeds, settings, grammar, gold, (question, samples))
+        seeds = [seed(question, n) for n in range(sampling.samples)]
+        yield Request(head, tail, features, seeds, settings, grammar, gold, question)
 
 
-def _batch(
-    lm: VideoLM, question: Question, answers: Sequence[Answer], samples: Sequence[int], sampling: Sampling
-) -> CandidateBatch:
+def _batch(lm: VideoLM, question: Question, answers: Sequence[Answer], sampling: Sampling) -> CandidateBatch:
     """The answers to one question, padded."""
     ids = torch.full((len(answers), sampling.max_new_tokens), lm.pad_id, dtype=torch.int64)
     for i, answer in enumerate(answers):
@@ -97,7 +91,7 @@ def _batch(
         logprobs=torch.tensor([a.logprob for a in answers]),
         finished=torch.tensor([a.finish == "stop" for a in answers]),
         questions=[question] * len(answers),
-        samples=[samples[a.sample] for a in answers],
+        samples=[a.sample for a in answers],
         seeds=[a.seed for a in answers],
         stopped=torch.tensor([a.finish == "stopped_early" for a in answers]),
     )
@@ -143,24 +137,6 @@ def joined(parts: Sequence[CandidateBatch]) -> CandidateBatch:
         samples=lists("samples"),
         seeds=lists("seeds"),
         stopped=tensors("stopped"),
-    )
-
-
-def by_sample(parts: Sequence[CandidateBatch]) -> CandidateBatch:
-    """The batches of one question as one, answers in the order of their samples."""
-    if len(parts) == 1:
-        return parts[0]
-    whole = joined(parts)
-    order = sorted(range(len(whole.samples)), key=whole.samples.__getitem__)
-    return CandidateBatch(
-        token_ids=whole.token_ids[order],
-        lengths=whole.lengths[order],
-        logprobs=whole.logprobs[order],
-        finished=whole.finished[order],
-        questions=[whole.questions[i] for i in order],
-        samples=[whole.samples[i] for i in order],
-        seeds=[whole.seeds[i] for i in order],
-        stopped=whole.stopped[order],
     )
 
 

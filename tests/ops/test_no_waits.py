@@ -133,3 +133,50 @@ def test_lists_are_refused_while_a_graph_is_captured(words, monkeypatch):
         monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
         with pytest.raises(DataError, match="tensors that lie on the GPU"):
             ops.match_number(ids(), [1.0] * ROWS, tokens=words[1])
+
+
+class Kernel:
+    """Stands for a Triton kernel: notes its grid."""
+
+    def __init__(self):
+        self.grids = []
+
+    def __getitem__(self, grid):
+        return lambda *args, **kwargs: self.grids.append(grid)
+
+
+def test_prefix_attention_does_not_wait(monkeypatch):
+    """A prefix with lengths, scattered pages, a prompt of its own: two kernels, whatever lies on the GPU."""
+    kernels = pytest.importorskip("vstar_fast.kernels.prefix_attention.triton_kernel")
+    attend, merge = Kernel(), Kernel()
+    monkeypatch.setattr(kernels, "attend", attend)
+    monkeypatch.setattr(kernels, "merge", merge)
+    monkeypatch.setattr(kernels, "_processors", lambda _: 132)
+    with pretended_gpu(monkeypatch, "triton"), NoCopies():
+        whole = {"dtype": torch.int64}
+        half = {"dtype": torch.bfloat16}
+        video = ops.Groups(on_gpu(2, 8, **whole), None, on_gpu(2, 1, **whole))
+        page = ops.Groups(on_gpu(16, 1, **whole), on_gpu(16, **whole), on_gpu(16, 1, **whole))
+        prompt = ops.Groups(on_gpu(1, 16, **whole), causal=True)
+        levels = [
+            [ops.Segment(on_gpu(2, 4, 2000, 128, **half), on_gpu(2, 4, 2000, 128, **half), video)],
+            [ops.Segment(on_gpu(40, 4, 64, 128, **half), on_gpu(40, 4, 64, 128, **half), page)],
+            [ops.Segment(on_gpu(1, 4, 16, 128, **half), on_gpu(1, 4, 16, 128, **half), prompt)],
+        ]
+        out, lse = ops.prefix_attention(on_gpu(16, 28, 128, **half), levels)
+        assert out.shape == (16, 28, 128) and out.device == lse.device == CUDA
+    assert attend.grids == [(2, 4, 7), (16, 4, 1), (2, 4, 1)] and merge.grids == [(16 * 28,)]
+
+
+def test_patchify_does_not_wait(monkeypatch):
+    kernels = pytest.importorskip("vstar_fast.kernels.patchify.triton_kernel")
+    kernel = Kernel()
+    monkeypatch.setattr(kernels, "patchify_rows", kernel)
+    layout = ops.Layout((1.0,) * 3, (2.0,) * 3, 14, 2, 2)
+    with pretended_gpu(monkeypatch, "triton"):
+        kernels._table(layout, CUDA)  # goes to the GPU once
+        with NoCopies():
+            found = ops.patchify(on_gpu(5, 3, 56, 84, dtype=torch.uint8), layout)
+            assert found.shape == (3 * 4 * 6, 3 * 2 * 14 * 14) and found.device == CUDA
+        kernels._TABLES.clear()
+    assert kernel.grids == [(72, 2)]

@@ -12,7 +12,7 @@ from vstar_fast.engine import plan as plans
 from vstar_fast.engine.lanes import Lane, Tracked
 from vstar_fast.engine.plan import Plan, Span
 from vstar_fast.engine.prompts import Prefix
-from vstar_fast.engine.request import Answer, Counts, Request
+from vstar_fast.engine.request import Answer, Counts, Request, Settings
 from vstar_fast.engine.stack import Stack, copy
 from vstar_fast.engine.store import PAGE, Node
 
@@ -122,13 +122,12 @@ class Batch:
         group.prefix.nodes = []
 
     def _new_lanes(self, rows: Sequence[Row]) -> dict[Any, Lane]:
-        by_key: dict[Any, list[Row]] = {}
+        held: dict[Any, tuple[Settings, Grammar | None, list[Row]]] = {}
         for row in rows:
-            r = row.flight.request
-            by_key.setdefault((r.settings, id(r.grammar)), []).append(row)
-        device = self.stack.lm.device
-        named = {key: held[0].flight.request for key, held in by_key.items()}
-        return {key: Lane(named[key].settings, named[key].grammar, held, device) for key, held in by_key.items()}
+            asked, sample = row.flight.request, row.answer.sample
+            settings, grammar = asked.settings_of(sample), asked.grammar_of(sample)
+            held.setdefault((settings, id(grammar)), (settings, grammar, []))[2].append(row)
+        return {key: Lane(*parts, self.stack.lm.device) for key, parts in held.items()}
 
     def _new_golds(self, rows: Sequence[Row]) -> dict[int, Tracked]:
         by_key: dict[int, tuple[Grammar, list[Row]]] = {}

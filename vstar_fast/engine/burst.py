@@ -188,7 +188,7 @@ class Step:
         self.stored += fed
         self.positions += fed
         self.left -= fed
-        going = self.active & (self.left > 0) & ~torch.isin(ids, self.eos) & (ids >= 0)
+        going = self.active & (self.left > 0) & ~(ids[:, None] == self.eos).any(-1) & (ids >= 0)
         lost = torch.zeros_like(going)
         for index, state in self.golds:
             assert state is not None

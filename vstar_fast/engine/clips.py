@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections import OrderedDict
 from typing import Any
 
 import numpy as np
@@ -12,13 +14,45 @@ from vstar_fast.models.features import Features
 from vstar_fast.records import FrameBatch, Frames, Rejected
 
 
-def encode(lm: Any, video: Any) -> Features | None:
-    """The model's features of a `Frames`, of uint8 [F, H, W, 3] (a second each), of Features or None, as they are.
+class Kept:
+    """Features of the clips seen last, by their frames, at most `budget` bytes of them."""
 
-    Raises DataError for anything else, such as a path: `FrameSource` reads files.
-    """
-    if video is None or isinstance(video, Features):
-        return video
+    def __init__(self, budget: int) -> None:
+        self.budget, self.nbytes = budget, 0
+        self._held: OrderedDict[bytes, Features] = OrderedDict()
+
+    def features(self, lm: Any, video: Any) -> Features | None:
+        """The model's features of a `Frames`, of uint8 [F, H, W, 3] (a second each), of Features or None, as they are.
+
+        A clip that is kept is not encoded again. Raises DataError for anything else, such as a path: `FrameSource`
+        reads files.
+        """
+        if video is None or isinstance(video, Features):
+            return video
+        data, times = frames_of(lm, video)
+        key = _key(data, times)
+        found = self._held.pop(key, None)
+        if found is None:
+            (found,) = lm.encode(FrameBatch([data], [times], []))
+            self.nbytes += _size(found)
+        self._held[key] = found
+        while self.nbytes > self.budget:
+            self.nbytes -= _size(self._held.popitem(last=False)[1])
+        return found
+
+
+def _key(data: torch.Tensor, times: tuple[float, ...]) -> bytes:
+    seen = hashlib.blake2b(repr((tuple(data.shape), times)).encode(), digest_size=16)
+    seen.update(data.cpu().contiguous().numpy().data)
+    return seen.digest()
+
+
+def _size(features: Features) -> int:
+    return sum(value.nbytes for value in features.kwargs.values())
+
+
+def frames_of(lm: Any, video: Any) -> tuple[torch.Tensor, tuple[float, ...]]:
+    """Frames uint8 [F, H, W, 3] and the second of each. Raises DataError for what are none."""
     if not hasattr(lm, "encode"):
         raise ModelError("this is a model of text alone; give None in place of a video")
     if isinstance(video, Rejected):
@@ -34,5 +68,4 @@ def encode(lm: Any, video: Any) -> Features | None:
     if data.dtype != torch.uint8 or data.ndim != 4 or not len(data) or data.shape[-1] != 3:
         kind = f"{str(data.dtype).removeprefix('torch.')} {list(data.shape)}"
         raise DataError(f"frames must be uint8 [F, H, W, 3] with at least one frame, got {kind}")
-    found: Features = lm.encode(FrameBatch([data], [times], []))[0]
-    return found
+    return data, times

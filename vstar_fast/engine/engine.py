@@ -24,11 +24,24 @@ if TYPE_CHECKING:
     from vstar_fast.kernels.constrain import Grammar
 
 
+CACHE_BYTES = 1 << 30
+
+
 class Engine:
     """The importable face: a Hugging Face video-LMM with its processor, as they come from `from_pretrained`."""
 
-    def __init__(self, model: Any, processor: Any, *, max_rows: int = 64, memory_bytes: int | None = None) -> None:
+    def __init__(
+        self,
+        model: Any,
+        processor: Any,
+        *,
+        max_rows: int = 64,
+        memory_bytes: int | None = None,
+        cache_bytes: int = CACHE_BYTES,
+    ) -> None:
+        """`max_rows`, `memory_bytes`: see `Scheduler`. `cache_bytes`: features to keep, of a tower that stays."""
         self.lm = as_lm(model, processor)
+        self._kept = clips.Kept(cache_bytes)
         self.scheduler = Scheduler(self.lm, max_rows=max_rows, memory_bytes=memory_bytes)
 
     @property
@@ -42,7 +55,7 @@ class Engine:
         questions: Sequence[str],
         *,
         n: int = 1,
-        settings: Settings | Sequence[Settings] | None = None,
+        settings: Settings | Sequence[Settings | Sequence[Settings]] | None = None,
         template: Any = None,
         seed: int = 0,
     ) -> list[list[Answer]]:
@@ -50,11 +63,12 @@ class Engine:
 
         Args:
             videos: per question, what `FrameSource.read` gave for its video, uint8 [F, H, W, 3] (a tensor or array,
-                frames a second apart), what `encode` gave, or None without a video. An object is encoded once.
+                frames a second apart), what `encode` gave, or None without a video. Equal frames are encoded once.
             questions: the user's text; the chat template is put around it (not with a tokenizer in place of a
                 processor: there it is the whole prompt).
-            n: answers a question. settings: how they are drawn, or one a question; default greedy.
-            template: what an answer may be (`vstar_fast.ops.template`, or a Grammar), or one a question (None: any).
+            n: answers a question. settings: how they are drawn; default greedy. template: what an answer may be
+                (`vstar_fast.ops.template`, or a Grammar; None: any). Each for all questions, or a list of one a
+                question, in which a list of `n` says it for each answer.
             seed: of all random streams; an answer depends on it and on its own question, video and number only.
 
         Raises ConfigError for lists of unequal length, DataError for what is no video.
@@ -79,7 +93,12 @@ class Engine:
         return [found[id(r)] for r in requests]
 
     def request(
-        self, text: str, features: Any, seeds: Sequence[int], settings: Settings, grammar: Grammar | None = None
+        self,
+        text: str,
+        features: Any,
+        seeds: Sequence[int],
+        settings: Settings | Sequence[Settings],
+        grammar: Grammar | Sequence[Grammar | None] | None = None,
     ) -> Request:
         """A request for `Scheduler.run`."""
         if features is None:  # some families print words around a video
@@ -89,28 +108,29 @@ class Engine:
         return Request(head, tail, features, seeds, settings, grammar)
 
     def encode(self, videos: Iterable[Any]) -> list[Any]:
-        """The model's features of each video; the same object is encoded once."""
-        held = list(videos)  # an id is a video's own only while the video is held
-        known: dict[int, Any] = {}
-        for video in held:
-            if id(video) not in known:
-                with alone(self.lm.text_model):
-                    known[id(video)] = clips.encode(self.lm, video)
-        return [known[id(video)] for video in held]
+        """The model's features of each video; equal frames are encoded once, also those of calls before."""
+        with alone(self.lm.text_model):
+            return [self._kept.features(self.lm, video) for video in videos]
 
     def text(self, answer: Answer) -> str:
         """The words of an answer."""
         return str(self.lm.tokenizer.decode(answer.words, skip_special_tokens=True))
 
-    def _grammars(self, template: Any, count: int) -> list[Grammar | None]:
+    def _grammars(self, template: Any, count: int) -> list[Any]:
+        listed = list(template) if isinstance(template, (list, tuple)) else [template] * count
+        made: dict[int, Grammar | None] = {}
+        return [self._grammar(node, made) for node in listed]
+
+    def _grammar(self, node: Any, made: dict[int, Grammar | None]) -> Any:
+        """A template's grammar, compiled once; of a list, those of its templates."""
         from vstar_fast import ops
 
-        listed = list(template) if isinstance(template, (list, tuple)) else [template] * count
-        made: dict[int, Grammar | None] = {id(None): None}
-        for node in listed:
-            if id(node) not in made:
-                made[id(node)] = node if isinstance(node, ops.Grammar) else ops.compile(node, self.lm.vocab)
-        return [made[id(node)] for node in listed]
+        if isinstance(node, (list, tuple)):
+            return [self._grammar(each, made) for each in node]
+        if id(node) not in made:
+            plain = node is None or isinstance(node, ops.Grammar)
+            made[id(node)] = node if plain else ops.compile(node, self.lm.vocab)
+        return made[id(node)]
 
 
 def as_lm(model: Any, processor: Any) -> Any:

@@ -65,7 +65,8 @@ class CudaGraphs:
             step()
         torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool):
+        # other threads may use the GPU meanwhile, to decode frames
+        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
             step()
         replay: Callable[[], None] = graph.replay
         return replay
@@ -189,13 +190,13 @@ def _take(row: Row, token: int, logprob: float, eos: frozenset[int]) -> None:
     row.stored, row.position, row.pending = row.stored + 1, row.position + 1, [token]
     if token in eos:
         answer.finish = "stop"
-    elif len(answer.token_ids) >= row.flight.request.settings.max_new_tokens:
+    elif len(answer.token_ids) >= row.flight.request.settings_of(row.answer.sample).max_new_tokens:
         answer.finish = "length"
 
 
 def _left(row: Row) -> int:
     """Tokens that a row may still take."""
-    return row.flight.request.settings.max_new_tokens - len(row.answer.token_ids)
+    return row.flight.request.settings_of(row.answer.sample).max_new_tokens - len(row.answer.token_ids)
 
 
 def together(store: Store, pages: Sequence[Node]) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import os
 from pathlib import Path
 
 import torch
@@ -9,6 +11,11 @@ import torch
 PATIENCE = 64
 """Full steps in a row that must go well before more rows are tried again; twice as many after each failure."""
 MOST_PATIENCE = 1 << 14
+KEPT_BYTES = 256 << 20
+LARGEST_KEPT = 32 << 20
+"""Larger buffers go back when they are freed; glibc takes no more than this."""
+_C_LIBRARY = ctypes.CDLL(None)
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
 WORDS = ("out of memory", "can't allocate memory", "not enough memory")
 
 
@@ -43,9 +50,22 @@ def ran_out(error: BaseException) -> bool:
 
 
 def release(device: torch.device) -> None:
-    """Hand memory that torch holds for later back to the device."""
+    """Hand memory that torch, or the C library, holds for later back to the device."""
     if device.type == "cuda":
         torch.cuda.empty_cache()
+    elif hasattr(_C_LIBRARY, "malloc_trim"):
+        _C_LIBRARY.malloc_trim(0)
+
+
+def keep_freed() -> None:
+    """Have glibc keep freed memory of this process up to KEPT_BYTES; without glibc, or where the user said it, nothing.
+
+    By default it hands a layer's buffers back to the system, which maps them in anew page by page at the next layer:
+    a tenth of the engine's time on a CPU.
+    """
+    if hasattr(_C_LIBRARY, "mallopt") and not any(name.startswith("MALLOC_") for name in os.environ):
+        _C_LIBRARY.mallopt(_TRIM_THRESHOLD, KEPT_BYTES)
+        _C_LIBRARY.mallopt(_MMAP_THRESHOLD, LARGEST_KEPT)
 
 
 class RowLimit:

@@ -36,19 +36,36 @@ class Request:
     """One question about one video: `len(seeds)` answers are drawn, each from its own random stream.
 
     `head`, `tail` int64 [n]: the prompt's tokens before and after the video. `features`: the video, or None for text
-    alone; requests with the same object share its tokens. `grammar`: what an answer may be. `gold`: the answers that
-    are wanted; an answer that can no longer become one is stopped. It never reaches the prompt.
+    alone; requests with the same object share its tokens. `settings`: how answers are drawn; `grammar`: what they may
+    be; both for all of them, or a list of one an answer. `gold`: the answers that are wanted; one that can no longer
+    become such an answer is stopped. It never reaches the prompt.
+
+    Raises ConfigError for a list that is not as long as `seeds`.
     """
 
     head: torch.Tensor
     tail: torch.Tensor
     features: Features | None
     seeds: Sequence[int]
-    settings: Settings = field(default_factory=Settings)
-    grammar: Grammar | None = None
+    settings: Settings | Sequence[Settings] = field(default_factory=Settings)
+    grammar: Grammar | Sequence[Grammar | None] | None = None
     gold: Grammar | None = None
     tag: Any = None
     """Anything of the caller's."""
+
+    def __post_init__(self) -> None:
+        for name in ("settings", "grammar"):
+            given = getattr(self, name)
+            if isinstance(given, (list, tuple)) and len(given) != len(self.seeds):
+                raise ConfigError(f"there are {len(given)} {name} for {len(self.seeds)} answers; give one an answer")
+
+    def settings_of(self, sample: int) -> Settings:
+        """How an answer is drawn."""
+        return self.settings if isinstance(self.settings, Settings) else self.settings[sample]
+
+    def grammar_of(self, sample: int) -> Grammar | None:
+        """What an answer may be."""
+        return self.grammar[sample] if isinstance(self.grammar, (list, tuple)) else self.grammar  # type: ignore[return-value]
 
 
 @dataclass(slots=True)

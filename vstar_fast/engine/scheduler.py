@@ -28,6 +28,11 @@ from vstar_fast.models.modules import evaluating
 
 LOOKAHEAD = 64
 """Requests that are looked at before their turn, to see which videos will be asked about again."""
+BETWEEN_STEPS = {"cpu": 1 << 62, "cuda": 8192}
+"""Tokens of prompts that are taken in, one prompt at least, before answers in flight go on.
+
+On a CPU, where a step takes longer than a prompt, prompts come together instead.
+"""
 UPLOADS = 2
 """Requests whose videos are on their way to a GPU while it decodes."""
 REFILL = 8
@@ -51,6 +56,8 @@ class Scheduler:
         if max_rows < 1:
             raise ConfigError(f"max_rows is {max_rows}; at least 1 answer must be drawn at once")
         self.lm = lm
+        if lm.device.type == "cpu":
+            memory.keep_freed()
         self.stack = Stack(lm)
         self.counts = Counts()
         self._rows = memory.RowLimit(max_rows)
@@ -140,7 +147,8 @@ class Scheduler:
             return
         picked: list[tuple[Flight, list[Answer]]] = []
         reserved = sum(g.reserved for g in self._batch.groups)
-        while waiting:
+        room = BETWEEN_STEPS[self.lm.device.type] if taken else 1 << 62
+        while waiting and (room > 0 or not picked):
             flight = waiting[0]
             n, need = len(flight.todo), self._need(flight)
             fits = taken + n <= self.max_rows and reserved + need <= self.memory_bytes
@@ -150,6 +158,7 @@ class Scheduler:
             flight.todo = flight.todo[self.max_rows :]
             picked.append((flight, answers))
             taken, reserved = taken + len(answers), reserved + need
+            room -= _prompt(flight)
             if flight.todo:
                 break
             waiting.popleft()
@@ -161,18 +170,17 @@ class Scheduler:
         prefixes = self._prompts.put([f.request for f, _ in picked], [f.request for f in waiting])
         for (flight, answers), prefix in zip(picked, prefixes, strict=True):
             rows = [Row(flight, answer, prefix.next_position) for answer in answers]
-            groups.append(Group(flight, prefix, rows, self._need(flight, len(answers))))
+            groups.append(Group(flight, prefix, rows, self._need(flight, answers)))
         self._batch.join(groups)
         self._inbound = []
         self.counts.prefilled = self._prompts.tokens
 
-    def _need(self, flight: Flight, rows: int | None = None) -> int:
+    def _need(self, flight: Flight, drawn: list[Answer] | None = None) -> int:
         """Bytes of keys and values that a request may come to hold."""
-        r = flight.request
-        video = 0 if r.features is None else len(r.features.ids)
-        prompt = len(r.head) + video + len(r.tail)
-        answers = (len(flight.todo) if rows is None else rows) * r.settings.max_new_tokens
-        return (prompt + answers) * self.stack.store.shape.token_bytes
+        answers = sum(
+            flight.request.settings_of(a.sample).max_new_tokens for a in (flight.todo if drawn is None else drawn)
+        )
+        return (_prompt(flight) + answers) * self.stack.store.shape.token_bytes
 
     def _let_go(self, waiting: deque[Flight]) -> list[Flight]:
         """Finished rows leave; the requests that are done with it."""
@@ -220,6 +228,12 @@ class _Clock:
 
     def __exit__(self, *_: object) -> None:
         self.seconds[self.name] = self.seconds.get(self.name, 0.0) + time.process_time() - self.began
+
+
+def _prompt(flight: Flight) -> int:
+    """Tokens of a request's prompt."""
+    r = flight.request
+    return len(r.head) + len(r.tail) + (0 if r.features is None else len(r.features.ids))
 
 
 def _nothing_to_draw(waiting: deque[Flight]) -> list[Flight]:

@@ -77,7 +77,8 @@ def _started(name: str, beside: Path) -> Any:
     }
     positional, named = given.get(name, ((PROJECT,), {"name": run}))
     tracker = LOGGER_TYPE_TO_CLASS[name](*positional, **named)
-    tracker.start()
+    if hasattr(tracker, "start"):  # older releases of accelerate start a tracker as they make it
+        tracker.start()
     return tracker
 
 

@@ -1,0 +1,104 @@
+"""Training inside a cycle: going on after a stop, preferences, data that cannot be used, nothing kept."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+import tiny
+from vstar_fast import advice, cycle, export
+from vstar_fast import config as settings
+from vstar_fast.config import from_dict
+from vstar_fast.errors import DataError, NothingKept
+from vstar_fast.finetune import fit
+from vstar_fast.match import verify
+from vstar_fast.profiling import Profiler
+from vstar_fast.progress import Progress
+from vstar_fast.records import FAILED
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory):
+    root = tmp_path_factory.mktemp("tiny")
+    return tiny.settings(tiny.write_data(root / "data"), tiny.write_model(root / "model"))
+
+
+def one_cycle(project, folder, **sections):
+    given = settings.merge({"loop": {"max_cycles": 1}, "finetune": {"track": "none"}}, sections)
+    config = settings.from_dict(settings.merge(project, given))
+    return cycle.run(config, folder, profiler=Profiler("off"), progress=Progress(quiet=True))
+
+
+def lines(path):
+    return [json.loads(x) for x in Path(path).read_text().splitlines()]
+
+
+def test_a_run_that_is_stopped_in_training_goes_on_from_its_checkpoint(project, tmp_path, monkeypatch):
+    tuning = {"finetune": {"steps": 6, "checkpoint_steps": 2}}
+    one_cycle(project, tmp_path / "calm", **tuning)
+    taken = []
+    step = fit.Fit._step
+
+    def stop_at_5(self, number):
+        taken.append(number)
+        if len(taken) == 5:
+            raise KeyboardInterrupt
+        return step(self, number)
+
+    monkeypatch.setattr(fit.Fit, "_step", stop_at_5)
+    with pytest.raises(KeyboardInterrupt):
+        one_cycle(project, tmp_path / "run", **tuning)
+    assert (tmp_path / "run/cycle-00/adapter.checkpoints/step-000004").is_dir()
+    one_cycle(project, tmp_path / "run", **tuning)
+    assert taken == [0, 1, 2, 3, 4, 4, 5]
+    mine, other = (tmp_path / name / "cycle-00/adapter" for name in ("run", "calm"))
+    assert (mine / "adapter_model.safetensors").read_bytes() == (other / "adapter_model.safetensors").read_bytes()
+    assert not (tmp_path / "run/cycle-00/adapter.checkpoints").exists()
+
+
+def test_failed_answers_are_trained_against_where_the_objective_is_kto(project, tmp_path):
+    summary = one_cycle(project, tmp_path, finetune={"objective": "kto"})
+    rows = lines(tmp_path / "cycle-00/examples.jsonl")
+    failed = [r for r in rows if r["source"] == FAILED]
+    kept = sum(summary["cycles"][0]["kept"].values())
+    assert failed and kept == len(rows) - len(failed)
+    judged = lines(tmp_path / "cycle-00/generate/judged.jsonl")
+    passed = {(r["candidate"]["question_id"], r["candidate"]["text"].strip()) for r in judged if r["verdict"]["passed"]}
+    assert not passed & {(r["question_id"], r["answer"]) for r in failed}
+    assert sum(r["weight"] for r in failed) == pytest.approx(sum(r["weight"] for r in rows) / 2)
+    assert export.write_examples(tmp_path, "hf").examples == kept
+
+
+def test_a_bad_row_of_instruction_data_is_counted_and_fatal_under_strict(project, tmp_path):
+    said = [{"from": "human", "value": "which colour"}, {"from": "gpt", "value": "red"}]
+    talk = [*said, {"from": "human", "value": "a colour"}, {"from": "gpt", "value": "I see blue ."}]
+    rows = [{"conversations": talk}] * 20 + [{"conversations": said[:1]}]
+    (tmp_path / "mix.json").write_text(json.dumps(rows))
+    sections = {"data": {"instructions": str(tmp_path / "mix.json")}, "finetune": {"mix_ratio": 1.0}}
+    summary = one_cycle(project, tmp_path / "run", **sections)
+    assert summary["input_rejected"] == {"instructions:bad_instruction": 1}
+    log = json.loads((tmp_path / "run/cycle-00/adapter/training.json").read_text())
+    assert log["examples"] == sum(summary["cycles"][0]["kept"].values()) + 2  # copies of one conversation stay once
+    with pytest.raises(DataError, match=r"mix.json, row 20: needs .*data.strict"):
+        one_cycle(project, tmp_path / "strict", **settings.merge(sections, {"data": {"strict": True}}))
+
+
+def test_a_cycle_that_keeps_nothing_says_what_to_change(project, tmp_path, monkeypatch):
+    def none_passes(*args, **kwargs):
+        from dataclasses import replace
+
+        return [replace(v, passed=False, reason="wrong_value") for v in verify(*args, **kwargs)]
+
+    monkeypatch.setattr("vstar_fast.match.verify", none_passes)
+    with pytest.raises(NothingKept) as error:
+        one_cycle(project, tmp_path, rationalize={"enabled": False}, generate={"temperature": 0.3})
+    text = str(error.value)
+    assert "cycle 0: 0 of 48 answers passed (failed: wrong_value 48), and none was kept. To change: " in text
+    for words in (
+        "rationalize.enabled = true",
+        "generate.samples (now 8)",
+        "generate.temperature (now 0.3)",
+        "aliases",
+    ):
+        assert words in text
+    assert "no question was answered" in advice.nothing_kept("cycle 0", [], [], from_dict(project))
