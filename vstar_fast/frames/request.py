@@ -42,8 +42,9 @@ class Sampling:
         if self.policy in ("indices", "seconds"):
             _need(bool(self.at), f"sampling {self.policy!r} needs at least one value in `at`")
         else:
-            whole = self.count == int(self.count)
-            _need(whole and self.count >= 1, f"sampling needs a whole count >= 1, got {self.count}")
+            whole = isinstance(self.count, int | float) and math.isfinite(self.count) and self.count == int(self.count)
+            _need(whole and self.count >= 1, f"sampling needs a whole count >= 1, got {self.count!r}")
+            object.__setattr__(self, "count", int(self.count))
         if self.policy == "fps":
             _need(LEAST_FPS <= self.fps < math.inf, f"sampling 'fps' needs fps >= {LEAST_FPS}, got {self.fps}")
         _need(all(map(math.isfinite, self.at)), f"sampling {self.policy!r} needs finite values in `at`, got {self.at}")
