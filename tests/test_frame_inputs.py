@@ -130,6 +130,14 @@ def test_members_behind_damage_are_not_left_out_in_silence(tmp_path: Path, fault
     assert caught.value.reason == "truncated"
 
 
+def test_images_of_one_number_have_an_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = ["1.png", "01.png", "0.png", "001.png"]
+    for listed in (names, names[::-1]):
+        monkeypatch.setattr(clip_files.os, "listdir", lambda _, listed=listed: list(listed))
+        found = [Path(p).name for p in clip_files.images(str(tmp_path))]
+        assert found == ["0.png", "001.png", "01.png", "1.png"]
+
+
 def test_an_image_that_changes_in_a_folder_changes_its_key(tmp_path: Path) -> None:
     for name in ("1.png", "2.png"):
         (tmp_path / name).write_bytes(b"before")
@@ -195,6 +203,9 @@ class _Short(_Handler):
     def _serve(self, body: bool) -> None:
         if "silent" in self.path:
             time.sleep(3)
+        if "refused" in self.path:
+            self.send_error(503)
+            return
         self.send_response(200)
         self.send_header("Accept-Ranges", "bytes")
         self.send_header("Content-Length", "1000")
@@ -221,6 +232,13 @@ def test_a_web_server_that_breaks_off_or_is_silent(name: str, monkeypatch: pytes
         with pytest.raises((OSError, Unusable)):
             clip_files.content_key(f"{url}/{name}")
         assert time.monotonic() - began < 2.5
+
+
+def test_a_web_server_that_refuses_is_not_a_missing_file() -> None:
+    pytest.importorskip("aiohttp")
+    with serving(_Short) as url:
+        found = read(f"{url}/refused.mp4")
+    assert isinstance(found, Rejected) and found.reason == "unreadable" and "503" in found.detail
 
 
 @pytest.fixture(params=[True, False], ids=["ranges", "no-ranges"])
@@ -382,6 +400,9 @@ def test_a_geometry_without_pixels() -> None:
         Geometry(crop=(0, 5))
     with pytest.raises(DataError, match="width >= 0, got -3"):
         Geometry("shortest", 16, -3)
+    for odd in ({"height": 2.5}, {"height": 16, "width": 16.0}, {"height": 16, "width": 16, "crop": (1.5, 2)}):
+        with pytest.raises(DataError, match="whole numbers"):
+            Geometry("exact", **odd)
 
 
 @pytest.mark.parametrize(

@@ -62,7 +62,9 @@ def _freed(kept: Cache) -> int:
     try:
         return kept.clear()
     except OSError as error:
-        raise ConfigError(f"cannot clear {kept.folder}: {error}; see to the rights on it, or remove it by hand") from None
+        raise ConfigError(
+            f"cannot clear {kept.folder}: {error}; see to the rights on it, or remove it by hand"
+        ) from None
 
 
 @cache.command()

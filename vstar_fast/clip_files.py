@@ -62,9 +62,9 @@ def check(path: str) -> None:
 
 
 def images(folder: str) -> list[str]:
-    """The images of a folder in order of the numbers in their names (`2.jpg` before `10.jpg`)."""
+    """The images of a folder in order of the numbers in their names (`2.jpg` before `10.jpg`), then of the names."""
     names = [n for n in os.listdir(folder) if n.lower().endswith(IMAGES) and not n.startswith(".")]
-    return [os.path.join(folder, n) for n in sorted(names, key=_by_number)]
+    return [os.path.join(folder, n) for n in sorted(names, key=lambda n: (_by_number(n), n))]
 
 
 def _by_number(name: str) -> list[Any]:
@@ -163,8 +163,11 @@ def _fsspec(url: str) -> Any:
             with fsspec.open(url, "rb", block_size=0, **web) as whole:
                 return io.BytesIO(whole.read())
         return file
-    except FileNotFoundError:
-        raise Unusable("missing_file", "no such file") from None
+    except FileNotFoundError as error:  # fsspec's word for every answer of a web server but the file
+        why = error.__cause__
+        if why is None or isinstance(why, FileNotFoundError) or getattr(why, "status", 0) in (404, 410):
+            raise Unusable("missing_file", "no such file") from None
+        raise Unusable("unreadable", f"the server does not give it: {type(why).__name__} {why}".rstrip()) from None
     except (ValueError, ImportError) as error:  # a protocol that is unknown, or whose package is missing
         raise Unusable("unreadable", str(error)) from None
 
@@ -214,7 +217,7 @@ def _members(shard: str, *_: int) -> dict[str, tuple[int, int]]:
 
 
 def _check_end(file: IO[bytes], tar: tarfile.TarFile) -> None:
-    """Raise ReadError where no end mark follows the last member: `tarfile` takes damage behind the first for the end."""
+    """Raise ReadError where no end mark follows the last member: `tarfile` takes damage for the end."""
     file.seek(tar.offset)
     block = file.read(tarfile.BLOCKSIZE)
     if len(block) < tarfile.BLOCKSIZE or any(block):

@@ -80,6 +80,8 @@ class Geometry:
     def __post_init__(self) -> None:
         _need(self.shape in SHAPES, f"geometry {self.shape!r} is not one of {', '.join(SHAPES)}")
         _need(self.filter in FILTERS, f"filter {self.filter!r} is not one of {', '.join(FILTERS)}")
+        whole = (self.height, self.width, self.least, self.most, self.factor, *(self.crop or ()))
+        _need(all(isinstance(x, int) for x in whole), f"geometry needs whole numbers, got {self}")
         if self.shape in ("shortest", "exact"):
             _need(self.height >= 1, f"geometry {self.shape!r} needs height >= 1, got {self.height}")
         _need(self.width >= 0, f"geometry needs width >= 0, got {self.width}")
