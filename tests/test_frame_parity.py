@@ -71,3 +71,16 @@ def test_a_processor_without_a_resize_step_leaves_frames_alone() -> None:
     processor.do_resize = False
     data = clip(2, 300, 400)
     assert ModelSize(processor)(data) is data
+
+
+def test_the_models_own_processor_stays_as_it_is_while_a_size_is_asked(monkeypatch):
+    processor = next(iter(processors().values()))
+    original, during = type(processor).resize, []
+
+    def seen(self, *args, **kwargs):
+        during.append("resize" in vars(processor))
+        return original(self, *args, **kwargs)
+
+    monkeypatch.setattr(type(processor), "resize", seen)
+    assert ModelSize(processor).size(2, 720, 1280) is not None
+    assert during and not any(during)

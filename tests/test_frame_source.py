@@ -13,7 +13,7 @@ import torch
 import tiny
 from vstar_fast.cache import Cache
 from vstar_fast.config import FramesConfig
-from vstar_fast.frames import FrameRequest, Frames, FrameSource, Geometry, Sampling, worker
+from vstar_fast.frames import FrameRequest, Frames, FrameSource, Geometry, Sampling, job, worker
 from vstar_fast.frames import workers as processes
 from vstar_fast.frames.job import Task
 from vstar_fast.records import Rejected
@@ -155,6 +155,16 @@ def test_waiting_for_a_clip_is_counted_and_shown(clips: list[str]) -> None:
         shown["times the model waited for a clip"] == f"{counted['stalls']:g}" and shown["seconds it waited"] == "1.5"
     )
     assert shown["routed to pyav: not dali: AV1"] == "2" and shown["not read: truncated"] == "1"
+
+
+def test_what_torchcodec_cannot_give_pyav_gives(clips: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(job.DECODERS, "torchcodec", "frame_faults:fail")
+    reader = source(isolate=False)
+    reader.decoding._single = "torchcodec"
+    found, missing = reader.read([FrameRequest(clips[0]), FrameRequest("none.mp4")])
+    assert isinstance(found, Frames) and found.backend == "pyav" and reader.counts()["fallback"] == 1
+    assert isinstance(missing, Rejected) and missing.reason == "missing_file"
+    reader.close()
 
 
 def test_the_route_of_a_file_says_why(clips: list[str], tmp_path: Path) -> None:

@@ -71,6 +71,17 @@ def test_two_processes_make_the_run_of_one(settings, alone, tmp_path):
     assert not list(run.rglob("*.tmp"))
 
 
+def test_split_weights_are_whole_again_when_answers_are_drawn(settings, alone, tmp_path):
+    run = tmp_path / "run"
+    split = [*TORCHRUN, *command(settings, run), "--set", "finetune.split=true"]
+    done = subprocess.run(split, capture_output=True, text=True, env=ENVIRONMENT, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert steady(run) | {"config_hash": ""} == steady(alone) | {"config_hash": ""}
+    mine, other = (load_file(at / "cycle-00/adapter/adapter_model.safetensors") for at in (run, alone))
+    for name, value in other.items():
+        torch.testing.assert_close(mine[name], value, atol=1e-5, rtol=1e-4)
+
+
 def test_each_process_draws_its_share(settings, tmp_path):
     """What the first process drew: about half of the answers, never all of them."""
     run = tmp_path / "run"

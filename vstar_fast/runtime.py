@@ -40,6 +40,7 @@ class Runtime:
         self._stores: dict[str, FeatureStore] = {}
         self._peft: dict[str, Any] = {}
         self._attached: dict[str, str] = {}
+        self._forgotten: Counter[str] = Counter()
 
     @property
     def init_path(self) -> str:
@@ -69,7 +70,7 @@ class Runtime:
 
     def frame_counts(self) -> dict[str, float]:
         """What reading frames took in this process: see `FeatureStore.counts`, summed over models."""
-        total: Counter[str] = Counter()
+        total = self._forgotten.copy()
         for store in self._stores.values():
             total.update(store.counts())
         return dict(total)
@@ -78,6 +79,15 @@ class Runtime:
         """End the threads that decode ahead."""
         for store in self._stores.values():
             store.close()
+
+    def forget(self, lm: VideoLM) -> None:
+        """Let go of the initial checkpoint and its adapter, whose weights are whole no more; the next use loads it."""
+        self._peft.pop(lm.path, None)
+        self._attached.pop(lm.path, None)
+        del self._models[self.init_path]
+        store = self._stores.pop(self.init_path)
+        store.close()
+        self._forgotten.update(store.counts())
 
     def plain(self, path: str) -> VideoLM:
         """The model without any adapter."""

@@ -97,6 +97,8 @@ class Training:
             s.profiler.count("examples", tuning.batch_size * log["steps"])
             s.profiler.count("tokens", log["packed_tokens"])
         bar.close()
+        if tuning.split:
+            s.runtime.forget(lm)
         left_out = [Rejected("finetune", row["question_id"], row["reason"], row["detail"]) for row in log["left_out"]]
         return unread + left_out
 

@@ -128,7 +128,8 @@ class Graphs:
         for row, more in zip(rows, need, strict=True):
             row.pages += [store.take(PAGE) for _ in range(more)]
         scratch = store.take(PAGE)
-        together(store, [*(page for row in rows for page in row.pages), scratch])
+        all_told = sum(-(-(row.stored + _left(row)) // PAGE) for row in rows) + 1
+        together(store, [*(page for row in rows for page in row.pages), scratch], all_told)
         return scratch
 
     def _recording(
@@ -199,11 +200,14 @@ def _left(row: Row) -> int:
     return row.flight.request.settings_of(row.answer.sample).max_new_tokens - len(row.answer.token_ids)
 
 
-def together(store: Store, pages: Sequence[Node]) -> None:
-    """Move pages into one arena, if they are not: its keys have one address then. It has room for twice as many."""
+def together(store: Store, pages: Sequence[Node], wanted: int) -> None:
+    """Move pages into one arena, if they are not: its keys have one address then.
+
+    `wanted`: pages that these rows may come to have; there is room for a quarter more.
+    """
     if len({id(page.arena) for page in pages}) == 1:
         return
-    arena = Arena(store.shape, PAGE, 2 * bucket(len(pages)))
+    arena = Arena(store.shape, PAGE, max(wanted, len(pages)) * 5 // 4 + 1)
     for slot, page in enumerate(pages):
         for mine, theirs in ((arena.keys, page.arena.keys), (arena.values, page.arena.values)):
             mine[:, slot] = theirs[:, page.slot]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import threading
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -124,7 +125,7 @@ class ModelSize:
     """
 
     def __init__(self, video_processor: Any) -> None:
-        self._processor = video_processor
+        self._processor = copy.copy(video_processor)  # exchanges its resize while the model's own is used elsewhere
         self._known: dict[tuple[int, ...], tuple[int, int] | None] = {}
         self._lock = threading.Lock()
         mode = str(getattr(video_processor, "resample", None)).rpartition(".")[2].lower()

@@ -63,9 +63,8 @@ class Rgb:
 
         self._scaler = VideoReformatter()
 
-    def __call__(self, frame: av.VideoFrame, out: np.ndarray) -> None:
-        """Write a picture into `out`, uint8 `[h, w, 3]`, scaled where that is not its own size."""
-        how = of_frame(frame)
+    def __call__(self, frame: av.VideoFrame, how: Turn, out: np.ndarray) -> None:
+        """Write a picture, turned, into `out`, uint8 `[h, w, 3]`, scaled where that is not its own size."""
         height, width = how.size(*out.shape[:2])
         scaling = None if (height, width) == (frame.height, frame.width) else "AREA"
         small = self._scaler.reformat(frame, width, height, "rgb24", interpolation=scaling, threads=1)

@@ -63,6 +63,7 @@ class _Found:
         self._job = job
         self._rgb = picture.Rgb()
         self._row = {tick: i for i, tick in enumerate(job.wanted)}
+        self._turn: picture.Turn | None = None
         self._upright = (0, 0)
         self._number = -1
         self._drain = not job.index.counted
@@ -75,12 +76,15 @@ class _Found:
         return Pictures(self._data, self.todo, *self._upright)
 
     def take(self, tick: int, frame: av.VideoFrame) -> None:
+        if self._turn is None or self._job.index.codec == "images":
+            # Of a film asked once: a frame that was asked is in a cycle of references and stays for a while.
+            self._turn = picture.of_frame(frame)
         if not self._upright[0]:
-            self._upright = picture.of_frame(frame).size(frame.height, frame.width)
+            self._upright = self._turn.size(frame.height, frame.width)
             geometry = self._job.geometry
             size = plan(geometry, *self._upright).size if geometry.filter == "area" else self._upright
             self._data = self._job.room((len(self._row), *size, 3))
-        self._rgb(frame, self._data[self._row[tick]])
+        self._rgb(frame, self._turn, self._data[self._row[tick]])
         self.todo.discard(tick)
 
     def enter_groups(self, container: av.container.InputContainer) -> None:
