@@ -518,6 +518,12 @@ def test_ctrl_c_says_how_to_go_on(toml, tmp_path):
     assert "Traceback" not in err
 
 
+def test_a_cache_that_cannot_be_cleared_says_so(tmp_path):
+    (tmp_path / "frames" / "ab" / "entry.vfc").mkdir(parents=True)
+    found = CliRunner().invoke(cli.main, ["cache", "clear", "--folder", str(tmp_path)])
+    assert found.exit_code == 2 and "entry.vfc" in found.output and "Traceback" not in found.output
+
+
 def test_cache_info_clear_and_warm(tmp_path):
     data, model = tiny.write_data(tmp_path / "data"), tiny.write_model(tmp_path / "model")
     toml = tmp_path / "run.toml"

@@ -340,3 +340,16 @@ def test_on_a_gpu(kind, monkeypatch):
     pairs = [(a, b) for x, y in zip(answers(made, asked), want, strict=True) for a, b in zip(x, y, strict=True)]
     assert sum(a[:2] == b[:2] for a, b in pairs) >= 0.9 * len(pairs)  # sums in another order may turn a draw
     assert made._graphs.recorder.name == "cuda graph" and (replayed or kind == "one token")
+
+
+def test_a_row_that_fills_its_last_page_within_a_burst(lm, monkeypatch):
+    """What it would store next has no page, and the table no column for one, while the others go on."""
+    monkeypatch.setattr(graphs, "MOST_STEPS", 7)  # as after a step with forced tokens: the page ends within a burst
+    (ids,) = prompts(20)
+    asked = [request(ids, range(1), max_new_tokens=n) for n in (PAGE + 1, 5, PAGE + 1, PAGE - 3)]
+    plain, recorded = (scheduler(lm, recorder, max_rows=2) for recorder in (None, Recorder()))
+    for made in (plain, recorded):
+        made._batch.eos = frozenset()
+    want = answers(plain, asked)
+    assert [len(row[0][0]) for row in want] == [PAGE + 1, 5, PAGE + 1, PAGE - 3]
+    assert answers(recorded, asked) == want

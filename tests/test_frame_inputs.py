@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.server
 import io
 import shutil
 import tarfile
 import threading
+import time
 from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
@@ -105,6 +107,46 @@ def test_damaged_and_missing_shards(clip: Path, tmp_path: Path) -> None:
     assert isinstance(gone, Rejected) and gone.reason in ("missing_file", "unreadable")
 
 
+def tar_of(path: Path, members: dict[str, bytes]) -> Path:
+    with tarfile.open(path, "w") as tar:
+        for name, data in members.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            tar.addfile(member, io.BytesIO(data))
+    return path
+
+
+@pytest.mark.parametrize("fault", ["cut behind a member", "cut in a header", "zeroed checksum", "text in a header"])
+def test_members_behind_damage_are_not_left_out_in_silence(tmp_path: Path, fault: str) -> None:
+    path = tar_of(tmp_path / "s.tar", {f"{i}.mp4": b"x" * 512 for i in range(4)})
+    data = bytearray(path.read_bytes())
+    if fault.startswith("cut"):
+        data = data[: 2048 if "behind" in fault else 2048 + 100]
+    else:
+        data[2048 + 148 : 2048 + 156] = b"\0" * 8 if "zeroed" in fault else b"notanoct"
+    path.write_bytes(data)
+    with pytest.raises(Unusable, match=r"s\.tar is no whole, uncompressed tar.*2048") as caught:
+        clip_files.members(str(path))
+    assert caught.value.reason == "truncated"
+
+
+def test_images_of_one_number_have_an_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = ["1.png", "01.png", "0.png", "001.png"]
+    for listed in (names, names[::-1]):
+        monkeypatch.setattr(clip_files.os, "listdir", lambda _, listed=listed: list(listed))
+        found = [Path(p).name for p in clip_files.images(str(tmp_path))]
+        assert found == ["0.png", "001.png", "01.png", "1.png"]
+
+
+def test_an_image_that_changes_in_a_folder_changes_its_key(tmp_path: Path) -> None:
+    for name in ("1.png", "2.png"):
+        (tmp_path / name).write_bytes(b"before")
+    key = clip_files.content_key(str(tmp_path))
+    with open(tmp_path / "2.png", "r+b") as file:
+        file.write(b"afterwards")
+    assert clip_files.content_key(str(tmp_path)) != key
+
+
 def test_urls_through_fsspec(clip: Path, tmp_path: Path) -> None:
     fsspec = pytest.importorskip("fsspec")
     memory = fsspec.filesystem("memory")
@@ -155,14 +197,56 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         pass
 
 
+class _Short(_Handler):
+    """Ends in the middle of an answer, without a word, or says nothing at all."""
+
+    def _serve(self, body: bool) -> None:
+        if "silent" in self.path:
+            time.sleep(3)
+        if "refused" in self.path:
+            self.send_error(503)
+            return
+        self.send_response(200)
+        self.send_header("Accept-Ranges", "bytes")
+        self.send_header("Content-Length", "1000")
+        self.end_headers()
+        if body:
+            self.wfile.write(b"x" * 10)
+        self.close_connection = True
+
+
+@contextlib.contextmanager
+def serving(handler: Any) -> Iterator[str]:
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+@pytest.mark.parametrize("name", ["short.mp4", "silent.mp4", "short.tar::a.mp4"])
+def test_a_web_server_that_breaks_off_or_is_silent(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("aiohttp")
+    monkeypatch.setattr(clip_files, "SILENT_S", 0.5)
+    with serving(_Short) as url:
+        began = time.monotonic()
+        with pytest.raises((OSError, Unusable)):
+            clip_files.content_key(f"{url}/{name}")
+        assert time.monotonic() - began < 2.5
+
+
+def test_a_web_server_that_refuses_is_not_a_missing_file() -> None:
+    pytest.importorskip("aiohttp")
+    with serving(_Short) as url:
+        found = read(f"{url}/refused.mp4")
+    assert isinstance(found, Rejected) and found.reason == "unreadable" and "503" in found.detail
+
+
 @pytest.fixture(params=[True, False], ids=["ranges", "no-ranges"])
 def site(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[str, Path]]:
     """A server of a folder on this machine."""
     handler = type("Handler", (_Handler,), {"folder": tmp_path, "ranges": request.param})
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_port}", tmp_path
-        server.shutdown()
+    with serving(handler) as url:
+        yield url, tmp_path
 
 
 @pytest.mark.parametrize("isolate", [True, False])
@@ -316,6 +400,9 @@ def test_a_geometry_without_pixels() -> None:
         Geometry(crop=(0, 5))
     with pytest.raises(DataError, match="width >= 0, got -3"):
         Geometry("shortest", 16, -3)
+    for odd in ({"height": 2.5}, {"height": 16, "width": 16.0}, {"height": 16, "width": 16, "crop": (1.5, 2)}):
+        with pytest.raises(DataError, match="whole numbers"):
+            Geometry("exact", **odd)
 
 
 @pytest.mark.parametrize(
@@ -324,6 +411,9 @@ def test_a_geometry_without_pixels() -> None:
         ({"policy": "middle"}, "'middle' is not one of"),
         ({"count": 0}, "count >= 1"),
         ({"count": 2.5}, "whole count"),
+        ({"count": float("nan")}, "whole count"),
+        ({"count": float("inf")}, "whole count"),
+        ({"count": "8"}, "whole count"),
         ({"policy": "fps"}, "fps >= 1e-06"),
         ({"policy": "fps", "fps": 1e-9}, "fps >= 1e-06"),
         ({"policy": "seconds", "at": (float("nan"),)}, "finite values"),
@@ -334,6 +424,10 @@ def test_a_geometry_without_pixels() -> None:
 def test_a_sampling_that_makes_no_sense(values: dict[str, Any], words: str) -> None:
     with pytest.raises(DataError, match=words):
         Sampling(**values)
+
+
+def test_a_whole_count_may_come_as_a_float(clip: Path) -> None:
+    assert numbers(read(clip, sampling=Sampling(count=2.0))) == numbers(read(clip, 2))  # type: ignore[arg-type]
 
 
 # -- geometry ----------------------------------------------------------------------------------------
@@ -405,16 +499,16 @@ def test_shards_folders_of_images_and_urls_are_data(clip: Path, tmp_path: Path) 
         "4.txt": b"no video",
         "5.mp4": clip.read_bytes(),
         "5.json": b"[1]",
+        **{f"{i}.mp4": clip.read_bytes() for i in (6, 7, 8)},
+        "6.cls": b"",
+        "7.json": b"",
+        "8.json": b"[" * 200_000,
     }
-    with tarfile.open(tmp_path / "0.tar", "w") as tar:
-        for name, data in members.items():
-            member = tarfile.TarInfo(name)
-            member.size = len(data)
-            tar.addfile(member, io.BytesIO(data))
+    tar_of(tmp_path / "0.tar", members)
     videos, rejected, _ = readers.read(DataConfig(str(tmp_path / "0.tar"), dev_fraction=0, test_fraction=0))
     assert [v.path for v in videos] == [f"{tmp_path}/0.tar::1.mp4", f"{tmp_path}/0.tar::2.mp4"]
     assert videos[0].labels[0].value == "jump" and videos[1].start_s == 0.5
-    assert sorted(r.reason for r in rejected) == ["bad_json", "no_label", "not_video"]
+    assert sorted(r.reason for r in rejected) == [*4 * ["bad_json"], "no_label", "not_video"]
     assert numbers(read(videos[0].path, 2)) == [10, 30]
     (tmp_path / "images").mkdir()
     (tmp_path / "images" / "1.jpg").write_bytes(b"x")

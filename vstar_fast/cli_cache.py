@@ -55,7 +55,16 @@ def clear(run_dir: Path | None, folder: Path | None, names: tuple[str, ...]) -> 
     """Empty the caches NAMES (default: all). What is cleared is made again when it is needed."""
     for name, kept in _caches(run_dir, folder).items():
         if not names or name in names:
-            click.echo(f"{name}: {kept.clear() / (1 << 20):.1f} MiB freed")
+            click.echo(f"{name}: {_freed(kept) / (1 << 20):.1f} MiB freed")
+
+
+def _freed(kept: Cache) -> int:
+    try:
+        return kept.clear()
+    except OSError as error:
+        raise ConfigError(
+            f"cannot clear {kept.folder}: {error}; see to the rights on it, or remove it by hand"
+        ) from None
 
 
 @cache.command()

@@ -62,9 +62,9 @@ def check(path: str) -> None:
 
 
 def images(folder: str) -> list[str]:
-    """The images of a folder in order of the numbers in their names (`2.jpg` before `10.jpg`)."""
+    """The images of a folder in order of the numbers in their names (`2.jpg` before `10.jpg`), then of the names."""
     names = [n for n in os.listdir(folder) if n.lower().endswith(IMAGES) and not n.startswith(".")]
-    return [os.path.join(folder, n) for n in sorted(names, key=_by_number)]
+    return [os.path.join(folder, n) for n in sorted(names, key=lambda n: (_by_number(n), n))]
 
 
 def _by_number(name: str) -> list[Any]:
@@ -93,19 +93,34 @@ def read_bytes(path: str) -> bytes:
 def content_key(path: str) -> str:
     """16 hex digits that change with the content: of a file its size and its first, middle and last MiB.
 
-    Of an image folder: names, sizes and times of change. A URL is asked once a process. Raises OSError where there is
-    nothing to read.
+    Of an image folder: names, sizes and times of change. A URL is asked once a process. Raises OSError or Unusable
+    where there is nothing to read.
     """
     shard = path.partition(MEMBER)[0] if is_member(path) else path
     if is_url(path) or shard != path:
         return _opened_key(path, *(() if is_url(path) else _stamp(shard)))
+    if os.path.isdir(path):  # the folder's own stamp stays when an image in it changes
+        return _folder_key(path)
     return _local_key(os.path.realpath(path), *_stamp(path))
 
 
 @functools.lru_cache(maxsize=65536)
 def _opened_key(path: str, *_: int) -> str:
-    with opened(path) as file:
+    with _remote_faults(path), opened(path) as file:
         return _digest(file, file.seek(0, os.SEEK_END))
+
+
+@contextlib.contextmanager
+def _remote_faults(path: str) -> Iterator[None]:
+    """What a URL fails with is OSError or Unusable: every protocol's package has errors of its own."""
+    try:
+        yield
+    except (OSError, Unusable):
+        raise
+    except Exception as error:
+        if not is_url(path):
+            raise
+        raise Unusable("unreadable", f"{type(error).__name__}: {error}") from error
 
 
 def _stamp(path: str) -> tuple[int, int, int]:
@@ -113,11 +128,13 @@ def _stamp(path: str) -> tuple[int, int, int]:
     return info.st_size, info.st_mtime_ns, info.st_ino
 
 
+def _folder_key(path: str) -> str:
+    listed = [(os.path.basename(p), *_stamp(p)[:2]) for p in images(path)]
+    return hashlib.blake2b(repr(listed).encode(), digest_size=8).hexdigest()
+
+
 @functools.lru_cache(maxsize=65536)
 def _local_key(path: str, size: int, *_: int) -> str:
-    if os.path.isdir(path):
-        listed = [(os.path.basename(p), *_stamp(p)[:2]) for p in images(path)]
-        return hashlib.blake2b(repr(listed).encode(), digest_size=8).hexdigest()
     with open(path, "rb") as file:
         return _digest(file, size)
 
@@ -140,15 +157,30 @@ def _fsspec(url: str) -> Any:
         remedy = "run: pip install 'vstar-fast[remote]'"
         raise Unusable("unreadable", f"is a URL, and the Python module fsspec is not installed; {remedy}") from None
     try:
-        file = fsspec.open(url, "rb").open()
-        if url.lower().startswith("http") and not _has_ranges(file):
-            with fsspec.open(url, "rb", block_size=0) as whole:
+        web = _patience() if url.lower().startswith("http") else {}
+        file = fsspec.open(url, "rb", **web).open()
+        if web and not _has_ranges(file):
+            with fsspec.open(url, "rb", block_size=0, **web) as whole:
                 return io.BytesIO(whole.read())
         return file
-    except FileNotFoundError:
-        raise Unusable("missing_file", "no such file") from None
+    except FileNotFoundError as error:  # fsspec's word for every answer of a web server but the file
+        why = error.__cause__
+        if why is None or isinstance(why, FileNotFoundError) or getattr(why, "status", 0) in (404, 410):
+            raise Unusable("missing_file", "no such file") from None
+        raise Unusable("unreadable", f"the server does not give it: {type(why).__name__} {why}".rstrip()) from None
     except (ValueError, ImportError) as error:  # a protocol that is unknown, or whose package is missing
         raise Unusable("unreadable", str(error)) from None
+
+
+SILENT_S = 30.0
+"""How long a web server may send nothing; five minutes is what a whole answer may take."""
+
+
+def _patience() -> dict[str, Any]:
+    """Options of fsspec for the web, whose own patience with a silent server is five minutes."""
+    import aiohttp
+
+    return {"client_kwargs": {"timeout": aiohttp.ClientTimeout(total=300, sock_connect=SILENT_S, sock_read=SILENT_S)}}
 
 
 def _has_ranges(file: Any) -> bool:
@@ -176,10 +208,20 @@ def members(shard: str) -> dict[str, tuple[int, int]]:
 @functools.lru_cache(maxsize=256)
 def _members(shard: str, *_: int) -> dict[str, tuple[int, int]]:
     try:
-        with opened(shard) as file, tarfile.open(fileobj=file, mode="r:") as tar:
-            return {m.name: (m.offset_data, m.size) for m in tar if m.isfile()}
+        with _remote_faults(shard), opened(shard) as file, tarfile.open(fileobj=file, mode="r:") as tar:
+            found = {m.name: (m.offset_data, m.size) for m in tar if m.isfile()}
+            _check_end(file, tar)
+            return found
     except (tarfile.TarError, EOFError) as error:
         raise Unusable("truncated", f"shard {Path(shard).name} is no whole, uncompressed tar: {error}") from None
+
+
+def _check_end(file: IO[bytes], tar: tarfile.TarFile) -> None:
+    """Raise ReadError where no end mark follows the last member: `tarfile` takes damage for the end."""
+    file.seek(tar.offset)
+    block = file.read(tarfile.BLOCKSIZE)
+    if len(block) < tarfile.BLOCKSIZE or any(block):
+        raise tarfile.ReadError(f"it breaks off or is damaged at byte {tar.offset}")
 
 
 def _place(shard: str, member: str) -> tuple[int, int]:

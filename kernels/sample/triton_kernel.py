@@ -15,7 +15,7 @@ import triton.language as tl
 
 from .reference import EXP2_COEFFICIENTS, GOLDEN, MIX_1, MIX_2, WEIGHT_BITS, exponent_scale, signed
 
-BLOCK, WARPS = 4096, 16
+BLOCK, WARPS = 2048, 16
 
 _C0, _C1, _C2, _C3, _C4, _C5 = (tl.constexpr(value) for value in EXP2_COEFFICIENTS)
 _GOLDEN, _MIX_1, _MIX_2 = (tl.constexpr(signed(value)) for value in (GOLDEN, MIX_1, MIX_2))

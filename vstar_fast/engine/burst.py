@@ -167,7 +167,7 @@ class Step:
     def __call__(self) -> None:
         """Feed every row's token, draw its next one, book it."""
         active = self.active
-        self._write.slots.copy_(self.table.gather(1, (self.stored // PAGE)[:, None])[:, 0])
+        self._write.slots.copy_(self._slots())
         self._write.places.copy_(self.stored % PAGE)
         for n, groups in enumerate(self._page_groups):
             assert groups.visible is not None and groups.slots is not None
@@ -182,6 +182,12 @@ class Step:
             ids.index_copy_(0, lane.index, found)
             logprobs.index_copy_(0, lane.index, each)
         self._book(ids, logprobs)
+
+    def _slots(self) -> torch.Tensor:
+        """The page that each row writes to; nobody's for a row that is done and has filled its last one."""
+        column = self.stored // PAGE
+        found = self.table.gather(1, column.clamp(max=self.shape.pages - 1)[:, None])[:, 0]
+        return torch.where(column < self.shape.pages, found, self.table[-1, 0])
 
     def _book(self, ids: torch.Tensor, logprobs: torch.Tensor) -> None:
         fed = self.active.long()

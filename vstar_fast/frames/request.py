@@ -42,8 +42,9 @@ class Sampling:
         if self.policy in ("indices", "seconds"):
             _need(bool(self.at), f"sampling {self.policy!r} needs at least one value in `at`")
         else:
-            whole = self.count == int(self.count)
-            _need(whole and self.count >= 1, f"sampling needs a whole count >= 1, got {self.count}")
+            whole = isinstance(self.count, int | float) and math.isfinite(self.count) and self.count == int(self.count)
+            _need(whole and self.count >= 1, f"sampling needs a whole count >= 1, got {self.count!r}")
+            object.__setattr__(self, "count", int(self.count))
         if self.policy == "fps":
             _need(LEAST_FPS <= self.fps < math.inf, f"sampling 'fps' needs fps >= {LEAST_FPS}, got {self.fps}")
         _need(all(map(math.isfinite, self.at)), f"sampling {self.policy!r} needs finite values in `at`, got {self.at}")
@@ -79,6 +80,8 @@ class Geometry:
     def __post_init__(self) -> None:
         _need(self.shape in SHAPES, f"geometry {self.shape!r} is not one of {', '.join(SHAPES)}")
         _need(self.filter in FILTERS, f"filter {self.filter!r} is not one of {', '.join(FILTERS)}")
+        whole = (self.height, self.width, self.least, self.most, self.factor, *(self.crop or ()))
+        _need(all(isinstance(x, int) for x in whole), f"geometry needs whole numbers, got {self}")
         if self.shape in ("shortest", "exact"):
             _need(self.height >= 1, f"geometry {self.shape!r} needs height >= 1, got {self.height}")
         _need(self.width >= 0, f"geometry needs width >= 0, got {self.width}")

@@ -52,7 +52,7 @@ def _sample(shard: Path, source: Source, key: str, members: list[str]) -> Row | 
     path = f"{os.path.relpath(shard, source.root)}{clip_files.MEMBER}{videos[0]}"
     try:
         values = _labels(shard, members)
-    except ValueError as error:
+    except (ValueError, RecursionError, Unusable) as error:
         return reject(Row(where, {}), "bad_json", f"its .json or label is no UTF-8 JSON object or text: {error}")
     row = {**values, "path": path}
     return Row(where, row if "id" in row else with_id(row), own_id="id" in row)
