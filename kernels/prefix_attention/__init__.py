@@ -63,6 +63,11 @@ def _check(query: torch.Tensor, levels: Sequence[Level]) -> None:
             raise ModelError(f"{query.shape[1]} query heads are no multiple of {keys.shape[1]} key heads")
         if segment.groups.slots is None and keys.shape[0] != tokens.shape[0]:
             raise ModelError(f"{tokens.shape[0]} groups need as many keys, got {keys.shape[0]}; or name their slots")
+        visible = segment.groups.visible
+        if visible is not None and visible.dtype == torch.bool and visible.shape[2] != keys.shape[2]:
+            raise ModelError(f"visible {tuple(visible.shape)} does not fit the positions of keys {tuple(keys.shape)}")
+    if len({s.values.shape[-1] for level in levels for s in level}) > 1:
+        raise ModelError("values of different segments have different widths; they are added up, so it must be one")
 
 
 Run = Callable[[torch.Tensor, Sequence[Level], float], tuple[torch.Tensor, torch.Tensor]]

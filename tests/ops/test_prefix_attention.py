@@ -150,3 +150,15 @@ def test_threads_and_kinds_of_numbers(monkeypatch):
     backends.reset_report()
     prefix_attention(*half)
     assert backends.report()["prefix_attention"] == {"flash": 1}
+
+
+def test_a_mask_or_values_that_do_not_fit_are_refused():
+    """The kernels would read beyond them."""
+    query, keys = torch.randn(2, 2, 16), torch.randn(1, 2, 8, 16)
+    tokens = torch.tensor([[0, 1]])
+    short = Segment(keys, keys, Groups(tokens, None, torch.ones(1, 2, 7, dtype=torch.bool)))
+    with pytest.raises(ModelError, match="does not fit the positions"):
+        prefix_attention(query, [[short]])
+    levels = [[Segment(keys, keys[..., :n].contiguous(), Groups(tokens))] for n in (16, 8)]
+    with pytest.raises(ModelError, match="different widths"):
+        prefix_attention(query, levels)
