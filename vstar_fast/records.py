@@ -7,11 +7,11 @@ data is on the device. Units are in the field names: `_s` seconds, `_px` pixels.
 from __future__ import annotations
 
 import dataclasses
-import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from vstar_fast.errors import DataError
+from vstar_fast.label_checks import LABEL_KINDS, check_from_zero, require_word
 
 if TYPE_CHECKING:
     import torch
@@ -21,72 +21,6 @@ Mode = Literal["direct", "rationalized"]
 SPLITS: tuple[str, ...] = ("train", "dev", "test")
 MODES: tuple[str, ...] = ("direct", "rationalized")
 FAILED = "failed"
-
-
-def _has_word(text: Any) -> bool:
-    return isinstance(text, str) and any(c.isalnum() for c in text)
-
-
-def _require_word(what: str, text: Any) -> None:
-    if not _has_word(text):
-        raise DataError(f"{what} {text!r} has no letter or digit; give it a name that can be matched")
-
-
-def is_finite(value: Any) -> bool:
-    """Whether `value` is a number that a float can hold: no NaN, no infinity, no integer of 400 digits."""
-    try:
-        return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-    except OverflowError:
-        return False
-
-
-def _check_number(what: str, value: Any) -> None:
-    if not is_finite(value):
-        text = repr(value)
-        raise DataError(f"{what} must be a finite number, got {text if len(text) <= 60 else text[:57] + '...'}")
-
-
-def _check_from_zero(what: str, value: Any) -> None:
-    if value is not None:
-        _check_number(what, value)
-        if value < 0:
-            raise DataError(f"{what} must be >= 0, got {value!r}")
-
-
-def _check_class(label: Label) -> None:
-    _require_word(f"{label.kind} label", label.value)
-
-
-def _check_numeric(label: Label) -> None:
-    _check_number("number label", label.value)
-
-
-def _check_interval(label: Label) -> None:
-    value = label.value
-    if not isinstance(value, (tuple, list)) or len(value) != 2:
-        raise DataError(f"interval label must be [start_s, end_s], got {value!r}")
-    for x in value:
-        _check_number("interval bound", x)
-    if not 0 <= value[0] < value[1]:
-        raise DataError(f"interval label needs 0 <= start_s < end_s, got {list(value)!r}")
-
-
-def _check_sequence(label: Label) -> None:
-    if not isinstance(label.value, (tuple, list)) or not label.value:
-        raise DataError(f"sequence label must be a non-empty list of names, got {label.value!r}")
-    for item in label.value:
-        _require_word("sequence item", item)
-
-
-# Open table: a new label kind is one entry here, one in `questions.py`, one in `match.py`.
-LABEL_KINDS = {
-    "class": _check_class,
-    "choice": _check_class,
-    "answer": _check_class,
-    "number": _check_numeric,
-    "interval": _check_interval,
-    "sequence": _check_sequence,
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,17 +50,17 @@ class Label:
         check = LABEL_KINDS.get(self.kind)
         if check is None:
             raise DataError(f"unknown label kind {self.kind!r}; known: {', '.join(sorted(LABEL_KINDS))}")
-        _require_word("label name", self.name)
+        require_word("label name", self.name)
         check(self)
         if isinstance(self.value, list):
             object.__setattr__(self, "value", tuple(self.value))
         if not isinstance(self.aliases, (tuple, list)):
             raise DataError(f"aliases of {self.value!r} must be a list of names, got {self.aliases!r}")
         for alias in self.aliases:
-            _require_word(f"alias of {self.value!r}", alias)
+            require_word(f"alias of {self.value!r}", alias)
         object.__setattr__(self, "aliases", tuple(self.aliases))
         for name in ("abs_tolerance", "rel_tolerance"):
-            _check_from_zero(f"{name} of {self.value!r}", getattr(self, name))
+            check_from_zero(f"{name} of {self.value!r}", getattr(self, name))
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,7 +85,7 @@ class LabeledVideo:
             raise DataError(f"video {self.id!r} has no labels; a video needs at least one")
         object.__setattr__(self, "labels", tuple(self.labels))
         for name in ("start_s", "end_s", "duration_s"):
-            _check_from_zero(f"{name} of {self.id!r}", getattr(self, name))
+            check_from_zero(f"{name} of {self.id!r}", getattr(self, name))
         if self.end_s is not None and not (self.start_s or 0) < self.end_s:
             raise DataError(f"window of {self.id!r} needs 0 <= start_s < end_s, got {self.start_s}..{self.end_s}")
 
