@@ -2,7 +2,8 @@
 
 `killed_fit.py MODEL OUT KILLS SEED CHANGES`
 
-With KILLS = 0 the child is left alone. The parent imports everything once, so that a child costs a fork.
+With KILLS = 0 the child is left alone. The first kill comes behind a checkpoint, whatever SEED is, and no three kills
+reach the last step. The parent imports everything once, so that a child costs a fork.
 """
 
 import json
@@ -69,7 +70,7 @@ def main(model, out, kills, seed, changes):
     killed = 0
     while True:
         pid, pipe = child(model, out, changes)
-        steps, limit = 0, draw.randint(1, 4) if killed < kills else None
+        steps, limit = 0, (draw.randint(1, 3) if killed else 3) if killed < kills else None
         while os.read(pipe, 1):
             steps += 1
             if steps == limit:
