@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import signal
 import time
@@ -70,6 +71,19 @@ def test_processes_and_threads_give_the_same(clips: list[str]) -> None:
 def test_a_time_limit_without_processes(clips: list[str]) -> None:
     (found,) = source(isolate=False, limit_s=1e-9).read([FrameRequest(clips[0])])
     assert isinstance(found, Rejected) and found.reason == "too_slow"
+
+
+def test_threads_that_read_keep_to_themselves(clips: list[str]) -> None:
+    before, found = torch.get_num_threads(), []
+    torch.set_num_threads(3)
+    try:
+        with contextlib.closing(source(isolate=False)) as reading:
+            assert all(isinstance(f, Frames) for f in reading.read([FrameRequest(c) for c in clips[:4]]))
+            found = [f.result() for f in [reading._pool.submit(torch.get_num_threads) for _ in range(4)]]
+            assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
+    assert set(found) == {1}
 
 
 def test_a_second_source_reads_from_the_cache(clips: list[str], tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from vstar_fast.frames.index import Index, check_length
 from vstar_fast.frames.job import probe
 from vstar_fast.frames.request import FrameRequest
 from vstar_fast.frames.sidecar import Sidecar
+from vstar_fast.openmp import threads_here
 from vstar_fast.records import Frames, Rejected
 from vstar_fast.runfolder import content_key
 from vstar_fast.unusable import REMEDIES, Unusable
@@ -63,7 +64,7 @@ class FrameSource:
         self.decoding = Decoding(config, self._sidecar)
         self._model_size = model_size
         self._early: dict[FrameRequest, Future[Frames | Rejected]] = {}
-        self._pool = ThreadPoolExecutor(self.decoding.threads, thread_name_prefix="frames")
+        self._pool = ThreadPoolExecutor(self.decoding.threads, "frames", threads_here, (1,))
         self._lock = threading.Lock()
         self._busy: dict[str, _Busy] = {}
         self._counts: Counter[str] = Counter()
