@@ -150,8 +150,8 @@ class Bench:
     def _turns(
         self, subject: Callable[[], Any], baseline: Callable[[], Any]
     ) -> list[tuple[dict[str, float], dict[str, float]]]:
-        """Seconds a call of both, in turn, the first one changing each turn; 5 or more turns."""
-        floor, budget, least = (0.01, 2.0, 3) if self.quick else (0.1, 12.0, 7)
+        """Seconds a call of both, in turn, the first one changing each turn; 7 or more turns."""
+        floor, budget, least = (0.01, 0.3, 3) if self.quick else (0.1, 12.0, 7)
         calls = [_calls_for(function, floor) for function in (subject, baseline)]
         turns: list[tuple[dict[str, float], dict[str, float]]] = []
         began = time.perf_counter()
