@@ -26,11 +26,13 @@ from vstar_fast import torchvision_compat
 torchvision_compat.ensure()
 from pathlib import Path
 from peft import get_peft_model
-from vstar_fast import models
+from vstar_fast import base_model, models
 from vstar_fast.config import FinetuneConfig
 from vstar_fast.finetune import finetune, lora_settings
+from vstar_fast.finetune.split import split_layers
 from vstar_fast.models.video_lm import Features
 from vstar_fast.records import Example
+from vstar_fast.sharding import Ranks
 
 
 def train(folder, changes):
@@ -46,7 +48,12 @@ def train(folder, changes):
     examples = [Example(f"v{i % 3}", f"q{i}", "which colour", a, "direct", 1.0 + i) for i, a in enumerate(answers)]
     rows = lambda part: (["which colour"] * len(part), [clips[int(e.video_id[1:])] for e in part])
     torch.manual_seed(0)
-    finetune(lm, get_peft_model(lm.model, lora_settings(lm, config)), examples, rows, config, folder, seed=0)
+    peft = get_peft_model(lm.model, lora_settings(lm, config))
+    if config.split:
+        key = base_model.key_of(lm)
+        split_layers(lm, config, Ranks())
+        assert base_model.key_of(lm) == key, "the key of split weights is another one"
+    finetune(lm, peft, examples, rows, config, folder, seed=0)
     named = lm.text_model.layers.named_parameters()
     held = [p.to_local() if hasattr(p, "to_local") else p for n, p in named if "lora" not in n]
     return sum(p.numel() for p in held) / whole
