@@ -309,6 +309,27 @@ def test_graphs_are_for_gpus_and_can_be_turned_off(lm, monkeypatch):
     assert graphs.made_for(batch) is None
 
 
+def test_a_burst_is_recorded_and_replayed_on_the_gpu_of_its_model(lm, monkeypatch):
+    where = []
+
+    @contextlib.contextmanager
+    def on(device):
+        where.append(device)
+        yield
+        where.append(None)
+
+    class There(Recorder):
+        def record(self, step):
+            assert where[-1] == lm.device
+            replay = super().record(step)
+            return lambda: replay() if where[-1] == lm.device else pytest.fail("replayed on the current GPU")
+
+    monkeypatch.setattr(graphs, "on", on)
+    recorder = There()
+    answers(scheduler(lm, recorder), [request(prompts(64)[0], max_new_tokens=12)])
+    assert recorder.recordings and recorder.replays and where[-1] is None
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("kind", KINDS)
 def test_on_a_gpu(kind, monkeypatch):
