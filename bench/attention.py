@@ -36,7 +36,7 @@ def plain(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.
 def run(bench: Bench, quick: bool) -> None:
     """Every package that is there; on a CPU torch against the plain form, small."""
     card = cost.card_here() or cost.CARDS["H200"]
-    names = [n for n in attention._FUNCTIONS if backends.available(n).ok] if bench.device == "cuda" else []
+    names = [n for n in attention.FUNCTIONS if backends.available(n).ok] if bench.device == "cuda" else []
     for case, (batch, tokens, heads, width) in SHAPES.items():
         shape = (batch, tokens, heads, width) if bench.device == "cuda" else (1, 64 if quick else 256, 4, width)
         if bench.echo:

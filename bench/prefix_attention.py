@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from vstar_fast.bench import cost
-from vstar_fast.kernels.prefix_attention import Groups, Segment, prefix_attention, tiles
+from vstar_fast.kernels.prefix_attention import Groups, Segment, flash_attn, prefix_attention, tiles
 
 from vstar_fast import backends
 
@@ -167,6 +167,8 @@ def on_gpu(bench: Bench, quick: bool, card: cost.Card) -> None:
                 share(bench, shape, backend, taken, copied)
         if not quick:
             other_tiles(bench, shape)
+    for shape in (MHA, GQA):
+        prompts(bench, shape, card)
     crossing(bench, LENGTHS[::3] if quick else LENGTHS)
 
 
@@ -180,6 +182,33 @@ def share(bench: Bench, shape: Shape, backend: str, seconds: float, copied: floa
         unit="GB/s", ratio=rate / copied / SHARE, equal=True, target=1.0 if backend == "triton" else None,
         backend=backend,
     )  # fmt: skip
+
+
+def prompts(bench: Bench, shape: Shape, card: cost.Card, count: int = 4, tokens: int = 2048) -> None:
+    """Prompts over their own tokens: each fused attention that is here against the Triton kernel."""
+    moved = 2 * count * tokens * (shape.heads + shape.key_heads) * shape.width * shape.itemsize
+    flops = 2 * count * tokens**2 * shape.heads * shape.width
+    if bench.echo:
+        print(cost.Cost(moved, flops, count * shape.heads * -(-tokens // 128), 1).line(card))
+    made, device = torch.Generator(bench.device).manual_seed(0), bench.device
+
+    def random(*size: int) -> torch.Tensor:
+        return torch.randn(*size, generator=made, device=device).to(torch.bfloat16)
+
+    keys, values = (random(count, shape.key_heads, tokens, shape.width) for _ in range(2))
+    groups = Groups(torch.arange(count * tokens, device=device).view(count, tokens), causal=True)
+    query, levels = random(count * tokens, shape.heads, shape.width), [[Segment(keys, values, groups)]]
+    case = f"{shape.model} heads {shape.heads}/{shape.key_heads}, {count} prompts of {tokens}"
+    for backend in (*flash_attn.FUNCTIONS, "flash"):
+        probe = backends.available(backend)
+        if not probe.ok:
+            bench.absent(case, backend, probe.why)
+            continue
+        bench.compare(
+            case, partial(prefix_attention, query, levels, backend=backend),
+            partial(prefix_attention, query, levels, backend="triton"), equal=same, names=(backend, "triton"),
+            work=(1, "layer"), backend=backend,
+        )  # fmt: skip
 
 
 def crossing(bench: Bench, lengths: tuple[int, ...]) -> None:

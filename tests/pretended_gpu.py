@@ -18,7 +18,8 @@ from vstar_fast.kernels.value_match import job as value_job
 import vstar_fast
 from vstar_fast import _C, backends
 
-CUDA = torch.device("cuda", 0)
+CUDA = torch.device("cuda", 1)
+"""Not the one that is current, so that launches must say where."""
 
 
 class WaitsForTheGpu(AssertionError):
@@ -58,7 +59,15 @@ class Methods(TorchFunctionMode):
         return OPERATORS.get(function, function)(*args, **(kwargs or {}))
 
 
-OPERATORS = {torch.Tensor.copy_: torch.ops.aten.copy_, torch.Tensor.nonzero: torch.ops.aten.nonzero}
+def contiguous(tensor):
+    return tensor if tensor.is_contiguous() else torch.ops.aten.clone(tensor, memory_format=torch.contiguous_format)
+
+
+OPERATORS = {
+    torch.Tensor.copy_: torch.ops.aten.copy_,
+    torch.Tensor.nonzero: torch.ops.aten.nonzero,
+    torch.Tensor.contiguous: contiguous,
+}
 
 
 def indexed(tensor, index):
@@ -76,6 +85,19 @@ def indexed(tensor, index):
     return tensor
 
 
+_current = [torch.device("cuda", 0)]
+
+
+@contextlib.contextmanager
+def current(device):
+    """As torch.cuda.device."""
+    _current.append(torch.device(device))
+    try:
+        yield
+    finally:
+        _current.pop()
+
+
 class Launches:
     """The compiled functions: those for a GPU are noted in `names` and do nothing."""
 
@@ -83,14 +105,33 @@ class Launches:
         self.names = []
 
     def __getattr__(self, name):
-        return (lambda *_: self.names.append(name)) if name.endswith("_cuda") else getattr(_C, name)
+        return (lambda *_: self._note(name)) if name.endswith("_cuda") else getattr(_C, name)
+
+    def _note(self, name):
+        assert _current[-1] == CUDA, f"{name} is launched on {_current[-1]}"
+        self.names.append(name)
+
+
+class Kernel:
+    """Stands for a Triton kernel: notes its grid."""
+
+    def __init__(self):
+        self.grids = []
+
+    def __getitem__(self, grid):
+        def launch(*args, **_):
+            places = {x.device for x in args if isinstance(x, torch.Tensor)}
+            assert places == {_current[-1]}, f"launched on {_current[-1]} for tensors on {places}"
+            self.grids.append(grid)
+
+        return launch
 
 
 @contextlib.contextmanager
 def pretended_gpu(monkeypatch, backend="cuda"):
     """Yields what was launched; every op takes `backend` meanwhile."""
     launches = Launches()
-    monkeypatch.setattr(torch.cuda, "device", lambda _: contextlib.nullcontext())
+    monkeypatch.setattr(torch.cuda, "device", current)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda: types.SimpleNamespace(cuda_stream=0))
     monkeypatch.setattr(torch.Tensor, "pin_memory", lambda x: x)
     monkeypatch.setattr(backends, "choose", lambda *_: backends.Choice(backend, "pretended"))

@@ -43,7 +43,7 @@ def installed(monkeypatch):
         )
         monkeypatch.setitem(backends.ORDER["attention"], "cpu", backends.ORDER["attention"]["cuda"])
         for name, function in named.items():
-            monkeypatch.setitem(attention._FUNCTIONS, name, function)
+            monkeypatch.setitem(attention.FUNCTIONS, name, function)
         attention.differs.cache_clear()
 
     yield install
@@ -151,7 +151,7 @@ def test_cards_too_old_for_a_flash_attention_are_told(monkeypatch):
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("name", attention._FUNCTIONS)
+@pytest.mark.parametrize("name", attention.FUNCTIONS)
 @pytest.mark.parametrize("width", [64, 80, 128])
 def test_flash_attention_on_a_gpu(name, width):
     probe = backends.available(name)

@@ -244,3 +244,16 @@ def test_costs_are_bytes_or_operations_over_what_a_card_reaches():
     assert computing.seconds(card) == pytest.approx(0.01 / 0.75)
     assert "bound by operations" in computing.line(card) and "bound by bytes" in moving.line(card)
     assert cost.Cost(1e9, 1e6, 25, 1).seconds(card) == pytest.approx(1e9 / 0.9e12 / 0.5)  # a quarter of the processors
+
+
+def test_prompts_of_the_bench_are_equal_and_what_is_absent_is_said(monkeypatch):
+    from vstar_fast.bench import cost, prefix_attention
+
+    op = prefix_attention.prefix_attention
+    monkeypatch.setattr(prefix_attention, "prefix_attention", lambda q, levels, backend: op(q, levels, backend="flash"))
+    made = bench()
+    shape = prefix_attention.Shape("small", 4, 2, 16)
+    prefix_attention.prompts(made, shape, cost.CARDS["H200"], count=2, tokens=40)
+    assert [row.metric for row in made.rows if row.subject == "flash"] == ["cpu", "wall"]
+    assert all(row.equal for row in made.rows)
+    assert {row.subject for row in made.rows if row.metric == "absent"} == {f"flash-attn-{n}" for n in (2, 3, 4)}

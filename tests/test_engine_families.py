@@ -6,7 +6,8 @@ import torch
 import families
 from test_families import batch_of
 from vstar_fast import models
-from vstar_fast.engine import Request, Scheduler, Scorer, Settings
+from vstar_fast.engine import Request, Scheduler, Scorer, Settings, pieces
+from vstar_fast.engine.stack import Stack
 
 
 @pytest.fixture(scope="module", params=sorted(families.FAMILIES))
@@ -44,6 +45,32 @@ def test_greedy_answers_are_generates(lm):
         assert found[id(r)] == [theirs(lm, text, feature)] * 2
     once = sum(len(r.head) + len(r.tail) for r in requests) + sum(len(f.ids) for f in (first, second))
     assert scheduler.counts.prefilled <= once  # each video's tokens went through the model once
+
+
+@pytest.mark.parametrize("most", [1, 7])
+def test_prompts_in_pieces_give_the_same_answers(lm, most, monkeypatch):
+    """A video of its own, one of several questions, their tails, text alone: also M-RoPE and deep stack."""
+    first, second = lm.encode(batch_of((56, 84), (70, 56)))
+    features, texts = [first, second, first, None], ["which colour", "is it red?", "see a ball", "which colour"]
+    requests = asked(lm, features, texts, 8)
+
+    def drawn():
+        scheduler = Scheduler(lm, max_rows=4)
+        found = {id(r): answers for r, answers in scheduler.run(requests)}
+        return [a for r in requests for a in found[id(r)]], scheduler.counts.prefilled
+
+    whole, tokens = drawn()
+    monkeypatch.setitem(pieces.BETWEEN_STEPS, "cpu", most)
+    sizes, prefill = [], Stack._prefill
+    monkeypatch.setattr(
+        Stack,
+        "_prefill",
+        lambda stack, call: (sizes.append([p.inputs_embeds.shape[1] for p in call]), prefill(stack, call))[1],
+    )
+    cut, again = drawn()
+    assert [a.token_ids for a in cut] == [a.token_ids for a in whole] and again == tokens
+    assert [a.logprob for a in cut] == pytest.approx([a.logprob for a in whole], abs=1e-4)
+    assert max(map(sum, sizes)) <= most and sum(map(sum, sizes)) == tokens
 
 
 def test_log_probabilities_are_generates(lm):

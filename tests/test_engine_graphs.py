@@ -12,8 +12,7 @@ from vstar_fast.kernels.prefix_attention import Groups, Segment, prefix_attentio
 from constrain_tools import small_vocab
 from test_engine import SIZES, prompts, request, text_model
 from vstar_fast import backends, ops
-from vstar_fast.engine import Scheduler, TextLM, burst, cache, graphs
-from vstar_fast.engine import scheduler as scheduling
+from vstar_fast.engine import Scheduler, TextLM, burst, cache, graphs, pieces
 from vstar_fast.engine.store import PAGE, slots_of
 from vstar_fast.errors import ModelError
 
@@ -160,14 +159,15 @@ def test_recordings_serve_other_rows_of_like_sizes(lm):
     assert len(recorded) <= graphs.MOST_RECORDED
 
 
-def test_prompts_are_taken_in_between_steps_a_few_at_a_time(lm, monkeypatch):
+@pytest.mark.parametrize("most", [100, 30])
+def test_prompts_are_taken_in_between_steps_a_few_at_a_time(lm, most, monkeypatch):
     """Ten prompts wait while two answers are drawn: at most one is put in before these go on."""
     asked = [request(ids, (1,), max_new_tokens=n) for n, ids in zip([90, *[6] * 9], prompts(*[100] * 10), strict=True)]
     want = answers(scheduler(lm, max_rows=8), asked)
-    monkeypatch.setitem(scheduling.BETWEEN_STEPS, "cpu", 100)
+    monkeypatch.setitem(pieces.BETWEEN_STEPS, "cpu", most)
     made = scheduler(lm, Recorder(), max_rows=8)
-    taken, put = [], made._prompts.put
-    monkeypatch.setattr(made._prompts, "put", lambda now, later: (taken.append(len(now)), put(now, later))[1])
+    taken, put = [], made._prompts.arriving
+    monkeypatch.setattr(made._prompts, "arriving", lambda now, later: (taken.append(len(now)), put(now, later))[1])
     assert answers(made, asked) == want
     assert taken == [8, 1, 1]
 
@@ -307,6 +307,27 @@ def test_graphs_are_for_gpus_and_can_be_turned_off(lm, monkeypatch):
     monkeypatch.delenv(graphs.VARIABLE)
     monkeypatch.setattr(backends, "choose", lambda *_: backends.Choice("flash", ""))
     assert graphs.made_for(batch) is None
+
+
+def test_a_burst_is_recorded_and_replayed_on_the_gpu_of_its_model(lm, monkeypatch):
+    where = []
+
+    @contextlib.contextmanager
+    def on(device):
+        where.append(device)
+        yield
+        where.append(None)
+
+    class There(Recorder):
+        def record(self, step):
+            assert where[-1] == lm.device
+            replay = super().record(step)
+            return lambda: replay() if where[-1] == lm.device else pytest.fail("replayed on the current GPU")
+
+    monkeypatch.setattr(graphs, "on", on)
+    recorder = There()
+    answers(scheduler(lm, recorder), [request(prompts(64)[0], max_new_tokens=12)])
+    assert recorder.recordings and recorder.replays and where[-1] is None
 
 
 @pytest.mark.gpu

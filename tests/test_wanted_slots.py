@@ -1,14 +1,17 @@
 """Early stop: a template of the answers that the judge accepts, for every kind of label, never missing one of them."""
 
 import itertools
+import random
 
 import pytest
 import torch
 
 from test_answer_slots import BYTES, SETS, action, asked, slots, takes
-from vstar_fast import ops, questions
+from vstar_fast import backends, match, ops, questions
+from vstar_fast.answer_slots import Slots
 from vstar_fast.config import MatchConfig
-from vstar_fast.records import Label
+from vstar_fast.match.text import Names
+from vstar_fast.records import Candidate, Label
 from vstar_fast.wanted_slots import Wanted, judge
 
 COUNT = Label("number", "repetitions", 3.0, unit="times", event="jump")
@@ -132,3 +135,83 @@ def test_no_answer_that_is_stopped_would_have_been_accepted(case):
     assert counts.tokens_saved > 0 or case == "count"  # a number may end at any digit
     assert not any(ok and gone for ok, gone in zip(passed, stopped, strict=True))
     assert all(a.token_ids == b.token_ids for a, b, gone in zip(whole, cut, stopped, strict=True) if not gone)
+
+
+NESTED = {"moves": ("kick", "spin kick", "walk", "moon_walk", "not a walk")}
+NAMED = pytest.mark.parametrize(("value", "aliases"), [("kick", ()), ("spin kick", ("whirl",)), ("walk", ("stroll",))])
+
+
+@pytest.fixture(scope="module")
+def speaker():
+    """A model of random weights over a vocabulary of pieces of words."""
+    import families
+    from test_engine import text_model
+    from vstar_fast.engine import TextLM
+
+    tokenizer = families.byte_bpe()
+    return TextLM(text_model(vocab_size=len(tokenizer), eos_token_id=tokenizer.eos_token_id), tokenizer)
+
+
+def nested(value, aliases, reason, vocab):
+    """(question, grammar of the answers allowed, of those wanted)"""
+    question, video = asked(Label("class", "action", value, set="moves", aliases=aliases))
+    allowed = Slots([question], {video.id: video}, Names([question], NESTED).closed)
+    made = Wanted(allowed, judge(MatchConfig(), NESTED, [question]), MatchConfig())
+    nodes = (allowed.template(question, reason=reason), made.template(question, reason=reason))
+    return question, *(ops.compile(node, vocab) for node in nodes)
+
+
+def matched(question, vocab, answers):
+    """Whether `strict` passes answers, lists of token ids, by `label_match` on the ids."""
+    made = [
+        Candidate(question.id, question.video_id, n, "direct", "", tuple(ids), 0.0, "stop", 0, "t", {}, "t")
+        for n, ids in enumerate(answers)
+    ]
+    backends.reset_report()
+    tokens = ops.TokenBytes(vocab.tokens)
+    found = match.verify(made, [question], MatchConfig(), label_sets=NESTED, tokens=tokens)
+    assert "cpp on token ids" in backends.report()["match"]
+    return [verdict.passed for verdict in found]
+
+
+@NAMED
+def test_answers_stopped_early_are_those_that_label_match_refuses(value, aliases, speaker):
+    """Names within names, aliases: the grammar's verdict while drawing is the matcher's on the whole."""
+    from vstar_fast.engine import Request, Scheduler, Settings
+
+    question, grammar, gold = nested(value, aliases, False, speaker.vocab)
+    ids, settings = speaker.text_ids("Which action?"), Settings(1.0, max_new_tokens=60)
+
+    def drawn(gold):
+        asked = Request(ids[:0], ids, None, range(400), settings, grammar, gold)
+        ((_, answers),) = Scheduler(speaker, max_rows=400).run([asked])
+        return answers
+
+    whole = drawn(None)
+    assert {answer.finish for answer in whole} == {"stop"}
+    passed = matched(question, speaker.vocab, [answer.words for answer in whole])
+    assert passed == [answer.finish == "stop" for answer in drawn(gold)]
+    assert 0 < sum(passed) < 400
+
+
+@NAMED
+def test_reasoning_changes_neither_verdict(value, aliases, speaker):
+    """It may name any label, deny one, or say `Answer` without its colon."""
+    question, grammar, gold = nested(value, aliases, True, speaker.vocab)
+    words, made = ["not", "Answer", "or", ".", *NESTED["moves"]], random.Random(0)
+    texts = [
+        f"{' '.join(made.choices(words, k=made.randrange(6)))} Answer: {name.replace('_', ' ')}{made.choice(['', '.'])}"
+        for name in made.choices([*NESTED["moves"], *aliases], k=300)
+    ]
+    answers = [speaker.tokenizer.encode(text, add_special_tokens=False) for text in texts]
+
+    def taken(grammar, ids):
+        state = ops.DecodeState(grammar, batch=1)
+        for token in [*ids, *speaker.eos_ids[:1]]:
+            state.advance_(torch.tensor([token]), strict=False)
+        return not state.lost.item()
+
+    assert all(taken(grammar, ids) for ids in answers)
+    passed = matched(question, speaker.vocab, answers)
+    assert passed == [taken(gold, ids) for ids in answers]
+    assert 0 < sum(passed) < 300

@@ -16,6 +16,7 @@ import torch
 
 from vstar_fast import backends
 from vstar_fast.errors import BackendError
+from vstar_fast.kernels.prefix_attention.flash_attn import FUNCTIONS
 
 IMPLEMENTATION = {
     "flash-attn-4": "flash_attention_4",
@@ -127,7 +128,7 @@ Attend = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 
 def load(name: str) -> Attend:
     """Causal attention by a flash-attention package."""
-    function = _FUNCTIONS[name]()
+    function = FUNCTIONS[name]()
 
     def attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
         found = function(query, key, value, causal=True)
@@ -155,28 +156,3 @@ def _values_and_gradients(
         out = attend(*inputs)
         found = [out, *torch.autograd.grad((out.float() * weights).sum(), inputs)]
     return [t.detach().float() for t in found]
-
-
-def _flash_attention_4() -> Any:
-    from flash_attn.cute import flash_attn_func
-
-    return flash_attn_func
-
-
-def _flash_attention_3() -> Any:
-    from flash_attn_interface import flash_attn_func
-
-    return flash_attn_func
-
-
-def _flash_attention_2() -> Any:
-    from flash_attn import flash_attn_func
-
-    return flash_attn_func
-
-
-_FUNCTIONS: dict[str, Callable[[], Any]] = {
-    "flash-attn-4": _flash_attention_4,
-    "flash-attn-3": _flash_attention_3,
-    "flash-attn-2": _flash_attention_2,
-}

@@ -56,6 +56,10 @@ ORDER: dict[str, dict[str, tuple[str, ...]]] = {
         "cuda": ("triton", "flash", "gemm", "reference"),
         "cpu": ("avx512", "flash", "gemm", "reference"),
     },
+    "prefill": {
+        "cuda": ("flash-attn-4", "flash-attn-3", "flash-attn-2", "triton", "flash", "gemm", "reference"),
+        "cpu": ("avx512", "flash", "gemm", "reference"),
+    },
     "tree_attention": {"cuda": ("flash", "triton", "sdpa", "reference"), "cpu": ("flash", "sdpa", "reference")},
     "patchify": {"cuda": ("triton", "reference"), "cpu": ("reference",)},
     "frames": {"cuda": ("dali", "pyav", "torchcodec"), "cpu": ("pyav", "torchcodec", "dali")},

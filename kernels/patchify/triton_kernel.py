@@ -16,6 +16,7 @@ from typing import Any
 import torch
 import triton
 import triton.language as tl
+from vstar_fast.kernels.launch import on
 
 from .layout import Layout
 
@@ -83,11 +84,12 @@ def run(frames: torch.Tensor, layout: Layout, dtype: torch.dtype) -> torch.Tenso
     else:
         rows, numbers = count, channels * height * width
     out = torch.empty(rows, numbers, dtype=dtype, device=frames.device)
-    patchify_rows[(rows, triton.cdiv(numbers, BLOCK))](
-        frames, _table(layout, frames.device), out, numbers, count - 1, height, width, *frames.stride(),
-        PATCH=layout.patch, TEMPORAL=layout.temporal, MERGE=layout.merge, MATRIX=layout.matrix is not None,
-        CHANNELS=channels, BLOCK=BLOCK, num_warps=WARPS,
-    )  # fmt: skip
+    with on(frames.device):
+        patchify_rows[(rows, triton.cdiv(numbers, BLOCK))](
+            frames, _table(layout, frames.device), out, numbers, count - 1, height, width, *frames.stride(),
+            PATCH=layout.patch, TEMPORAL=layout.temporal, MERGE=layout.merge, MATRIX=layout.matrix is not None,
+            CHANNELS=channels, BLOCK=BLOCK, num_warps=WARPS,
+        )  # fmt: skip
     return out if layout.patch else out.view(frames.shape)
 
 

@@ -7,6 +7,7 @@ the answers to it, a page of an answer's own tokens. The segments' results are m
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -31,14 +32,15 @@ def prefix_attention(
         levels: each a list of segments with keys [S, Hkv, P, D] and values [S, Hkv, P, Dv], Hq a multiple of Hkv.
             Within a level a token is in one segment at most; segments of different levels add up.
         scale: of the scores; default D ** -0.5.
-        backend: "auto", "avx512" (fp32 on a CPU), "triton" (a GPU), "flash", "gemm" or "reference".
+        backend: "auto", "avx512" (fp32 on a CPU), "triton" (a GPU), "flash", "gemm" or "reference"; for prompts on a
+            GPU "flash-attn-4", "flash-attn-3" or "flash-attn-2" too, which leaves to "auto" what is not causal.
 
     Returns:
         (output [N, Hq, Dv] in the query's dtype, log-sum-exp of the scaled scores [N, Hq] fp32). A token that sees
         nothing gets zeros and -inf.
     """
     _check(query, levels)
-    name = backends.choose("prefix_attention", query.device, backend).name
+    name = _chosen(query, levels, backend)
     if name == "avx512" and query.dtype != torch.float32:
         if backend == "avx512":
             raise ModelError(f"backend 'avx512' of prefix_attention takes float32, not {query.dtype}; use 'flash'")
@@ -50,6 +52,15 @@ def prefix_attention(
         found = _Forward.apply(query, levels, scale, name, *(t for level in levels for s in level for t in s[:2]))
     backends.ran("prefix_attention", name)
     return found
+
+
+def _chosen(query: torch.Tensor, levels: Sequence[Level], backend: str) -> str:
+    from . import flash_attn
+
+    if backend == "auto" and flash_attn.prompts(query, levels):
+        return flash_attn.best(query, levels)
+    op = "prefill" if backend in flash_attn.FUNCTIONS else "prefix_attention"
+    return backends.choose(op, query.device, backend).name
 
 
 class _Forward(torch.autograd.Function):
@@ -138,9 +149,21 @@ def _triton() -> Run:
     return run
 
 
+def _flash_attn(name: str) -> Callable[[], Run]:
+    def load() -> Run:
+        from . import flash_attn
+
+        return partial(flash_attn.run, name)
+
+    return load
+
+
 _BACKENDS: dict[str, Callable[[], Run]] = {
     "avx512": _avx512,
     "triton": _triton,
+    "flash-attn-4": _flash_attn("flash-attn-4"),
+    "flash-attn-3": _flash_attn("flash-attn-3"),
+    "flash-attn-2": _flash_attn("flash-attn-2"),
     "flash": _flash,
     "gemm": _gemm,
     "reference": _reference,

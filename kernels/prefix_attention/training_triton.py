@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import torch
 import triton
 import triton.language as tl
+from vstar_fast.kernels.launch import on
 
 from vstar_fast.errors import ModelError
 
@@ -168,10 +169,11 @@ class _TreeAttention(torch.autograd.Function):
         out = torch.empty_like(query, memory_format=torch.contiguous_format)
         lse = torch.empty(query.shape[1], len(query), device=query.device)
         if out.numel():
-            forward[(-(-len(query) // cut.rows), query.shape[1])](
-                query, keys, values, out, lse, b.end, b.of_query, b.keys, scale * LOG2_E, len(query),
-                *_strides(query, keys, values), **options,
-            )  # fmt: skip
+            with on(query.device):
+                forward[(-(-len(query) // cut.rows), query.shape[1])](
+                    query, keys, values, out, lse, b.end, b.of_query, b.keys, scale * LOG2_E, len(query),
+                    *_strides(query, keys, values), **options,
+                )  # fmt: skip
         ctx.save_for_backward(query, keys, values, out, lse)
         ctx.blocks, ctx.scale = b, scale
         return out
@@ -192,12 +194,13 @@ def _launch_back(b: Blocks, inputs: tuple[torch.Tensor, ...], grads: list[torch.
     query, keys, values = inputs[:3]
     cut, options = _options(query, keys)
     common = (scale * LOG2_E, scale, len(query), *_strides(query, keys, values))
-    keys_back[(-(-len(query) // cut.columns), keys.shape[1])](
-        *inputs, *grads[1:], b.end, b.of_key, b.queries, *common, **options
-    )
-    query_back[(-(-len(query) // cut.rows), query.shape[1])](
-        *inputs, grads[0], b.end, b.of_query, b.keys, *common, **options
-    )
+    with on(query.device):
+        keys_back[(-(-len(query) // cut.columns), keys.shape[1])](
+            *inputs, *grads[1:], b.end, b.of_key, b.queries, *common, **options
+        )
+        query_back[(-(-len(query) // cut.rows), query.shape[1])](
+            *inputs, grads[0], b.end, b.of_query, b.keys, *common, **options
+        )
 
 
 def _strides(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> tuple[int, ...]:

@@ -12,7 +12,6 @@ prefix, question, pages of its own.
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import math
 from collections.abc import Sequence
@@ -21,6 +20,7 @@ from typing import Any
 import torch
 import triton
 import triton.language as tl
+from vstar_fast.kernels.launch import on
 
 from .segment import Groups, Segment
 from .tiles import Tile, power_of_two, splits, tile
@@ -161,7 +161,7 @@ def run(query: torch.Tensor, levels: Sequence[Sequence[Segment]], scale: float) 
         parts = torch.empty(count, *shape, width, device=query.device)
         lses = torch.full((count, *shape), -math.inf, device=query.device)
     before = 0
-    with _on(query.device):
+    with on(query.device):
         for level in (level for level in work if level):
             for segment, cut, n in level:
                 _attend(query, segment, scale, cut, n, parts, lses, before)
@@ -172,10 +172,6 @@ def run(query: torch.Tensor, levels: Sequence[Sequence[Segment]], scale: float) 
                 WIDTH=width, BLOCK=power_of_two(width), PARTS=PARTS, num_warps=_merge_warps(width),
             )  # fmt: skip
     return out, lse
-
-
-def _on(device: torch.device) -> Any:
-    return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
 
 
 def _merge_warps(width: int) -> int:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import torch
 import triton
 import triton.language as tl
+from vstar_fast.kernels.launch import on
 
 from .reference import EXP2_COEFFICIENTS, GOLDEN, MIX_1, MIX_2, WEIGHT_BITS, exponent_scale, signed
 
@@ -118,12 +119,13 @@ def run(
     ids = torch.empty(rows, dtype=torch.int64, device=logits.device)
     logprobs = torch.empty(rows, dtype=torch.float32, device=logits.device)
     greedy = temperature == 0.0
-    sample_rows[(rows,)](
-        logits, allowed, seeds, ids, logprobs, columns, logits.stride(0), allowed.stride(0),
-        signed((step + 1) * GOLDEN % (1 << 64)), 0.0 if greedy else exponent_scale(temperature),
-        GREEDY=greedy, FILTERED=allowed is not logits, BLOCK=min(BLOCK, triton.next_power_of_2(columns)),
-        num_warps=WARPS, enable_fp_fusion=False,
-    )  # fmt: skip
+    with on(logits.device):
+        sample_rows[(rows,)](
+            logits, allowed, seeds, ids, logprobs, columns, logits.stride(0), allowed.stride(0),
+            signed((step + 1) * GOLDEN % (1 << 64)), 0.0 if greedy else exponent_scale(temperature),
+            GREEDY=greedy, FILTERED=allowed is not logits, BLOCK=min(BLOCK, triton.next_power_of_2(columns)),
+            num_warps=WARPS, enable_fp_fusion=False,
+        )  # fmt: skip
     return ids, logprobs
 
 

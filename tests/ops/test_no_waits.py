@@ -1,14 +1,17 @@
 """No op makes the host wait for a GPU: their code up to the launch, on a pretended GPU."""
 
+import types
+
 import pytest
 import torch
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
 from vstar_fast.kernels import sample as sampling
 from vstar_fast.kernels.label_match.labels import fold_literal
+from vstar_fast.kernels.prefix_attention.tree import Node, Tree
 from vstar_fast.kernels.value_match import job
 
 from constrain_tools import small_vocab
-from pretended_gpu import CUDA, NoCopies, WaitsForTheGpu, pretended_gpu
+from pretended_gpu import CUDA, Kernel, NoCopies, WaitsForTheGpu, pretended_gpu
 from vstar_fast import ops
 from vstar_fast.errors import DataError
 
@@ -135,16 +138,6 @@ def test_lists_are_refused_while_a_graph_is_captured(words, monkeypatch):
             ops.match_number(ids(), [1.0] * ROWS, tokens=words[1])
 
 
-class Kernel:
-    """Stands for a Triton kernel: notes its grid."""
-
-    def __init__(self):
-        self.grids = []
-
-    def __getitem__(self, grid):
-        return lambda *args, **kwargs: self.grids.append(grid)
-
-
 def test_prefix_attention_does_not_wait(monkeypatch):
     """A prefix with lengths, scattered pages, a prompt of its own: two kernels, whatever lies on the GPU."""
     kernels = pytest.importorskip("vstar_fast.kernels.prefix_attention.triton_kernel")
@@ -180,3 +173,28 @@ def test_patchify_does_not_wait(monkeypatch):
             assert found.shape == (3 * 4 * 6, 3 * 2 * 14 * 14) and found.device == CUDA
         kernels._TABLES.clear()
     assert kernel.grids == [(72, 2)]
+
+
+def test_a_fused_sample_is_launched_where_its_logits_are(monkeypatch):
+    kernels = pytest.importorskip("vstar_fast.kernels.sample.triton_kernel")
+    kernel = Kernel()
+    monkeypatch.setattr(kernels, "sample_rows", kernel)
+    with pretended_gpu(monkeypatch, "triton"), NoCopies():
+        ops.sample(on_gpu(ROWS, 50, dtype=torch.float16), on_gpu(ROWS, dtype=torch.int64), 2, 0.7)
+    assert kernel.grids == [(ROWS,)]
+
+
+def test_tree_attention_is_launched_where_its_tokens_are(monkeypatch):
+    """Forward and back; on a machine without CUDA there is no autograd thread for its tensors."""
+    kernels = pytest.importorskip("vstar_fast.kernels.prefix_attention.training_triton")
+    made = {name: Kernel() for name in ("forward", "keys_back", "query_back")}
+    for name, kernel in made.items():
+        monkeypatch.setattr(kernels, name, kernel)
+    tree = Tree([Node(0, 100, 164, 0), Node(100, 132, 132, 1), Node(132, 164, 164, 1)])
+    with pretended_gpu(monkeypatch, "triton"):
+        query, keys, values = (on_gpu(164, heads, 64, dtype=torch.bfloat16) for heads in (4, 2, 2))
+        tokens = types.SimpleNamespace(save_for_backward=lambda *tensors: setattr(tokens, "saved_tensors", tensors))
+        out = kernels._TreeAttention.forward(tokens, query, keys, values, tree, 0.125)
+        grads = kernels._TreeAttention.backward(tokens, torch.empty_like(out))
+        assert [g.shape for g in grads[:3]] == [t.shape for t in (query, keys, values)]
+    assert [kernel.grids for kernel in made.values()] == [[(3, 4)], [(3, 2)], [(3, 4)]]

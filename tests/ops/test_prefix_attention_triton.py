@@ -4,10 +4,19 @@ import os
 
 import pytest
 import torch
-from vstar_fast.kernels.prefix_attention import Groups, Segment, flash_gpu, prefix_attention, threshold, tiles
+from vstar_fast.kernels.prefix_attention import (
+    Groups,
+    Segment,
+    flash_attn,
+    flash_gpu,
+    prefix_attention,
+    threshold,
+    tiles,
+)
 from vstar_fast.kernels.prefix_attention.reference import run as reference
 
 from attention_tools import segment
+from vstar_fast import backends
 from vstar_fast.errors import ConfigError
 
 triton_kernel = pytest.importorskip("vstar_fast.kernels.prefix_attention.triton_kernel")
@@ -183,8 +192,11 @@ def test_on_a_gpu(backend, dtype, heads, key_heads, positions, width):
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("backend", ["triton", "flash"])
+@pytest.mark.parametrize("backend", ["triton", "flash", *flash_attn.FUNCTIONS])
 def test_prompts_on_a_gpu(backend):
+    probe = backends.available(backend)
+    if not probe.ok:
+        pytest.skip(probe.why)
     tokens = torch.arange(600).view(2, 300)
     query = torch.randn(600, 6, 128, generator=torch.Generator().manual_seed(0)).bfloat16()
     own = segment(Groups(tokens, causal=True), 300, 2, 128, dtype=torch.bfloat16)

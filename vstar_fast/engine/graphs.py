@@ -19,6 +19,7 @@ from vstar_fast.engine.burst import IDLE, MOST_STEPS, Filling, Shape, Step
 from vstar_fast.engine.plan import Span
 from vstar_fast.engine.store import PAGE, Arena, Node, Store
 from vstar_fast.errors import ModelError
+from vstar_fast.kernels.launch import on
 
 if TYPE_CHECKING:
     from vstar_fast.engine.lanes import Lane, Tracked
@@ -107,6 +108,10 @@ class Graphs:
         if any(len(row.pending) != 1 for row in rows):
             self.batch.step()
             return
+        with on(self.batch.stack.lm.device):
+            self._burst(rows)
+
+    def _burst(self, rows: Sequence[Row]) -> None:
         steps = min(MOST_STEPS, max(map(_left, rows)))
         scratch = self._room(rows, steps)
         lanes = [lane for lane in self.batch.lanes.values() if lane.rows]

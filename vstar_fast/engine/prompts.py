@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from vstar_fast.engine.pieces import Prompt, whole
 from vstar_fast.engine.request import Request
-from vstar_fast.engine.stack import Prompt, Stack
+from vstar_fast.engine.stack import Stack
 from vstar_fast.engine.store import Node
 
 
@@ -63,13 +64,19 @@ class Prompts:
 
     def put(self, requests: Sequence[Request], later: Iterable[Request] = ()) -> list[Prefix]:
         """Prefill requests together; `later` ones tell which videos will be asked about again."""
+        return whole(self.arriving(requests, later))
+
+    def arriving(
+        self, requests: Sequence[Request], later: Iterable[Request] = ()
+    ) -> Generator[int, None, list[Prefix]]:
+        """As `put`; stops between two calls of the text stack and says how many tokens the first one took."""
         asked = Counter(id(r.features) for r in (*requests, *later) if r.features is not None)
         shared = [
             r.features is not None and (asked[id(r.features)] > 1 or id(r.features) in self._videos) for r in requests
         ]
-        self._encode([r for r, both in zip(requests, shared, strict=True) if both])
+        yield from self._encode([r for r, both in zip(requests, shared, strict=True) if both])
         made = [self._question(r) if both else self._whole(r) for r, both in zip(requests, shared, strict=True)]
-        hidden = self._run([prompt for prompt, _, _ in made])
+        hidden = yield from self._run([prompt for prompt, _, _ in made])
         found = []
         for i, (prompt, position, video) in enumerate(made):
             if video is not None:
@@ -91,9 +98,9 @@ class Prompts:
                 self.stack.store.give_back(kept.node)
                 del self._videos[key]
 
-    def _run(self, prompts: list[Prompt]) -> torch.Tensor:
+    def _run(self, prompts: list[Prompt]) -> Generator[int, None, torch.Tensor]:
         self.tokens += sum(p.inputs_embeds.shape[1] for p in prompts)
-        return self.stack.prefill(prompts)
+        return (yield from self.stack.prefilling(prompts))
 
     def _head(self, ids: torch.Tensor) -> list[Node]:
         """The node of the tokens before the video, prefilled at the first call."""
@@ -103,7 +110,7 @@ class Prompts:
         if key not in self._heads:
             text = self.lm.embed(ids, None)
             node = self.stack.store.take(len(key))
-            self._run([Prompt(node, 0, [], text.inputs_embeds, text.position_ids, text.extras)])
+            whole(self._run([Prompt(node, 0, [], text.inputs_embeds, text.position_ids, text.extras)]))
             self._heads[key] = node
         return [self._heads[key]]
 
@@ -116,7 +123,7 @@ class Prompts:
         prompt = Prompt(node, start, nodes, text.inputs_embeds[:, start:], text.position_ids[:, start:], extras)
         return prompt, text
 
-    def _encode(self, requests: Sequence[Request]) -> None:
+    def _encode(self, requests: Sequence[Request]) -> Generator[int, None, None]:
         """Videos that several requests ask about, each behind its head, once."""
         new: dict[int, tuple[Prompt, Any, Any]] = {}
         for r in requests:
@@ -124,7 +131,7 @@ class Prompts:
             if r.features is not None and key not in self._videos and key not in new:
                 new[key] = (*self._behind(r.head, r.features.ids, r.features), r.features)
         if new:
-            self._run([prompt for prompt, _, _ in new.values()])
+            yield from self._run([prompt for prompt, _, _ in new.values()])
         for key, (prompt, text, features) in new.items():
             rows = prompt.position_ids.shape[0]
             self._videos[key] = _Video(prompt.node, text.next_position, features, rows)

@@ -18,6 +18,7 @@ import torch
 
 from vstar_fast.engine import graphs, memory
 from vstar_fast.engine.batch import Batch, Flight, Group, Row
+from vstar_fast.engine.pieces import BETWEEN_STEPS
 from vstar_fast.engine.prompts import Prompts
 from vstar_fast.engine.request import Answer, Counts, Request
 from vstar_fast.engine.stack import Stack
@@ -28,11 +29,6 @@ from vstar_fast.models.modules import evaluating
 
 LOOKAHEAD = 64
 """Requests that are looked at before their turn, to see which videos will be asked about again."""
-BETWEEN_STEPS = {"cpu": 1 << 62, "cuda": 8192}
-"""Tokens of prompts that are taken in, one prompt at least, before answers in flight go on.
-
-On a CPU, where a step takes longer than a prompt, prompts come together instead.
-"""
 UPLOADS = 2
 """Requests whose videos are on their way to a GPU while it decodes."""
 REFILL = 8
@@ -67,6 +63,7 @@ class Scheduler:
         self._batch = Batch(self.stack, lm.eos_ids, self.counts, short, skip_forced)
         self._graphs = graphs.made_for(self._batch)
         self._inbound: list[Flight] = []
+        self._arriving: Iterator[int] | None = None
         self._busy = threading.Lock()
         self.clock: Callable[[], float] = time.process_time
         """CPU seconds, for `counts.seconds`."""
@@ -91,7 +88,7 @@ class Scheduler:
         try:
             while stop is None or not stop.is_set():
                 self._look_ahead(source, waiting)
-                if not waiting and not len(self._batch):
+                if not waiting and not len(self._batch) and self._arriving is None:
                     return
                 for flight in self._turn(waiting):
                     yield flight.request, flight.answers
@@ -103,6 +100,7 @@ class Scheduler:
         """Let go of all prompts, rows and their memory."""
         if self._graphs is not None:
             self._graphs.clear()
+        self._arriving, self._inbound = None, []
         self._batch.clear()
         self._prompts.clear()
         self.stack.store.clear()
@@ -146,10 +144,20 @@ class Scheduler:
             done += self._let_go(waiting)
 
     def _take_in(self, waiting: deque[Flight]) -> None:
-        """Requests from the front of `waiting`, as many as fit, and their first tokens."""
-        groups, taken = [], len(self._batch)
+        """Prompts of requests from the front of `waiting`, piece by piece while answers are in flight."""
+        self._arriving = self._arriving or self._picked(waiting)
+        room = BETWEEN_STEPS[self.lm.device.type] if len(self._batch) else 1 << 62
+        for tokens in self._arriving or ():
+            room -= tokens
+            if room <= 0:
+                return
+        self._arriving = None
+
+    def _picked(self, waiting: deque[Flight]) -> Iterator[int] | None:
+        """The arrival of requests from the front of `waiting`, as many as fit."""
+        taken = len(self._batch)
         if taken and self.max_rows - taken < max(1, self.max_rows // REFILL):
-            return
+            return None
         picked: list[tuple[Flight, list[Answer]]] = []
         reserved = sum(g.reserved for g in self._batch.groups)
         room = BETWEEN_STEPS[self.lm.device.type] if taken else 1 << 62
@@ -168,11 +176,16 @@ class Scheduler:
                 break
             waiting.popleft()
         if not picked:
-            return
+            return None
         for flight, answers in picked:
             flight.open += len(answers)
         self._inbound = [flight for flight, _ in picked]
-        prefixes = self._prompts.put([f.request for f, _ in picked], [f.request for f in waiting])
+        return self._arrival(picked, [f.request for f in waiting])
+
+    def _arrival(self, picked: list[tuple[Flight, list[Answer]]], later: list[Request]) -> Iterator[int]:
+        """Prompts go in, then their first tokens are drawn; yields the tokens of each call but the last."""
+        prefixes = yield from self._prompts.arriving([f.request for f, _ in picked], later)
+        groups = []
         for (flight, answers), prefix in zip(picked, prefixes, strict=True):
             rows = [Row(flight, answer, prefix.next_position) for answer in answers]
             groups.append(Group(flight, prefix, rows, self._need(flight, answers)))
@@ -191,7 +204,7 @@ class Scheduler:
         """Finished rows leave; the requests that are done with it."""
         done = []
         for group in self._batch.leave():
-            self._prompts.let_go(group.prefix, [f.request for f in waiting])
+            self._prompts.let_go(group.prefix, [f.request for f in (*waiting, *self._inbound)])
             if group.flight.done:
                 done.append(group.flight)
         return done

@@ -2,39 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Generator, Sequence
 from typing import Any
 
 import torch
 
 from vstar_fast.engine import plan as plans
 from vstar_fast.engine.cache import PackedCache, attending, check
+from vstar_fast.engine.pieces import BETWEEN_STEPS, Prompt, pieces, whole
 from vstar_fast.engine.plan import Plan, Span
 from vstar_fast.engine.store import Node, Store, shape_of
 from vstar_fast.kernels.linear import fast_linears
 from vstar_fast.models.hf_cache import CACHE
 
 PREFILL_TOKENS = {"cpu": 512, "cuda": 8192}
-"""Tokens of prompts in one call, several prompts at a time; a longer prompt is a call of its own.
+"""Tokens of prompts in one call, several prompts at a time; a longer prompt, or piece of one, is a call of its own.
 
 On a CPU what lies between two layers of a call should stay in its caches.
 """
-
-
-@dataclass(slots=True)
-class Prompt:
-    """Tokens to put into `node` from position `start` on, behind the nodes of `seen`.
-
-    inputs_embeds [1, T, H]; position_ids [R, T]; `extras` for the text stack, of this prompt only.
-    """
-
-    node: Node
-    start: int
-    seen: list[Node]
-    inputs_embeds: torch.Tensor
-    position_ids: torch.Tensor
-    extras: dict[str, Any] = field(default_factory=dict)
 
 
 class Stack:
@@ -67,8 +52,20 @@ class Stack:
 
     def prefill(self, prompts: Sequence[Prompt]) -> torch.Tensor:
         """Put prompts into their nodes; hidden states [len(prompts), H] of their last tokens."""
-        found = [self._prefill(part) for part in _calls(prompts, PREFILL_TOKENS[self.lm.device.type])]
-        return torch.cat(found)
+        return whole(self.prefilling(prompts))
+
+    def prefilling(self, prompts: Sequence[Prompt]) -> Generator[int, None, torch.Tensor]:
+        """As `prefill`; stops between two calls of the text stack and says how many tokens the first one took."""
+        kind = self.lm.device.type
+        most = BETWEEN_STEPS[kind]
+        last: dict[int, torch.Tensor] = {}
+        taken = 0
+        for call in _calls([piece for p in prompts for piece in pieces(p, most)], min(PREFILL_TOKENS[kind], most)):
+            if taken:
+                yield taken
+            last.update(zip((id(p.node) for p in call), self._prefill(call), strict=True))
+            taken = sum(p.inputs_embeds.shape[1] for p in call)
+        return torch.stack([last[id(p.node)] for p in prompts])
 
     def _prefill(self, prompts: Sequence[Prompt]) -> torch.Tensor:
         device, spans, end = self.lm.device, [], 0
@@ -84,7 +81,8 @@ class Stack:
         hidden = self.call(embeds, positions, plan, prompts[0].extras)
         for p, span in zip(prompts, spans, strict=True):
             p.node.length = span.stop
-            copy_front(p.seen, p.node, p.start)
+            if p.node not in p.seen:
+                copy_front(p.seen, p.node, p.start)
         return hidden[torch.tensor([s.end - 1 for s in spans], device=device)]
 
     def _seen(self, prompts: Sequence[Prompt], spans: Sequence[Span], depth: int) -> list[plans.Slab]:

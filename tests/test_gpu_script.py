@@ -1,0 +1,136 @@
+"""bench/on_gpu.sh without a GPU: what runs in which order, what does not and is said; tools that only write down."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from vstar_fast.bench import runner
+
+SCRIPT = Path(__file__).parents[1] / "bench" / "on_gpu.sh"
+BENCHES = ("constrain", "generate", "prefix_attention")
+PYTHON = """#!/bin/bash
+echo "$VSTAR_CUDA $*" >>"$CALLS"
+case "$*" in
+  *c.has_cuda*) exit "${NO_CUDA_CODE:-0}" ;;
+  *"runner.names()"*) [ -z "$BROKEN" ] || { echo "ImportError: $BROKEN" >&2; exit 1; }; printf '%s\\n' $BENCHES ;;
+  *compile_kernels*) sleep "${COMPILES:-0}" ;;
+  *"bench.runner $FAILS "*) exit 3 ;;
+  *"bench.runner $HANGS "*) sleep 60 ;;
+  "- "*) exec "$REAL" "$@" ;;
+esac
+"""
+CHECK = '#!/bin/bash\nwhile [ "$1" != "$PYTHON" ]; do shift; done\nexec "$@"\n'
+
+
+def tool(path, text="#!/bin/bash\n"):
+    path.write_text(text)
+    path.chmod(0o755)
+    return str(path)
+
+
+@pytest.fixture
+def script(tmp_path):
+    """Runs the script; (exit status, output, the calls of Python)."""
+    tools, out, calls = tmp_path / "tools", tmp_path / "out", tmp_path / "calls"
+    tools.mkdir()
+    for name in ("nvidia-smi", "nvcc"):
+        tool(tools / name)
+    tool(tools / "compute-sanitizer", CHECK)
+    base = {
+        "PATH": f"{tools}:/usr/bin:/bin", "CUDA": str(tmp_path), "REAL": sys.executable, "CALLS": str(calls),
+        "PYTHON": tool(tools / "python", PYTHON), "BENCHES": " ".join(BENCHES), "HOME": str(tmp_path), "WHEELS": "none",
+        **dict.fromkeys(("BROKEN", "VSTAR_CUDA"), ""), **dict.fromkeys(("FAILS", "HANGS"), "nothing"),
+    }  # fmt: skip
+
+    def run(*arguments, without=(), **more):
+        calls.write_text("")
+        for name in without:
+            (tools / name).unlink(missing_ok=True)
+        environment = {**base, **{name: str(value) for name, value in more.items()}}
+        done = subprocess.run(["bash", SCRIPT, out, *arguments], capture_output=True, text=True, env=environment)
+        return done.returncode, done.stdout + done.stderr, calls.read_text().splitlines()
+
+    run.out = out
+    return run
+
+
+def steps(output):
+    return re.findall(r"^== ([\w-]+)$", output, re.M)
+
+
+def unproven(output):
+    return list(re.findall(r"^  - (step .*)$", output, re.M))
+
+
+def test_all_steps_in_order_and_none_twice(script):
+    status, output, calls = script()
+    assert status == 0, output
+    checks = ["env", "build", "compile", "test", "benches", "bench-prefix_attention", "memcheck", "racecheck"]
+    assert steps(output) == [*checks, "bench-constrain", "bench-generate", "roofline", "unproven"]
+    assert any(call.startswith("ON -m pip install") for call in calls)
+    checked = [call for call in calls if call.endswith("tests/ops")]
+    assert len(checked) == 2 and all("label or constrain or value or" in call for call in checked)
+    assert not unproven(output)
+    status, output, _ = script()
+    assert status == 0 and steps(output) == ["benches", "roofline", "unproven"]
+    assert "== memcheck: done before" in output
+
+
+def test_without_nvcc_what_needs_no_cuda_kernel_runs_and_the_rest_is_listed(script):
+    status, output, calls = script(without=("nvcc",), NO_CUDA_CODE=1)
+    assert status == 1
+    assert any(call.startswith("OFF -m pip install") for call in calls)
+    assert any("-m pytest -m gpu" in call and call.endswith("-k not (label or constrain or value)") for call in calls)
+    assert [call for call in calls if call.endswith("tests/ops") and "constrain" in call] == []
+    assert any("bench.runner generate" in call for call in calls)
+    assert not any("bench.runner constrain" in call for call in calls)
+    assert unproven(output) == [
+        "step build: without the CUDA kernels: there is no nvcc",
+        "step test: without tests of the CUDA kernels, which are not built",
+        "step memcheck: without the CUDA kernels, which are not built",
+        "step racecheck: without the CUDA kernels, which are not built",
+        "step bench-constrain: not run, it needs the CUDA kernels",
+    ]
+    done = {path.stem for path in script.out.glob("*.done")}
+    assert done == {"env", "compile", "benches", "bench-generate", "bench-prefix_attention", "roofline", "unproven"}
+
+
+def test_benches_that_cannot_be_imported_are_a_failed_step(script):
+    status, output, calls = script(BROKEN="no module named x")
+    assert status == 1 and "ImportError: no module named x" in output and "== benches FAILED (status 1)" in output
+    assert unproven(output) == [f"step benches: failed, see {script.out}/benches.log"]
+    assert not any("bench.runner" in call and "--json" in call for call in calls)
+    assert script()[0] == 0
+
+
+def test_a_step_that_fails_or_hangs_does_not_stop_the_others(script):
+    status, output, _ = script(FAILS="constrain", HANGS="prefix_attention", LIMIT=3)
+    assert status == 1
+    assert (
+        "== bench-prefix_attention FAILED (status 124)" in output and "== bench-constrain FAILED (status 3)" in output
+    )
+    assert (script.out / "bench-generate.done").exists() and (script.out / "unproven.done").exists()
+    assert len(unproven(output)) == 2
+    assert script()[0] == 0 and not (script.out / "not-run").exists()
+
+
+def test_what_there_is_no_time_for_is_listed_and_runs_at_the_next_call(script):
+    status, output, calls = script(TOTAL=21, COMPILES=3)
+    assert status == 1 and not any("-m pytest" in call for call in calls)
+    assert "step test: not run, no time left; call again" in unproven(output)
+    status, output, _ = script()
+    assert status == 0 and "== compile: done before" in output and "test" in steps(output)
+
+
+def test_a_checker_that_is_missing_proves_nothing(script):
+    status, output, _ = script("memcheck", without=("compute-sanitizer",))
+    assert status == 1 and "no compute-sanitizer here" in output
+    assert script("memcheque")[0] == 2
+
+
+def test_the_benches_that_it_names_are_there():
+    text = SCRIPT.read_text()
+    for name in ("FIRST", "NEED_CUDA"):
+        assert set(re.search(rf'^{name}="([^"]*)"', text, re.M)[1].split()) <= set(runner.names())
