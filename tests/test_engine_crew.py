@@ -81,16 +81,24 @@ def test_requests_are_drawn_in_the_callers_thread_and_only_as_they_find_room(lm,
     monkeypatch.setattr(crew, "HELD", 2)
     taken = []
 
+    threads = torch.get_num_threads()
+    torch.set_num_threads(3)
+
     def source():
-        for one in requests(300, max_new_tokens=2):
+        for number, one in enumerate(requests(300, max_new_tokens=2)):
             assert threading.current_thread() is threading.main_thread()
+            assert torch.get_num_threads() == (3 if number < 1 else 1)  # no team beside the workers'
             taken.append(one)
             yield one
 
-    run = Crew(lm, workers=2).run(source())
-    next(run)
-    assert len(taken) < 300
-    assert 1 + len(list(run)) == len(taken) == 300
+    try:
+        run = Crew(lm, workers=2).run(source())
+        next(run)
+        assert len(taken) < 300
+        assert 1 + len(list(run)) == len(taken) == 300
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(threads)
 
 
 def test_an_error_of_a_worker_is_raised_and_ends_all(lm, monkeypatch):

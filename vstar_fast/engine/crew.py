@@ -107,11 +107,16 @@ class Crew:
 
     def _with(self, others: list[Scheduler], requests: Iterable[Request]) -> Iterator[Done]:
         workers = [_Worker(s) for s in (self.first, *others)]
-        deal = _Deal(workers, max(1, torch.get_num_threads() // len(workers)))
+        threads = torch.get_num_threads()
+        deal = _Deal(workers, max(1, threads // len(workers)))
+        caller = threading.get_ident()
+        threads_here(1)  # what it makes for the next requests it makes beside the workers: a team would wait for cores
         try:
             yield from deal.all(requests)
         finally:
             deal.end()
+            if threading.get_ident() == caller:  # another thread may be the one that lets go of a run
+                threads_here(threads)
             for scheduler in others:
                 self._others = _sum(self._others, scheduler.counts)
 
