@@ -59,7 +59,7 @@ def stream(
     depend on what else is drawn. `max_rows`: answers drawn at once, on a CPU by each worker of a `Crew`. `counts` is
     told at the end what was done.
     """
-    from vstar_fast.engine import Crew
+    from vstar_fast.engine import Crew, memory
     from vstar_fast.engine.merged import merged
 
     with merged(lm.model, lm.device):
@@ -69,6 +69,7 @@ def stream(
                 yield request.tag, _batch(lm, request.tag, answers, sampling)
         if counts is not None:
             counts(crew.counts)
+    memory.release(lm.device)
 
 
 def _requests(

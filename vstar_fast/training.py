@@ -78,6 +78,8 @@ class Training:
         prompts: dict[str, str],
     ) -> list[Rejected]:
         """Train and write the adapter to `out`; what could not be used."""
+        from vstar_fast.engine import memory
+
         s = self._session
         seed = stream_seed(s.config.seed, "finetune", key)
         lm, peft = s.runtime.trainable(lambda m: lora_settings(m, tuning), start, seed)
@@ -97,6 +99,7 @@ class Training:
             s.profiler.count("examples", tuning.batch_size * log["steps"])
             s.profiler.count("tokens", log["packed_tokens"])
         bar.close()
+        memory.release(lm.device)  # activations: what answers are drawn with next lies elsewhere
         if tuning.split:
             s.runtime.forget(lm)
         left_out = [Rejected("finetune", row["question_id"], row["reason"], row["detail"]) for row in log["left_out"]]
