@@ -16,7 +16,7 @@ from collections import OrderedDict
 from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass, fields
 from functools import partial
-from itertools import chain
+from itertools import chain, islice
 from typing import Any
 
 import torch
@@ -90,10 +90,10 @@ class Crew:
         One run at a time; a run may be left with `close()`. What breaks a worker is raised here, and ends the others.
         """
         source = iter(requests)
-        seen = list(_worth(source, self.workers * WORTH))
-        workers = min(self.workers, sum(len(r.seeds) for r in seen) // WORTH)
+        seen, answers, videos = _front(source, self.workers)
+        workers = min(self.workers, answers // WORTH, videos)
         requests = chain(seen, source)
-        with packed(self.lm) if workers else contextlib.nullcontext():
+        with packed(self.lm) if answers >= WORTH else contextlib.nullcontext():
             yield from self._together(requests, workers) if workers > 1 else self.first.run(requests)
 
     def _together(self, requests: Iterable[Request], workers: int) -> Iterator[Done]:
@@ -121,12 +121,17 @@ class Crew:
                 self._others = _sum(self._others, scheduler.counts)
 
 
-def _worth(source: Iterator[Request], most: int) -> Iterator[Request]:
-    """Requests from the front, until they are for so many answers."""
-    answers = 0
-    while answers < most and (request := next(source, None)) is not None:
+def _front(source: Iterator[Request], workers: int) -> tuple[list[Request], int, int]:
+    """(requests from the front, their answers, their videos): enough for so many workers, or all they look at."""
+    seen: list[Request] = []
+    answers, videos = 0, set()
+    for request in islice(source, LOOKAHEAD * workers):
+        seen.append(request)
         answers += len(request.seeds)
-        yield request
+        videos.add(id(request if request.features is None else request.features))
+        if answers >= WORTH * workers and len(videos) >= workers:
+            break
+    return seen, answers, len(videos)
 
 
 def packed(lm: Any) -> contextlib.AbstractContextManager[Any]:
