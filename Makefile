@@ -4,6 +4,7 @@
 #   TORCH=torch==2.13.0   TORCH_INDEX=https://download.pytorch.org/whl/cpu   which torch, and from where:
 #                      pip's default on Linux is a CUDA build (2 GB); the CPU build is enough for everything but speed
 #   SEEDS=3            make cycle: seeds to run
+#   WORKERS=2          make test: processes that run tests, a file's tests all in the same one; 0: this one, one by one
 #   SANITIZE_SECONDS=120  make sanitize: how long to fuzz; SANITIZE_SEED=n: from which seed, default a new one each time
 
 PYTHON ?= python3
@@ -22,6 +23,9 @@ GPU := $(shell nvidia-smi >/dev/null 2>&1 && echo yes)
 NATIVE := pyproject.toml CMakeLists.txt $(wildcard csrc/*)
 SOURCES := $(NATIVE:csrc/unicode_tables.py=)
 FAST := not slow$(if $(GPU),, and not gpu)
+# Tests run on one thread each; those of a GPU would stand in each other's way.
+WORKERS ?= $(if $(GPU),0,2)
+SHARED := -n $(WORKERS) --dist loadfile
 COVERAGE := --cov=vstar_fast --cov-report=term:skip-covered
 
 OLDEST := transformers==5.17.0
@@ -33,7 +37,7 @@ cycle: $(STAMP)
 	$(VENV)/bin/vstar-fast cycle --demo --run $(RUN) $(if $(SEEDS),--seeds $(SEEDS))
 
 test: $(STAMP)
-	$(PY) -m pytest -m "$(FAST)" $(COVERAGE)
+	$(PY) -m pytest -m "$(FAST)" $(SHARED) $(COVERAGE)
 
 test-full: $(STAMP)
 	$(PY) -m pytest $(COVERAGE)
@@ -42,7 +46,7 @@ test-full: $(STAMP)
 test-oldest: $(STAMP)
 	$(PY) -m pip install --quiet --upgrade --target build/oldest "$(OLDEST)"
 	PYTHONPATH=build/oldest $(PY) -c "import transformers as t; assert t.__version__ == '$(OLDEST)'.split('==')[1], t.__version__"
-	PYTHONPATH=build/oldest $(PY) -m pytest -m "$(FAST)" tests/test_families.py tests/test_models.py tests/test_demo_model.py tests/test_generate.py tests/test_finetune*.py tests/test_packed.py tests/test_base_model.py tests/test_cycle.py
+	PYTHONPATH=build/oldest $(PY) -m pytest -m "$(FAST)" $(SHARED) tests/test_families.py tests/test_models.py tests/test_demo_model.py tests/test_generate.py tests/test_finetune*.py tests/test_packed.py tests/test_base_model.py tests/test_cycle.py
 
 bench: $(STAMP)
 	$(PY) -m vstar_fast.bench.runner all

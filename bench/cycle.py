@@ -15,9 +15,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from vstar_fast import demo, match, questions
-from vstar_fast.config import CycleConfig, FinetuneConfig, from_dict, replace
-from vstar_fast.records import Candidate, Example, Frames, LabeledVideo, Question, Verdict
-from vstar_fast.runtime import unload
+from vstar_fast.config import CycleConfig, from_dict, replace
+from vstar_fast.records import Candidate, Frames, LabeledVideo, Question, Verdict
 
 if TYPE_CHECKING:
     from vstar_fast.bench.runner import Bench
@@ -47,8 +46,10 @@ class Work:
 
 def run(bench: Bench, quick: bool) -> None:
     """Rows generate, filter, finetune and the three together."""
+    from vstar_fast.bench.cycle_training import compare_training
+
     work = prepare(clips=2 if quick else 8, samples=2 if quick else 4, tokens=12 if quick else 40)
-    seconds = [_generate(bench, work), _filter(bench, work), _finetune(bench, work, steps=1 if quick else 3)]
+    seconds = [_generate(bench, work), _filter(bench, work), compare_training(bench, work, steps=1 if quick else 3)]
     ours, theirs = (sum(s[i] for s in seconds) for i in (0, 1))
     bench.add(
         case="answer + judge + train, per question",
@@ -83,14 +84,14 @@ def prepare(clips: int, samples: int, tokens: int) -> Work:
     return Work(config, models.load(str(model.build())), chosen, questions.ask(chosen, config), sets)
 
 
-def _cpu(work: Callable[[], Any]) -> tuple[Any, float]:
+def cpu_of(work: Callable[[], Any]) -> tuple[Any, float]:
     """Result and CPU seconds."""
     start = time.process_time()
     result = work()
     return result, time.process_time() - start
 
 
-def _row(bench: Bench, case: str, unit: str, ours: float, theirs: float, equal: bool) -> tuple[float, float]:
+def add_row(bench: Bench, case: str, unit: str, ours: float, theirs: float, equal: bool) -> tuple[float, float]:
     """One row from CPU seconds a unit; the pair again."""
     bench.add(
         case=case,
@@ -112,11 +113,11 @@ def _generate(bench: Bench, work: Work) -> tuple[float, float]:
     g = work.config.generate
     greedy = _ours(work, samples=1, temperature=0.0)
     equal = [c.token_ids for c in greedy] == [_theirs(work, i, 0.0) for i in range(len(work.asked))]
-    _, ours = _cpu(lambda: _ours(work, g.samples, g.temperature))
+    _, ours = cpu_of(lambda: _ours(work, g.samples, g.temperature))
     rows = [i for i in range(min(2, len(work.asked))) for _ in range(g.samples)]
-    _, theirs = _cpu(lambda: [_theirs(work, i, g.temperature) for i in rows])
+    _, theirs = cpu_of(lambda: [_theirs(work, i, g.temperature) for i in rows])
     case = f"generate {len(work.asked)} questions x {g.samples} (baseline: {len(rows)} answers)"
-    return _row(bench, case, "question", ours / len(work.asked), theirs / len(rows) * g.samples, equal)
+    return add_row(bench, case, "question", ours / len(work.asked), theirs / len(rows) * g.samples, equal)
 
 
 def features_of(work: Work) -> list[Features]:
@@ -143,7 +144,7 @@ def _theirs(work: Work, index: int, temperature: float) -> tuple[int, ...]:
     lm = work.lm
     inputs = lm.processor(
         text=[lm.prompt(work.prompts[index])],
-        videos=[_decode(work.videos[index].path, work.config.frames.count)],
+        videos=[decode(work.videos[index].path, work.config.frames.count)],
         return_tensors="pt",
         add_special_tokens=False,
     )
@@ -158,7 +159,7 @@ def _theirs(work: Work, index: int, temperature: float) -> tuple[int, ...]:
     return tuple(ids[: ends[0]] if ends else ids)
 
 
-def _decode(path: str, count: int) -> Any:
+def decode(path: str, count: int) -> Any:
     """The usual loader: every frame decoded, turned upright, those at segment centres kept."""
     import av
     import numpy as np
@@ -190,10 +191,10 @@ def _filter(bench: Bench, work: Work) -> tuple[float, float]:
 
     judge()  # tables of the label set and of the tokenizer, built once a run
     search()
-    verdicts, ours = _cpu(judge)
-    kept, theirs = _cpu(search)
+    verdicts, ours = cpu_of(judge)
+    kept, theirs = cpu_of(search)
     equal = [v.passed for v in verdicts] == kept == [right for _, right in replayed]
-    pair = _row(bench, "filter 512 candidates, from ids", "candidate", ours / 512, theirs / 512, equal)
+    pair = add_row(bench, "filter 512 candidates, from ids", "candidate", ours / 512, theirs / 512, equal)
     samples = work.config.generate.samples
     return pair[0] * samples, pair[1] * samples
 
@@ -213,100 +214,3 @@ def _pattern(question: Question) -> re.Pattern[str]:
     label = question.labels[0]
     names = "|".join(re.escape(n).replace(r"\ ", r"[\s_-]+") for n in (label.value, *label.aliases))
     return re.compile(rf"answer:\W*(?:{names})\b", re.IGNORECASE)
-
-
-# -- finetune ------------------------------------------------------------------------------------
-
-
-def _finetune(bench: Bench, work: Work, steps: int) -> tuple[float, float]:
-    """`steps` LoRA steps on the same examples in the same order."""
-    config = replace(work.config.finetune, steps=steps, batch_size=4, micro_batch_size=4, track="none")
-    gold = [questions.answer_text(q) for q in work.asked]
-    texts = [f"The person moves across the floor. {a}" for a in gold]
-    rows = [Example(q.video_id, q.id, q.text, t, "direct") for q, t in zip(work.asked, texts, strict=True)]
-    examples = (rows * 4)[: 4 * steps]
-    ours, ours_cpu = _train_ours(work, examples, config)
-    theirs, theirs_cpu = _train_theirs(work, examples, config)
-    equal = abs(ours - theirs) < 1e-3 * abs(theirs)
-    count = len(examples)
-    return _row(
-        bench,
-        f"finetune {count} examples, LoRA r={config.lora_r}",
-        "example",
-        ours_cpu / count,
-        theirs_cpu / count,
-        equal,
-    )
-
-
-def _adapter(work: Work, config: FinetuneConfig) -> Any:
-    import torch
-    from peft import get_peft_model
-
-    from vstar_fast.finetune import lora_settings
-
-    torch.manual_seed(0)
-    return get_peft_model(work.lm.model, lora_settings(work.lm, config))
-
-
-def _train_ours(work: Work, examples: list[Example], config: FinetuneConfig) -> tuple[float, float]:
-    """Loss of the first batch and CPU seconds, features encoded once included."""
-    import tempfile
-    from pathlib import Path
-
-    from vstar_fast import finetune
-    from vstar_fast.finetune.batches import batches
-
-    peft = _adapter(work, config)
-    prompts = {q.id: questions.prompt_text(q) for q in work.asked}
-    videos = [e.video_id for e in examples]
-    order = batches(examples, videos, config.batch_size, config.steps, 0)
-
-    def train() -> dict[str, Any]:
-        features = dict(zip([v.id for v in work.videos], features_of(work), strict=True))
-
-        def rows(part: Any) -> tuple[list[str], list[Features]]:
-            return [prompts[e.question_id] for e in part], [features[e.video_id] for e in part]
-
-        with tempfile.TemporaryDirectory() as folder:
-            return finetune.finetune(work.lm, peft, examples, rows, config, Path(folder), seed=0)
-
-    log, cpu = _cpu(train)
-    unload(peft)
-    examples[:] = [e for batch in order for e in batch]
-    return log["loss"][0], cpu
-
-
-def _train_theirs(work: Work, examples: list[Example], config: FinetuneConfig) -> tuple[float, float]:
-    """HF Trainer over rows that carry their pixels; the same order of examples."""
-    from vstar_fast.bench import hf_trainer
-
-    peft = _adapter(work, config)
-    by_id = {q.id: i for i, q in enumerate(work.asked)}
-
-    def collate(numbers: list[int]) -> dict[str, Any]:
-        picked = [examples[n] for n in numbers]
-        return _plain_rows(work, [by_id[e.question_id] for e in picked], [e.answer for e in picked])
-
-    cpu = work.lm.device.type == "cpu"
-    found, seconds = _cpu(lambda: hf_trainer.train(peft, collate, len(examples), config, cpu=cpu))
-    unload(peft)
-    return float(found["loss"][0]), seconds
-
-
-def _plain_rows(work: Work, indices: list[int], answers: list[str]) -> dict[str, Any]:
-    """Prompt + answer rows with pixels, as a collator of a row-by-row trainer makes them."""
-    import torch
-
-    lm = work.lm
-    clips = [_decode(work.videos[i].path, work.config.frames.count) for i in indices]
-    prompts = [lm.prompt(work.prompts[i]) for i in indices]
-    eos = lm.tokenizer.convert_ids_to_tokens(lm.eos_ids[0])
-    texts = [p + a + eos for p, a in zip(prompts, answers, strict=True)]
-    shared = {"return_tensors": "pt", "padding": True, "padding_side": "right", "add_special_tokens": False}
-    inputs = dict(lm.processor(text=texts, videos=clips, **shared))
-    labels = inputs["input_ids"].masked_fill(inputs["attention_mask"] == 0, -100)
-    for row, (prompt, clip) in enumerate(zip(prompts, clips, strict=True)):
-        length = lm.processor(text=[prompt], videos=[clip], **shared)["input_ids"].shape[1]
-        labels[row, :length] = -100
-    return inputs | {"labels": labels.to(torch.long)}

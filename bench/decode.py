@@ -42,7 +42,7 @@ def run(bench: Bench, quick: bool) -> None:
         clips = _clips(folder, quick, short=bench.device == "cuda")
         for clip in clips:
             for count in (8,) if quick else (8, 32):
-                _against_rivals(bench, clip, count, indices, quick)
+                _against_rivals(bench, clip, count, indices, quick, memory=clip is clips[0] if quick else count == 32)
         _workers(bench, clips[0], quick)
         for clip in clips[:1] if quick else clips[:2]:
             _cache(bench, clip, Path(kept), quick)
@@ -73,7 +73,7 @@ def source_of(indices: Cache | None, workers: int = 1, backend: str = "pyav", **
     return FrameSource(config, index_cache=indices, **kept)
 
 
-def _against_rivals(bench: Bench, clip: Clip, count: int, indices: Cache, quick: bool) -> None:
+def _against_rivals(bench: Bench, clip: Clip, count: int, indices: Cache, quick: bool, *, memory: bool) -> None:
     source, cold = source_of(indices), source_of(None)
     request = FrameRequest(clip.path, Sampling(count=count), SMALL)
     first = one(source, request)
@@ -92,7 +92,7 @@ def _against_rivals(bench: Bench, clip: Clip, count: int, indices: Cache, quick:
         return
     with one_thread():
         turns = race({r.name: r.take for r in readers}, quick)
-    measured = [r.name for r in readers if r.name != COLD and (count == 32 or quick)]
+    measured = [r.name for r in readers if r.name != COLD and memory]
     peaks = {name: peak_mib(name, clip.path, wanted, size) for name in measured}
     long = "long" in clip.name
     for r in readers[1:]:

@@ -48,7 +48,7 @@ SLOW_S = 12.0
 
 def race(readers: Mapping[str, Callable[[], Any]], quick: bool, budget_s: float = 20.0) -> dict[str, list[Turn]]:
     """Each reader's turns; who begins changes, so that what else the machine does falls on all alike."""
-    floor, budget, least = (0.0, 1.0, 2) if quick else (0.1, budget_s, 3)
+    floor, budget, least = (0.0, 0.2, 2) if quick else (0.1, budget_s, 3)
     first = {name: _turn(take, 1) for name, take in readers.items()}  # warms up as well
     calls = {name: max(1, round(floor / max(turn.wall, 1e-4))) for name, turn in first.items()}
     names = [name for name, turn in first.items() if turn.wall <= SLOW_S]

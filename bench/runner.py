@@ -11,18 +11,17 @@ A bench is a file of this folder with `def run(bench: Bench, quick: bool) -> Non
 from __future__ import annotations
 
 import importlib
-import importlib.metadata
 import importlib.util
 import json
 import pkgutil
-import platform
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
 from statistics import median
 from typing import Any
+
+from vstar_fast.bench.machine import header
 
 from vstar_fast.errors import ConfigError, VstarError
 
@@ -35,12 +34,12 @@ HELPERS = {
     "generate_split",
     "label_rivals",
     "language_models",
+    "machine",
     "roofline",
     "roofline_page",
     "runner",
     "towers",
 }
-SCHEMA = 1
 ABSENT = "absent"
 """`metric` of a row without a figure; its `baseline` says why."""
 
@@ -150,8 +149,8 @@ class Bench:
     def _turns(
         self, subject: Callable[[], Any], baseline: Callable[[], Any]
     ) -> list[tuple[dict[str, float], dict[str, float]]]:
-        """Seconds a call of both, in turn, the first one changing each turn; 5 or more turns."""
-        floor, budget, least = (0.01, 2.0, 3) if self.quick else (0.1, 12.0, 7)
+        """Seconds a call of both, in turn, the first one changing each turn; 7 or more turns."""
+        floor, budget, least = (0.01, 0.3, 3) if self.quick else (0.1, 12.0, 7)
         calls = [_calls_for(function, floor) for function in (subject, baseline)]
         turns: list[tuple[dict[str, float], dict[str, float]]] = []
         began = time.perf_counter()
@@ -225,38 +224,6 @@ def names() -> tuple[str, ...]:
     return tuple(sorted(found))
 
 
-def header(name: str, quick: bool, device: str) -> dict[str, Any]:
-    """What ran where: machine, versions, date."""
-    import os
-
-    import torch
-
-    import vstar_fast
-    from vstar_fast import backends
-
-    gpu = backends.available("torch-cuda")
-    return {
-        "schema": SCHEMA,
-        "bench": name,
-        "quick": quick,
-        "device": device,
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "machine": platform.machine(),
-        "system": platform.platform(),
-        "cpu": _cpu_name(),
-        "cores": os.cpu_count(),
-        "load": round(os.getloadavg()[0], 2),
-        "gpu": torch.cuda.get_device_name(0) if gpu.ok else None,
-        "versions": {
-            "vstar-fast": vstar_fast.__version__,
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "cuda": torch.version.cuda,
-            **{package: _version(package) for package in ("triton", "transformers", "numpy", "av")},
-        },
-    }
-
-
 def run(name: str, quick: bool = False, *, echo: bool = True, arguments: Sequence[str] = ()) -> dict[str, Any]:
     """Run one bench: {"header": ..., "rows": [...], "ran": what backends ran, "seconds": ...}.
 
@@ -299,24 +266,6 @@ def _threads() -> int:
     import torch
 
     return torch.get_num_threads()
-
-
-def _cpu_name() -> str:
-    """Model name from /proc/cpuinfo, else what Python knows."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    return next(
-        (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.processor()
-    )
-
-
-def _version(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
 
 
 if __name__ == "__main__":

@@ -8,6 +8,8 @@
 #include <limits>
 #include <memory>
 #include <new>
+#include <stdexcept>
+#include <string>
 #include <vector>
 
 #include "threads.h"
@@ -45,6 +47,25 @@ std::vector<Unit> units_of(const AttentionRows& rows, const AttentionSegment* be
   return units;
 }
 
+// Two units that have the same token would write to its rows at once.
+void check_tokens(const AttentionRows& rows, const AttentionSegment* segments, const int32_t* level_ends,
+                  int32_t levels) {
+  std::vector<int32_t> named(static_cast<size_t>(rows.tokens), -1);  // the last level that names a token
+  const AttentionSegment* s = segments;
+  for (int32_t level = 0; level < levels; ++level)
+    for (; s != segments + level_ends[level]; ++s)
+      for (int64_t i = 0; i < int64_t{s->groups} * s->members; ++i) {
+        const int64_t token = s->tokens[i];
+        if (token < 0) continue;
+        int32_t& last = named[static_cast<size_t>(token)];
+        if (last == level)
+          throw std::invalid_argument("token " + std::to_string(token) +
+                                      " is named twice in one level; put what else it sees into a level of "
+                                      "its own");
+        last = level;
+      }
+}
+
 int64_t products(const AttentionRows& rows, const AttentionSegment* begin, const AttentionSegment* end) {
   int64_t sum = 0;
   for (const AttentionSegment* s = begin; s != end; ++s)
@@ -80,6 +101,7 @@ void normalise(const AttentionRows& rows) {
 
 void prefix_attention_cpu(const AttentionRows& rows, const AttentionSegment* segments,
                           const int32_t* level_ends, int32_t levels, int threads) {
+  check_tokens(rows, segments, level_ends, levels);
   const int64_t count = int64_t{rows.tokens} * rows.heads;
   std::fill_n(rows.out, count * rows.value_width, 0.0f);
   std::fill_n(rows.top, count, -std::numeric_limits<float>::infinity());

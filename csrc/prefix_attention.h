@@ -40,9 +40,9 @@ void attention_unit(const AttentionRows& rows, const AttentionSegment& segment, 
                     int32_t key_head, int32_t first, float* scratch);
 int64_t attention_scratch(const AttentionRows& rows);
 
-// All segments; `level_ends[i]` is the number of segments up to the end of level i. A token is in one segment
-// of a level at most. On return `out` is normalised and `top` holds the log-sum-exp; -inf and zeros where a
-// token sees nothing.
+// All segments; `level_ends[i]` is the number of segments up to the end of level i. Throws
+// std::invalid_argument for a token that a level names twice. On return `out` is normalised and `top` holds
+// the log-sum-exp; -inf and zeros where a token sees nothing.
 void prefix_attention_cpu(const AttentionRows& rows, const AttentionSegment* segments,
                           const int32_t* level_ends, int32_t levels, int threads);
 

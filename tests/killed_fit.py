@@ -1,9 +1,10 @@
-"""Trains a tiny adapter in a child process that is killed again and again.
+"""Trains tiny adapters, each in a child process that is left alone and in one that is killed again and again.
 
 `killed_fit.py MODEL OUT KILLS SEED CHANGES`
 
-With KILLS = 0 the child is left alone. The first kill comes behind a checkpoint, whatever SEED is, and no three kills
-reach the last step. The parent imports everything once, so that a child costs a fork.
+CHANGES is JSON, {name: settings}; the adapters are OUT/NAME/calm and OUT/NAME/killed. The first kill comes behind a
+checkpoint, whatever SEED is, and no three kills reach the last step. The parent imports everything once, so that a
+child costs a fork.
 """
 
 import json
@@ -37,7 +38,7 @@ def examples(lm):
     return found, lambda part: (["which colour"] * len(part), [clips[int(e.video_id[1:])] for e in part])
 
 
-def train(model, out, changes, told):
+def train(model, out, changes, told, note):
     from peft import get_peft_model
 
     lm = models.load(model, device="cpu")
@@ -46,10 +47,10 @@ def train(model, out, changes, told):
     torch.manual_seed(0)
     peft = get_peft_model(lm.model, lora_settings(lm, config))
     rows, features = examples(lm)
-    finetune(lm, peft, rows, features, config, Path(out), seed=0, on_step=told, note=lambda t: print(t, flush=True))
+    finetune(lm, peft, rows, features, config, Path(out), seed=0, on_step=told, note=note)
 
 
-def child(model, out, changes):
+def child(model, out, changes, note):
     """A process that trains; (its id, a pipe with a byte for each step it took)."""
     reading, writing = os.pipe()
     pid = os.fork()
@@ -59,17 +60,17 @@ def child(model, out, changes):
     os.close(reading)
     code = 1
     try:
-        train(model, out, changes, lambda *_: os.write(writing, b"."))
+        train(model, out, changes, lambda *_: os.write(writing, b"."), note)
         code = 0
     finally:
         os._exit(code)
 
 
-def main(model, out, kills, seed, changes):
-    draw = random.Random(seed)
+def run(model, out, changes, kills, draw, note):
+    """Train to the end, with as many kills on the way as there is time for; their number."""
     killed = 0
     while True:
-        pid, pipe = child(model, out, changes)
+        pid, pipe = child(model, out, changes, note)
         steps, limit = 0, (draw.randint(1, 3) if killed else 3) if killed < kills else None
         while os.read(pipe, 1):
             steps += 1
@@ -81,10 +82,26 @@ def main(model, out, kills, seed, changes):
         _, status = os.waitpid(pid, 0)
         if os.WIFSIGNALED(status):
             killed += 1
-            continue
-        print(f"killed {killed} times", flush=True)
-        sys.exit(os.WEXITSTATUS(status))
+        elif os.WEXITSTATUS(status):
+            raise RuntimeError(f"{out} ended with {os.WEXITSTATUS(status)}")
+        else:
+            return killed
+
+
+def main(model, out, kills, seed, named):
+    import peft  # noqa: F401 - as the next line, so that no child does it again
+
+    models.load(model, device="cpu")
+    draw = random.Random(seed)
+    for name, changes in named.items():
+        (out / name).mkdir()
+
+        def note(text, name=name):
+            print(f"{name}: {text}", flush=True)
+
+        run(model, out / name / "calm", changes, 0, draw, note)
+        note(f"killed {run(model, out / name / 'killed', changes, kills, draw, note)} times")
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4]), json.loads(sys.argv[5]))
+    main(sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4]), json.loads(sys.argv[5]))

@@ -480,7 +480,7 @@ def test_merged_model_answers_like_model_and_adapter(ran, tmp_path):
 
 
 def test_bars_of_other_libraries_stay_off_the_terminal(tmp_path):
-    code = "from vstar_fast.cli import _quieten; _quieten(); from tqdm.auto import tqdm; list(tqdm(range(3)))"
+    code = "from vstar_fast.cli_settings import quieten; quieten(); from tqdm.auto import tqdm; list(tqdm(range(3)))"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert (found.stdout, found.stderr) == ("", "")
 

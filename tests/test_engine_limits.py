@@ -13,7 +13,7 @@ import torch
 
 import families
 from test_engine import drawn, prompts, request, text_model, theirs
-from vstar_fast.engine import Engine, Request, Scheduler, Settings, TextLM, memory
+from vstar_fast.engine import Crew, Engine, Request, Scheduler, Settings, TextLM, memory
 
 
 @pytest.fixture(scope="module")
@@ -209,7 +209,7 @@ def test_one_answer_to_an_empty_question_that_ends_at_once(loaded):
     ((answer,),) = engine.generate([clip()], [""], n=1, settings=Settings(max_new_tokens=1))
     ended = Engine(*loaded)
     ended.lm.eos_ids = [answer.token_ids[0]]
-    ended.scheduler = Scheduler(ended.lm)
+    ended.crew = Crew(ended.lm)
     ((stopped, other),) = ended.generate([clip()], [""], n=2)
     assert stopped.token_ids == other.token_ids == answer.token_ids
     assert stopped.finish == "stop" and stopped.words == [] and ended.text(stopped) == ""

@@ -300,6 +300,18 @@ def test_dpo_prefers_kept_answers_and_leaves_out_what_has_no_pair(setup, tmp_pat
     assert [row["reason"] for row in log["left_out"]] == ["no_failed_answer"] and log["examples"] == 3
 
 
+@pytest.mark.parametrize("blank", [" ", "\n\t", "\u3000"])
+def test_dpo_leaves_out_pairs_whose_rejected_answer_has_no_words(setup, tmp_path, blank):
+    lm, peft, examples, rows = setup
+    pairs = [dataclasses.replace(e, rejected=blank if n == 1 else "which colour .") for n, e in enumerate(examples)]
+    config = dataclasses.replace(CONFIG, objective="dpo", steps=1)
+    log = finetune(lm, peft, pairs, rows, config, tmp_path / "a", seed=0)
+    assert [(x["question_id"], x["reason"]) for x in log["left_out"]] == [(pairs[1].question_id, "no_answer")]
+    assert log["examples"] == 3 and "rejected answer has no words" in log["left_out"][0]["detail"]
+    plain = finetune(lm, peft, pairs, rows, dataclasses.replace(CONFIG, steps=1), tmp_path / "b", seed=0)
+    assert plain["left_out"] == []  # objective sft does not look at it
+
+
 def test_no_examples_none_of_any_weight_and_a_folder_as_text(setup, tmp_path):
     lm, peft, examples, rows = setup
     with pytest.raises(NothingKept, match="none of 0 examples"):

@@ -3,16 +3,19 @@
 import dataclasses
 import json
 import os
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 import killed_fit
 import tiny
-from vstar_fast import models
+from vstar_fast import base_model, models
 from vstar_fast.config import FinetuneConfig
 from vstar_fast.errors import RunError
 from vstar_fast.finetune import finetune, lora_settings
@@ -37,7 +40,7 @@ def model(tmp_path_factory):
 def fit(model, out, config=CONFIG, stop_at=0, **more):
     from peft import get_peft_model
 
-    lm = models.load(model, device="cpu")
+    lm = models.load(str(model), device="cpu")
     torch.manual_seed(0)
     peft = get_peft_model(lm.model, lora_settings(lm, config))
     rows, features = killed_fit.examples(lm)
@@ -58,19 +61,27 @@ def content(out):
     return {p.name: p.read_bytes() for p in sorted(out.iterdir()) if p.suffix in (".safetensors", ".json")}
 
 
-@pytest.mark.parametrize("changes", [{}, {"tune": "full", "checkpoint_steps": 1}, {"lora": "dora"}], ids=str)
-def test_killed_at_random_moments_it_ends_with_the_weights_of_an_undisturbed_run(model, tmp_path, changes):
+KILLED = {"lora": {}, "full": {"tune": "full", "checkpoint_steps": 1}, "dora": {"lora": "dora"}}
+
+
+@pytest.fixture(scope="module")
+def killed(model, tmp_path_factory):
+    """(folder of trainings that were left alone and that were killed, what they said)."""
+    folder = tmp_path_factory.mktemp("killed")
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(HERE)}
-    for name, kills in (("calm", 0), ("killed", 6)):
-        command = [sys.executable, str(HERE / "killed_fit.py"), model, str(tmp_path / name), str(kills)]
-        command += [str(os.getpid()), json.dumps(changes)]
-        done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
-        assert done.returncode == 0, done.stdout + done.stderr[-3000:]
-        killed = int(done.stdout.split()[-2])
-        assert killed >= min(kills, 3)
-    assert "training goes on behind step" in done.stdout
-    assert content(tmp_path / "killed") == content(tmp_path / "calm") != {}
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["calm", "killed"]
+    command = [sys.executable, str(HERE / "killed_fit.py"), model, str(folder), "4", str(os.getpid())]
+    done = subprocess.run([*command, json.dumps(KILLED)], capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr[-3000:]
+    return folder, done.stdout
+
+
+@pytest.mark.parametrize("name", KILLED)
+def test_killed_at_random_moments_it_ends_with_the_weights_of_an_undisturbed_run(killed, name):
+    folder, said = killed
+    assert int(re.search(rf"{name}: killed (\d) times", said)[1]) >= 3
+    assert f"{name}: training goes on behind step" in said
+    assert content(folder / name / "killed") == content(folder / name / "calm") != {}
+    assert sorted(p.name for p in (folder / name).iterdir()) == ["calm", "killed"]
 
 
 def test_the_last_checkpoints_stay_and_a_damaged_one_is_passed_over(model, tmp_path):
@@ -108,6 +119,46 @@ def test_checkpoints_of_other_settings_are_not_gone_on_from(model, tmp_path):
     stopped(model, tmp_path / "b", 5)
     often = dataclasses.replace(CONFIG, checkpoint_steps=3, checkpoints_kept=1)
     assert fit(model, tmp_path / "b", often, note=told.append)["steps"] == 8 and "behind step 4" in told[-1]
+
+
+def change(folder, name, place):
+    """Another base model at the same path: one number of one frozen weight is another one."""
+    path = Path(folder) / "model.safetensors"
+    held = load_file(path)
+    held[name].view(-1)[place] += 1
+    save_file(held, path, metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize(("name", "place"), [("lm_head.weight", 0), ("model.language_model.norm.weight", 17)])
+def test_checkpoints_of_another_base_model_at_the_same_path_are_not_gone_on_from(model, tmp_path, name, place):
+    base = shutil.copytree(model, tmp_path / "base")
+    stopped(base, tmp_path / "a", 5)
+    change(base, name, place)
+    told = []
+    log = fit(base, tmp_path / "a", note=told.append)
+    assert all("it belongs to other examples, settings or weights" in t for t in told) and len(told) == 2
+    assert log["loss"] == fit(base, tmp_path / "calm")["loss"]
+
+
+def test_a_base_model_that_was_moved_is_the_same_one(model, tmp_path):
+    base = shutil.copytree(model, tmp_path / "base")
+    stopped(base, tmp_path / "a", 5)
+    told = []
+    fit(base.rename(tmp_path / "moved"), tmp_path / "a", note=told.append)
+    assert told == ["training goes on behind step 4 of 8"]
+
+
+def test_the_key_of_a_model_is_of_its_weights_in_memory(model):
+    one, same = models.load(model), models.load(model)
+    assert base_model.key_of(one) == base_model.key_of(same)
+    weight = same.model.get_output_embeddings().weight
+    with torch.no_grad():
+        weight[3, 5] = torch.nextafter(weight[3, 5], torch.tensor(9.0))
+    assert base_model.key_of(one) != base_model.key_of(same)
+    with torch.no_grad():
+        weight.copy_(one.model.get_output_embeddings().weight)
+    assert base_model.key_of(one) == base_model.key_of(same)
+    assert base_model.key_of(one) != base_model.key_of(models.load(model, dtype="bfloat16"))
 
 
 def test_checkpoints_of_a_training_that_was_changed_do_not_push_out_the_new_ones(model, tmp_path):

@@ -19,12 +19,13 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
 from test_frames import here, number, numbered, write
-from vstar_fast import clip_files
+from vstar_fast import clip_files, torchvision_compat
 from vstar_fast.config import FramesConfig
 from vstar_fast.errors import DataError
-from vstar_fast.frames import FrameRequest, Frames, FrameSource, Geometry, Sampling, normalise
+from vstar_fast.frames import FrameRequest, Frames, FrameSource, Geometry, ModelSize, Sampling, normalise
 from vstar_fast.frames.geometry import plan
 from vstar_fast.frames.index import Index
 from vstar_fast.frames.sampling import pick
@@ -447,6 +448,51 @@ def test_a_whole_count_may_come_as_a_float(clip: Path) -> None:
 )
 def test_sizes(geometry: Geometry, size: tuple[int, int]) -> None:
     assert plan(geometry, 1080, 1920).size == size
+
+
+@pytest.mark.parametrize(
+    ("geometry", "picture"),
+    [
+        (Geometry("shortest", 336), (16, 16_000)),
+        (Geometry("shortest", 336, filter="area"), (16_000, 16)),
+        (Geometry("shortest", 20_000, pad=True), (480, 640)),
+        (Geometry(pad=True), (40, 20_000)),
+    ],
+)
+def test_no_frame_is_made_larger_than_8k(geometry: Geometry, picture: tuple[int, int]) -> None:
+    with pytest.raises(Unusable, match=rf"its {picture[1]} x {picture[0]} pixels would become \d+ x \d+") as error:
+        plan(geometry, *picture)
+    assert error.value.reason == "too_large"
+
+
+def test_what_is_asked_for_by_numbers_or_as_large_in_the_file_is_given() -> None:
+    assert plan(Geometry("exact", 10_000, 10_000), 480, 640).size == (10_000, 10_000)
+    assert plan(Geometry(), 10_000, 10_000).size == (10_000, 10_000)
+    assert plan(Geometry("shortest", 9_000), 10_000, 10_000).size == (9_000, 9_000)
+    assert plan(Geometry("shortest", 336, 1_000), 16, 16_000).size == (1, 1_000)
+
+
+@pytest.mark.parametrize("filter", ["area", "bilinear"])
+def test_a_long_clip_asked_for_by_its_shorter_side_is_a_record(tmp_path: Path, filter: str) -> None:
+    for n in range(2):
+        Image.new("RGB", (16_000, 16), (80 * n, 0, 0)).save(tmp_path / f"{n}.png")
+    found = read(tmp_path, 2, geometry=Geometry("shortest", 336, filter=filter))
+    assert isinstance(found, Rejected) and found.reason == "too_large"
+    assert "its 16000 x 16 pixels would become 336000 x 336" in found.detail and "smaller frames" in found.detail
+
+
+def test_a_long_clip_is_not_given_to_a_models_resize(tmp_path: Path) -> None:
+    torchvision_compat.ensure()
+    from vstar_fast.models.vstar_demo.processing import VStarDemoVideoProcessor
+
+    for n in range(2):
+        Image.new("RGB", (8_000, 16), (80 * n, 0, 0)).save(tmp_path / f"{n}.png")
+    processor = VStarDemoVideoProcessor(size={"shortest_edge": 336}, crop_size={"height": 336, "width": 336})
+    source = FrameSource(here(2), model_size=ModelSize(processor))
+    (found,) = source.read([FrameRequest(str(tmp_path))])
+    assert isinstance(found, Rejected) and found.reason == "too_large"
+    assert "of its 8000 x 16 pixels one side is more than 200 times the other" in found.detail
+    assert source.counts()["error:too_large"] == 1
 
 
 @pytest.mark.parametrize("filter", ["area", "bilinear", "bicubic"])

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 import tiny
 from vstar_fast.cache import Cache
@@ -40,7 +41,7 @@ def test_a_file_that_stops_the_decoder_is_one_record(
     clips: list[str], monkeypatch: pytest.MonkeyPatch, fault: str, reason: str, words: str
 ) -> None:
     monkeypatch.setattr(processes, "GRACE_S", 0.2)
-    reader = source(limit_s=0.8 if fault == "hang" else 30.0)
+    reader = source(limit_s=1.5 if fault == "hang" else 30.0)
     reader.decoding._single = f"frame_faults:{fault}"
     for _ in range(2):
         found = reader.read([FrameRequest(p) for p in (*clips, clips[0])])
@@ -54,7 +55,8 @@ def test_a_file_that_stops_the_decoder_is_one_record(
 def test_a_decoder_that_hangs_ends_with_its_time_when_nobody_is_left(clips: list[str]) -> None:
     """The run was killed: what it would have stopped stops itself."""
     orphan = processes.Worker()
-    task = Task(FrameRequest(clips[-1]), "frame_faults:hang", limit_s=0.1)
+    request = FrameRequest(clips[-1])
+    task = Task(request, "frame_faults:hang", job.probe(request), limit_s=0.1)
     worker.send(orphan._channel, task)
     orphan._channel.close()
     assert orphan._process.wait(30) == -signal.SIGALRM
@@ -70,6 +72,30 @@ def test_processes_and_threads_give_the_same(clips: list[str]) -> None:
 
 def test_a_time_limit_without_processes(clips: list[str]) -> None:
     (found,) = source(isolate=False, limit_s=1e-9).read([FrameRequest(clips[0])])
+    assert isinstance(found, Rejected) and found.reason == "too_slow"
+
+
+@pytest.mark.parametrize("slow", ["_probed", "choose"])
+def test_a_time_limit_without_processes_holds_before_decoding(
+    clips: list[str], monkeypatch: pytest.MonkeyPatch, slow: str
+) -> None:
+    plain = getattr(job, slow)
+
+    def late(*arguments: object) -> object:
+        time.sleep(0.3)
+        return plain(*arguments)
+
+    monkeypatch.setattr(job, slow, late)
+    reading = source(isolate=False, limit_s=0.25)
+    reading.decoding._single = "frame_faults:fail"
+    (found,) = reading.read([FrameRequest(clips[0])])
+    assert isinstance(found, Rejected) and found.reason == "too_slow"
+
+
+def test_a_time_limit_without_processes_holds_for_images(tmp_path: Path) -> None:
+    for n in range(3):
+        Image.new("RGB", (8, 8), (80 * n, 0, 0)).save(tmp_path / f"{n}.png")
+    (found,) = source(isolate=False, limit_s=1e-9).read([FrameRequest(str(tmp_path))])
     assert isinstance(found, Rejected) and found.reason == "too_slow"
 
 

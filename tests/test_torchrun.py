@@ -54,10 +54,17 @@ def alone(settings, tmp_path_factory):
     return run
 
 
-def test_two_processes_make_the_run_of_one(settings, alone, tmp_path):
-    run = tmp_path / "run"
+@pytest.fixture(scope="module")
+def together(settings, tmp_path_factory):
+    """(the run of two processes, what they said)."""
+    run = tmp_path_factory.mktemp("two") / "run"
     done = subprocess.run([*TORCHRUN, *command(settings, run)], capture_output=True, text=True, env=ENVIRONMENT)
     assert done.returncode == 0, done.stderr[-3000:]
+    return run, done.stderr
+
+
+def test_two_processes_make_the_run_of_one(alone, together):
+    run, said = together
     assert steady(run) == steady(alone) and json.loads((run / "summary.json").read_text())["processes"] == 2
     parts = {str(p.relative_to(alone)) for p in alone.rglob("parts/*.jsonl")}
     assert {str(p.relative_to(run)) for p in run.rglob("parts/*.jsonl")} == parts and len(parts) > 8
@@ -66,8 +73,8 @@ def test_two_processes_make_the_run_of_one(settings, alone, tmp_path):
     mine, other = (load_file(at / "cycle-00/adapter/adapter_model.safetensors") for at in (run, alone))
     for name, value in other.items():
         torch.testing.assert_close(mine[name], value, atol=1e-5, rtol=1e-4)
-    said = [x for x in done.stderr.splitlines() if "generate" in x and "done in" in x]
-    assert len(said) == 1, said  # the second process keeps quiet
+    told = [x for x in said.splitlines() if "generate" in x and "done in" in x]
+    assert len(told) == 1, said  # the second process keeps quiet
     assert not list(run.rglob("*.tmp"))
 
 
@@ -82,11 +89,9 @@ def test_split_weights_are_whole_again_when_answers_are_drawn(settings, alone, t
         torch.testing.assert_close(mine[name], value, atol=1e-5, rtol=1e-4)
 
 
-def test_each_process_draws_its_share(settings, tmp_path):
+def test_each_process_draws_its_share(together):
     """What the first process drew: about half of the answers, never all of them."""
-    run = tmp_path / "run"
-    done = subprocess.run([*TORCHRUN, *command(settings, run)], capture_output=True, text=True, env=ENVIRONMENT)
-    assert done.returncode == 0, done.stderr[-3000:]
+    run, _ = together
     stages = json.loads((run / "stages.json").read_text())
     drawn = len(lines(run / "cycle-00/generate/judged.jsonl"))
     assert 0.1 * drawn < stages["generate"]["items"]["answers"] < 0.9 * drawn

@@ -7,16 +7,45 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from vstar_fast.errors import ModelError
 from vstar_fast.features import weights_key
 from vstar_fast.models.video_lm import VideoLM
+from vstar_fast.runfolder import content_key
 
 PREFIX = "base_model.model."
+BLOCK = 1 << 24
+"""Numbers of a tensor that are added up at once; they take 8 bytes each meanwhile."""
+SAMPLE = 1 << 6
+"""Numbers of a tensor, evenly spaced, that are looked at one by one."""
+WHOLE = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+"""Bytes of a number -> the whole numbers that its bits are read as."""
 
 
 def describe(lm: VideoLM) -> dict[str, str]:
     """What `training.json` keeps of the base model: its path, and a key of its files' content."""
     return {"path": lm.path, "key": weights_key(lm.path)}
+
+
+def key_of(lm: VideoLM) -> str:
+    """Key of what `lm` computes with: its weights as they are in memory, and its folder's files or its hub id.
+
+    So a folder that was moved is the same model, and another one that took its path, or weights that were changed
+    after they were loaded, are not. Reads every weight once, on its device: of each tensor the sum of its bits and a
+    sample in order. One number that changes is noticed; two that change places may not be. With `finetune.split` all
+    processes must call this.
+    """
+    held = {n: _summed(t) for n, t in lm.model.state_dict().items() if isinstance(t, torch.Tensor)}
+    return content_key(weights_key(lm.path), held)
+
+
+def _summed(tensor: torch.Tensor) -> list[Any]:
+    """What a tensor holds in a few numbers, which do not depend on device, threads or how it is split."""
+    whole = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+    bits = whole.detach().contiguous().view(-1).view(WHOLE[whole.element_size()])
+    total = sum((block.sum(dtype=torch.int64) for block in bits.split(BLOCK)), torch.zeros((), dtype=torch.int64))
+    return [str(whole.dtype), list(whole.shape), int(total), bits[:: max(1, len(bits) // SAMPLE)].tolist()]
 
 
 def check(lm: VideoLM, adapter: Path) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json as jsonlib
 import shlex
-import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from vstar_fast import __version__
+from vstar_fast.cli_settings import quieten, settings_of
 from vstar_fast.errors import ConfigError, DataError, VstarError
 from vstar_fast.sharding import rank
 
@@ -164,7 +164,7 @@ def export(
         if written.windows:
             click.echo(f"{written.windows} of them are windows of longer files: see their start_s and end_s", err=True)
     if merged is not None:
-        _quieten()
+        quieten()
         click.echo(exporting.write_merged(run_dir, merged, cycle=number))
 
 
@@ -206,7 +206,7 @@ def bench(name: str | None, further: tuple[str, ...], quick: bool, json_path: Pa
 def doctor(model: str | None, as_json: bool) -> None:
     """Say which implementation of each op and stage will run on this machine, and why; what MODEL will be used as."""
     if model:
-        _quieten(Path(model))
+        quieten(Path(model))
     from vstar_fast import doctor as checking
 
     found = checking.examine(model)
@@ -236,87 +236,10 @@ def _start(options: dict[str, Any]) -> tuple[CycleConfig, Path, Progress, Profil
 
     progress = Progress(options["quiet"] or rank() > 0, options["as_json"] and rank() == 0)
     run_dir: Path | None = options["run_dir"]
-    config = _settings(options, run_dir, progress)
-    _quieten(Path(config.model.base))
+    config = settings_of(options, run_dir, progress)
+    quieten(Path(config.model.base))
     run_dir = run_dir or Path("runs") / (options["config"].stem if options["config"] else "demo")
     return config, run_dir, progress, Profiler(options["profile"], run_dir / "traces")
-
-
-def _quieten(model: Path | None = None) -> None:
-    """Keep other libraries' bars and advice off the terminal; downloads from the hub still show theirs.
-
-    To be called before tqdm is imported, which reads its variable then.
-    """
-    import os
-    import warnings
-
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    if model is None or model.is_dir():
-        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-        os.environ.setdefault("TQDM_DISABLE", "1")
-    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers|peft")
-
-
-def _settings(options: dict[str, Any], run_dir: Path | None, progress: Progress) -> CycleConfig:
-    from vstar_fast import config as settings
-
-    path: Path | None = options["config"]
-    if path is not None and options["demo"]:
-        raise ConfigError("--config and --demo exclude each other")
-    over = _overrides(options)
-    if path is not None:
-        return settings.load(path, over)
-    # The demo and a run folder name every setting; what the user did not write must not outdo the recipe asked for.
-    recipe = settings.PAPER if over.get("recipe") == "paper" else {}
-    if options["demo"]:
-        from vstar_fast import demo
-
-        _quieten()
-        with progress, progress.task("demo clips") as bar:
-            base = settings.to_dict(demo.config(seed=options["seed"] or 0, progress=bar.update))
-        return settings.from_dict(settings.merge(settings.merge(base, recipe), over))
-    if run_dir is not None and (run_dir / "config.toml").is_file():
-        return settings.load(run_dir / "config.toml", settings.merge(recipe, over))
-    raise ConfigError("say what to run: --config run.toml (see `vstar-fast init`), --demo, or --run of an earlier run")
-
-
-def _overrides(options: dict[str, Any]) -> dict[str, Any]:
-    """Settings given on the command line, nested like the file."""
-    from vstar_fast.config import merge
-
-    flags: dict[str, dict[str, Any]] = {
-        "strict": {"data": {"strict": True}},
-        "free": {"generate": {"constrain": False}},
-        "no_rationalize": {"rationalize": {"enabled": False}},
-        "no_filter": {"loop": {"filter": False}},
-        "keep_rejected": {"generate": {"keep_rejected": True}},
-        "go_on": {"loop": {"restart": "continue"}},
-        "rationalize_only": {"loop": {"direct": False}},
-    }
-    over: dict[str, Any] = {k: options[k] for k in ("recipe", "seed") if options.get(k) is not None}
-    for name, values in flags.items():
-        over = merge(over, values) if options.get(name) else over
-    if options.get("propose"):
-        over = merge(over, {"generate": {"propose": options["propose"]}})
-    if options.get("score_labels"):
-        over = merge(over, {"evaluate": {"score_labels": True, "score_norm": options["score_labels"]}})
-    for text in options["sets"]:
-        over = merge(over, _setting(text))
-    return over
-
-
-def _setting(text: str) -> dict[str, Any]:
-    """`section.key=value` as nested tables; a value that is no TOML is taken as text."""
-    name, equals, value = text.partition("=")
-    if not equals or not name.strip():
-        raise ConfigError(f"--set {text!r} must look like section.key=value, e.g. generate.samples=8")
-    try:
-        nested: Any = tomllib.loads(f"value = {value}")["value"]
-    except tomllib.TOMLDecodeError:
-        nested = value
-    for part in reversed(name.strip().split(".")):
-        nested = {part: nested}
-    return dict(nested)
 
 
 def _benches() -> list[str]:

@@ -8,7 +8,8 @@ from typing import Any
 
 import click
 
-from vstar_fast.cli import FOLDER, _quieten, main
+from vstar_fast.cli import FOLDER, main
+from vstar_fast.cli_settings import quieten
 
 MOST = 20
 """Broken weights that are listed."""
@@ -20,7 +21,7 @@ MOST = 20
 @click.option("--json", "as_json", is_flag=True, help="As JSON.")
 def replay(folder: Path, device: str, as_json: bool) -> None:
     """Repeat the batch that a training stopped at: loss and gradient of each example, and which weights break."""
-    _quieten()
+    quieten()
     from vstar_fast import torchvision_compat
 
     torchvision_compat.ensure()

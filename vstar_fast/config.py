@@ -116,7 +116,7 @@ class GenerateConfig:
     top_k: int = 0
     max_new_tokens: int = 48
     batch_size: int = 64
-    """Answers drawn at once; does not change any sample."""
+    """Answers drawn at once (on a CPU by each of several workers); does not change any sample."""
     reason: bool = True
     """Ask for step-by-step reasoning before `Answer:`. False: for the answer alone; nothing is rationalized then."""
     constrain: bool = True

@@ -30,9 +30,11 @@ class FramesConfig:
     prefetch: int = 8
     """Clips that are decoded ahead while the model works."""
     limit_s: float = 60.0
-    """Seconds a file may take to decode; one that takes longer is recorded and left out."""
+    """Seconds a file may take to be indexed and decoded; one that takes longer is recorded and left out.
+    The resize behind that is not counted: it cannot be stopped half-way, and what it makes is of limited size."""
     isolate: bool = True
-    """Decode in processes of their own, so that a file that crashes or hangs the decoder is one record."""
+    """Decode in processes of their own, so that a file that crashes or hangs the decoder is one record.
+    Without them the time is looked at between pictures: a decoder that never comes back is waited for."""
 
     def __post_init__(self) -> None:
         one_of("frames.policy", self.policy, ("centres", "ends", "fps"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -12,7 +13,7 @@ from vstar_fast.models.video_lm import Features, VideoLM
 from vstar_fast.records import Candidate, CandidateBatch, Question
 
 if TYPE_CHECKING:
-    from vstar_fast.engine import Answer, Counts, Request, Scheduler
+    from vstar_fast.engine import Answer, Counts, Request
     from vstar_fast.kernels.constrain import Grammar
 
 Prompter = Callable[[Question], str]
@@ -55,27 +56,29 @@ def stream(
     """`sampling.samples` answers to each question, as they get done; questions come in as rows get free.
 
     `prompt` gives the user's text of a question, `seed` the random stream of (question, sample). A sample does not
-    depend on what else is drawn. `max_rows`: answers drawn at once. `counts` is told at the end what was done.
+    depend on what else is drawn. `max_rows`: answers drawn at once, on a CPU by each worker of a `Crew`. `counts` is
+    told at the end what was done.
     """
-    from vstar_fast.engine import Scheduler
+    from vstar_fast.engine import Crew
     from vstar_fast.engine.merged import merged
 
     with merged(lm.model, lm.device):
-        scheduler = Scheduler(lm, max_rows=max_rows)
-        for request, answers in scheduler.run(_requests(scheduler, asked, sampling, prompt, seed)):
-            yield request.tag, _batch(lm, request.tag, answers, sampling)
+        crew = Crew(lm, max_rows=max_rows)
+        with contextlib.closing(crew.run(_requests(lm, asked, sampling, prompt, seed))) as drawn:
+            for request, answers in drawn:
+                yield request.tag, _batch(lm, request.tag, answers, sampling)
         if counts is not None:
-            counts(scheduler.counts)
+            counts(crew.counts)
 
 
 def _requests(
-    scheduler: Scheduler, asked: Iterable[Asked], sampling: Sampling, prompt: Prompter, seed: Seeder
+    lm: VideoLM, asked: Iterable[Asked], sampling: Sampling, prompt: Prompter, seed: Seeder
 ) -> Iterator[Request]:
     from vstar_fast.engine import Request, Settings
 
     settings = Settings(sampling.temperature, sampling.top_p, sampling.top_k, sampling.max_new_tokens)
     for question, features, grammar, gold in asked:
-        head, tail = scheduler.lm.split(prompt(question))
+        head, tail = lm.split(prompt(question))
         seeds = [seed(question, n) for n in range(sampling.samples)]
         yield Request(head, tail, features, seeds, settings, grammar, gold, question)
 

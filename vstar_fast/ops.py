@@ -51,7 +51,7 @@ if TYPE_CHECKING:
         time,
     )
     from vstar_fast.kernels.label_match import LabelMatch, LabelSet, TokenBytes, char_span, label_match
-    from vstar_fast.kernels.linear import fast_linears, linear
+    from vstar_fast.kernels.linear import fast_linears, linear, packed_linears
     from vstar_fast.kernels.patchify import Layout, patchify
     from vstar_fast.kernels.prefix_attention import Groups, Segment, prefix_attention
     from vstar_fast.kernels.sample import sample
@@ -86,6 +86,7 @@ __all__ = [
     "match_sequence",
     "number",
     "optional",
+    "packed_linears",
     "patchify",
     "prefix_attention",
     "repeat",
@@ -99,7 +100,7 @@ __all__ = [
 _HOME = {
     **dict.fromkeys(("LabelMatch", "LabelSet", "TokenBytes", "char_span", "label_match"), "label_match"),
     **dict.fromkeys(("SequenceMatch", "ValueMatch", "match_interval", "match_number", "match_sequence"), "value_match"),
-    **dict.fromkeys(("fast_linears", "linear"), "linear"),
+    **dict.fromkeys(("fast_linears", "linear", "packed_linears"), "linear"),
     "Groups": "prefix_attention",
     "Layout": "patchify",
     "patchify": "patchify",

@@ -15,6 +15,7 @@ from typing import Any
 
 from vstar_fast.config import CycleConfig
 from vstar_fast.errors import ConfigError
+from vstar_fast.label_texts import label_text, words
 from vstar_fast.records import Label, LabeledVideo, Question
 
 # Open table: question form -> templates. The form is the label kind, but for counts and closed choices.
@@ -63,8 +64,8 @@ TEMPLATES: dict[str, tuple[str, ...]] = {
 
 # Label kind -> what the answer after "Answer:" is.
 ANSWER_FORMS: dict[str, Callable[[Label], str]] = {
-    "class": lambda label: f"the {_words(label.name)}",
-    "choice": lambda label: "the right option" if label.question else f"the {_words(label.name)}",
+    "class": lambda label: f"the {words(label.name)}",
+    "choice": lambda label: "the right option" if label.question else f"the {words(label.name)}",
     "answer": lambda _: "a short answer",
     "number": lambda label: _number_form(label.unit),
     "interval": lambda _: "the start and end in seconds",
@@ -117,11 +118,6 @@ def answer_text(question: Question) -> str:
     return f"Answer: {_gold(question)}"
 
 
-def label_text(label: Label) -> str:
-    """The label's value in words, e.g. `spin kick`, `1.8 s to 3.6 s`, `3 times`, `run, jump`."""
-    return LABEL_TEXTS[label.kind](label)
-
-
 def shuffle_labels(questions: Sequence[Question], seed: int = 0) -> list[Question]:
     """The same questions with label values permuted among questions of one form: the shuffled control.
 
@@ -157,7 +153,7 @@ def _question(
     form = _form(label, options)
     templates = own.get(label.kind) or TEMPLATES[form]
     index = pick % len(templates)
-    name = _words(label.name)
+    name = words(label.name)
     text = templates[index].format(
         name=name,
         names=_names(label),
@@ -180,11 +176,11 @@ def _options(label: Label, sets: Mapping[str, Sequence[str]], pick: int) -> list
     if label.kind != "choice" or label.set is None or label.set not in sets:
         return []
     draw = random.Random(pick)
-    others = [x for x in sets[label.set] if _words(x).casefold() != _words(label.value).casefold()]
+    others = [x for x in sets[label.set] if words(x).casefold() != words(label.value).casefold()]
     draw.shuffle(others)
     options = [label.value, *others[: OPTIONS - 1]]
     draw.shuffle(options)
-    return [_words(x) for x in options]
+    return [words(x) for x in options]
 
 
 def _own_templates(own: Mapping[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
@@ -206,10 +202,6 @@ def _own_templates(own: Mapping[str, tuple[str, ...]]) -> dict[str, tuple[str, .
     return dict(own)
 
 
-def _words(text: str) -> str:
-    return " ".join(text.replace("_", " ").split())
-
-
 def _plural(word: str) -> str:
     if word.endswith("s"):
         return word
@@ -220,11 +212,11 @@ def _names(label: Label) -> str:
     """Plural of what the label names; the items of a sequence go by a label set such as `actions`."""
     if label.kind == "sequence" and label.set and label.set.isalpha() and label.set.endswith("s"):
         return label.set
-    return _plural(_words(label.name))
+    return _plural(words(label.name))
 
 
 def _event(label: Label) -> str:
-    event = _words(label.event or label.name)
+    event = words(label.event or label.name)
     return f"the {event}" if len(event.split()) <= 3 else f'"{event}"'
 
 
@@ -232,37 +224,6 @@ def _number_form(unit: str | None) -> str:
     if not unit:
         return "the number"
     return f"the number of {_plural(unit)}" if unit in COUNT_UNITS else f"the number in {unit}"
-
-
-def _number(value: float) -> str:
-    text = f"{value:.6g}"
-    if "e" in text or (float(value).is_integer() and abs(value) >= 1e6):
-        text = f"{value:.12f}".rstrip("0").rstrip(".")
-    return text
-
-
-def _quantity(label: Label) -> str:
-    if not label.unit:
-        return _number(label.value)
-    unit = label.unit[:-1] if label.value == 1 and len(label.unit) > 2 and label.unit.endswith("s") else label.unit
-    return f"{_number(label.value)}{'' if unit == '%' else ' '}{unit}"
-
-
-def _interval(label: Label) -> str:
-    start, end = label.value
-    digits = 2 if end - start >= 0.1 else 6
-    return f"{_number(round(start, digits))} s to {_number(round(end, digits))} s"
-
-
-# Label kind -> its value in words.
-LABEL_TEXTS: dict[str, Callable[[Label], str]] = {
-    "class": lambda label: _words(label.value),
-    "choice": lambda label: _words(label.value),
-    "answer": lambda label: " ".join(label.value.split()),
-    "number": _quantity,
-    "interval": _interval,
-    "sequence": lambda label: ", ".join(_words(item) for item in label.value),
-}
 
 
 def _gold(question: Question) -> str:

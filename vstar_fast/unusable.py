@@ -12,6 +12,7 @@ REMEDIES = {
     "too_long": "cut a window with start_s/end_s, or raise data.max_duration_s",
     "window_outside": "mend start_s/end_s of this row",
     "index_outside": "ask for pictures or times inside the window",
+    "too_large": "ask for smaller frames, or cut the clip to a shape nearer to a square; or take it out of the data",
     "decode_error": "play it with ffmpeg to see the fault; re-encode it or take it out of the data",
     "too_slow": "raise frames.limit_s, or re-encode the clip with more key pictures",
     "decoder_crashed": "re-encode it or take it out of the data; the decoder was started again",

@@ -7,17 +7,20 @@ torch carries as well takes AVX-512 wherever it is there: about twice as fast on
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
 import torch
 
 from vstar_fast import backends
 
-__all__ = ["fast_linears", "linear"]
+__all__ = ["fast_linears", "linear", "packed_linears"]
 
 MIN_PRODUCTS = 1_000_000
 """Multiply-adds below which oneDNN's set-up (10 us) costs more than it saves."""
+
+PACKED = "_vstar_packed"
+"""Attribute of a `torch.nn.Linear` that has a copy of its weight for oneDNN."""
 
 Run = Callable[[torch.Tensor, torch.Tensor, "torch.Tensor | None"], torch.Tensor]
 
@@ -50,14 +53,14 @@ def _fits(input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) 
     if weight.dim() != 2 or input.shape[-1] != weight.shape[1] or (bias is not None and bias.shape != weight.shape[:1]):
         return False
     tensors = (input, weight) if bias is None else (input, weight, bias)
-    plain = all(_plain(t) for t in tensors)
-    return plain and not (torch.is_autocast_enabled("cpu") or torch.compiler.is_compiling() or _watched())
+    return all(_plain(t) for t in tensors) and _undisturbed()
 
 
-def _watched() -> bool:
-    """Whether somebody follows the operators that run: oneDNN's has a gradient here, and nothing else."""
+def _undisturbed() -> bool:
+    """Whether nobody changes or follows the operators that run: oneDNN's has a gradient here, and nothing else."""
     transformed = torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0
-    return transformed or torch.jit.is_tracing()
+    changed = torch.is_autocast_enabled("cpu") or torch.compiler.is_compiling()
+    return not (transformed or changed or torch.jit.is_tracing())
 
 
 def _plain(tensor: torch.Tensor) -> bool:
@@ -78,6 +81,13 @@ def _onednn() -> Run:
 
 
 _BACKENDS: dict[str, Callable[[], Run]] = {"onednn": _onednn, "reference": _reference}
+
+
+def _to_pack(modules: Iterable[torch.nn.Module]) -> list[torch.nn.Linear]:
+    """Linear layers whose weights a copy can stand for."""
+    own = {id(m): m for module in modules for m in module.modules() if type(m) is torch.nn.Linear}
+    taken = [m for m in own.values() if PACKED not in m.__dict__ and _plain(m.weight) and m.weight.numel()]
+    return [m for m in taken if m.bias is None or (_plain(m.bias) and m.bias.shape == m.weight.shape[:1])]
 
 
 class _Swap:
@@ -109,4 +119,30 @@ def fast_linears() -> Iterator[None]:
 
 
 def _forward(module: torch.nn.Linear, input: torch.Tensor) -> torch.Tensor:
-    return linear(input, module.weight, module.bias)
+    packed = module.__dict__.get(PACKED)
+    if packed is None or torch.is_grad_enabled() or not (input.numel() and _plain(input) and _undisturbed()):
+        return linear(input, module.weight, module.bias)
+    from .onednn import product
+
+    backends.ran("linear", "onednn")
+    return product(input, packed, module.bias)
+
+
+@contextmanager
+def packed_linears(modules: Iterable[torch.nn.Module]) -> Iterator[int]:
+    """Inside, `fast_linears` multiplies with copies of these modules' weights in the order that oneDNN reads.
+
+    A plain weight is put in order at each product, a third of the time of a product of few rows. Results are the same.
+    Weights must not change inside. Where gradients are wanted, the weights themselves are taken. Yields the bytes of
+    the copies: 0 where `fast_linears` changes nothing.
+    """
+    chosen = _to_pack(modules) if backends.choose("linear", "cpu").name == "onednn" else []
+    from .onednn import pack
+
+    for module in chosen:
+        module.__dict__[PACKED] = pack(module.weight)
+    try:
+        yield sum(module.weight.nbytes for module in chosen)
+    finally:
+        for module in chosen:
+            del module.__dict__[PACKED]

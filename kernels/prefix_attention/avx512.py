@@ -7,12 +7,14 @@ from typing import Any
 
 import torch
 
+from vstar_fast.errors import ModelError
+
 from .parts import by_rows
 from .segment import Segment
 
 
 def run(query: torch.Tensor, levels: Sequence[Sequence[Segment]], scale: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """As `reference.run`, for fp32."""
+    """As `reference.run`, for fp32. Raises ModelError for a token that a level names twice."""
     from vstar_fast import _C
 
     query = by_rows(query)
@@ -23,17 +25,20 @@ def run(query: torch.Tensor, levels: Sequence[Sequence[Segment]], scale: float) 
     out = query.new_empty(tokens, heads, value_width)
     lse, sums = query.new_empty(2, tokens, heads)
     held: list[torch.Tensor] = []  # until the call is over
-    _C.prefix_attention_cpu(
-        query.data_ptr(),
-        out.data_ptr(),
-        lse.data_ptr(),
-        sums.data_ptr(),
-        query.stride()[:2],
-        (tokens, heads, key_heads, width, value_width),
-        scale,
-        [[_arguments(s, held) for s in level] for level in seen if level],
-        torch.get_num_threads(),
-    )
+    try:
+        _C.prefix_attention_cpu(
+            query.data_ptr(),
+            out.data_ptr(),
+            lse.data_ptr(),
+            sums.data_ptr(),
+            query.stride()[:2],
+            (tokens, heads, key_heads, width, value_width),
+            scale,
+            [[_arguments(s, held) for s in level] for level in seen if level],
+            torch.get_num_threads(),
+        )
+    except ValueError as error:
+        raise ModelError(f"prefix_attention: {error}") from None
     return out, lse
 
 

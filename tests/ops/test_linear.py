@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch.nn.functional import linear as plain
 from vstar_fast.kernels import linear as op
+from vstar_fast.kernels.linear import onednn as onednn_backend
 
 from vstar_fast import backends
 from vstar_fast.ops import fast_linears, linear
@@ -166,3 +167,55 @@ def test_shapes_that_onednn_does_not_take_are_torchs():
     torch.testing.assert_close(linear(x, weight, torch.ones(1)), plain(x, weight, torch.ones(1)))
     with pytest.raises(RuntimeError, match="cannot be multiplied"):
         linear(x.view(4, 1024), weight)
+
+
+@pytest.mark.usefixtures("onednn")
+@pytest.mark.parametrize("rows", [0, 1, 7, 64, 300])
+def test_weights_put_in_order_give_the_same(rows):
+    layers = torch.nn.Sequential(torch.nn.Linear(96, 160), torch.nn.Linear(160, 48, bias=False))
+    x = torch.randn(2, rows, 96)
+    want = layers(x)
+    backends.reset_report()
+    with op.packed_linears([layers, layers[1]]) as copied, fast_linears(), torch.no_grad():
+        assert copied == layers[0].weight.nbytes + layers[1].weight.nbytes
+        torch.testing.assert_close(layers(x), want, rtol=1e-5, atol=1e-5)
+    assert backends.report()["linear"] == {"onednn" if rows else "reference": 2}
+    assert not any(op.PACKED in vars(layer) for layer in layers)
+
+
+@pytest.mark.usefixtures("onednn")
+def test_gradients_and_other_dtypes_take_the_weights_themselves():
+    layer, x = torch.nn.Linear(64, 64), torch.randn(600, 64)
+    with op.packed_linears([layer]), fast_linears():
+        packed = vars(layer)[op.PACKED]
+        vars(layer)[op.PACKED] = torch.zeros(1)  # whoever multiplied with it would fail
+        layer(x).sum().backward()
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+            assert layer(x).dtype is torch.bfloat16
+        vars(layer)[op.PACKED] = packed
+    assert layer.weight.grad is not None
+    with op.packed_linears([torch.nn.Linear(64, 64).double(), torch.nn.ReLU()]) as copied:
+        assert copied == 0
+
+
+@pytest.mark.usefixtures("onednn")
+def test_one_of_two_at_once_puts_weights_in_order():
+    layer, x = torch.nn.Linear(64, 64), torch.randn(600, 64)
+    with op.packed_linears([layer]) as first, op.packed_linears([layer]) as second:
+        assert (first, second) == (layer.weight.nbytes, 0)
+        with fast_linears(), torch.no_grad():
+            torch.testing.assert_close(layer(x), plain(x, layer.weight, layer.bias))
+
+
+def test_where_onednn_is_not_taken_no_weight_is_copied(monkeypatch):
+    monkeypatch.setattr(backends, "available", lambda name: backends.Probe(name == "reference", "for the test"))
+    layer = torch.nn.Linear(64, 64)
+    with op.packed_linears([layer]) as copied:
+        assert copied == 0 and op.PACKED not in vars(layer)
+
+
+@pytest.mark.usefixtures("onednn")
+@pytest.mark.parametrize(("inner", "columns"), [(16, 320), (320, 16), (64, 64)])
+def test_a_weights_gradient_of_either_shape(inner, columns):
+    x, grad = torch.randn(200, inner), torch.randn(200, columns)
+    torch.testing.assert_close(onednn_backend._of_weight(grad, x), grad.t() @ x, rtol=1e-4, atol=1e-4)

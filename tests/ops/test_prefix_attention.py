@@ -119,6 +119,21 @@ def test_keys_that_do_not_fit_are_named():
 
 
 @pytest.mark.skipif("avx512" not in BACKENDS, reason="this processor has no AVX-512")
+@pytest.mark.parametrize(
+    ("tokens", "named"),
+    [([[[0, 1, 0]]], 0), ([[[0, 1], [1, -1]]], 1), ([[[0, 2]], [[1], [2]]], 2)],
+    ids=["in a group", "in two groups", "in two segments"],
+)
+def test_a_token_that_a_level_names_twice_is_refused(tokens, named):
+    query = torch.randn(3, 4, 8, generator=torch.Generator().manual_seed(0))
+    level = [segment(Groups(torch.tensor(x)), 5, slots=len(x), seed=n) for n, x in enumerate(tokens)]
+    again = [segment(Groups(torch.arange(3)[None]), 4, seed=7)]
+    with pytest.raises(ModelError, match=rf"token {named} is named twice in one level; put what else it sees"):
+        prefix_attention(query, [again, level], backend="avx512")
+    check(query, [again, again], "avx512")
+
+
+@pytest.mark.skipif("avx512" not in BACKENDS, reason="this processor has no AVX-512")
 @pytest.mark.parametrize(("heads", "key_heads"), [(9, 3), (5, 1), (71, 1), (4, 4)])
 @pytest.mark.parametrize(("width", "value_width"), [(64, 64), (80, 80), (128, 96), (24, 5)])
 def test_vectors_of_any_number_of_rows_and_widths(heads, key_heads, width, value_width):

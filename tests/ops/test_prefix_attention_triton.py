@@ -20,6 +20,7 @@ from vstar_fast import backends
 from vstar_fast.errors import ConfigError
 
 triton_kernel = pytest.importorskip("vstar_fast.kernels.prefix_attention.triton_kernel")
+pytestmark = pytest.mark.no_cover  # of the interpreter, which is twice as slow under it
 interpreted = pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") != "1", reason="the kernel is compiled here")
 
 ROWS = 7

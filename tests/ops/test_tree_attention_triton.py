@@ -13,6 +13,7 @@ from vstar_fast.kernels.prefix_attention.tree import Node, Tree
 from vstar_fast.errors import ModelError
 
 training_triton = pytest.importorskip("vstar_fast.kernels.prefix_attention.training_triton")
+pytestmark = pytest.mark.no_cover  # of the interpreter, which is twice as slow under it
 interpreted = pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") != "1", reason="the kernel is compiled here")
 
 

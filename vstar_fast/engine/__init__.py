@@ -7,6 +7,7 @@ from vstar_fast import torchvision_compat
 
 torchvision_compat.ensure()  # transformers, which the cache is a class of, fails to import beside CPU torch without it
 
+from vstar_fast.engine.crew import Crew  # noqa: E402
 from vstar_fast.engine.engine import Engine  # noqa: E402
 from vstar_fast.engine.request import Answer, Counts, Request, Settings  # noqa: E402
 from vstar_fast.engine.scheduler import Scheduler  # noqa: E402
@@ -14,4 +15,15 @@ from vstar_fast.engine.score import Scorer  # noqa: E402
 from vstar_fast.engine.shared import SharedPrefixCache  # noqa: E402
 from vstar_fast.engine.text import TextLM  # noqa: E402
 
-__all__ = ["Answer", "Counts", "Engine", "Request", "Scheduler", "Scorer", "Settings", "SharedPrefixCache", "TextLM"]
+__all__ = [
+    "Answer",
+    "Counts",
+    "Crew",
+    "Engine",
+    "Request",
+    "Scheduler",
+    "Scorer",
+    "Settings",
+    "SharedPrefixCache",
+    "TextLM",
+]

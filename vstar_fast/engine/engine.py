@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from vstar_fast.engine import clips
+from vstar_fast.engine.crew import Crew
 from vstar_fast.engine.request import Answer, Counts, Request, Settings
 from vstar_fast.engine.scheduler import Scheduler
 from vstar_fast.engine.turn import alone
@@ -39,15 +40,20 @@ class Engine:
         memory_bytes: int | None = None,
         cache_bytes: int = CACHE_BYTES,
     ) -> None:
-        """`max_rows`, `memory_bytes`: see `Scheduler`. `cache_bytes`: features to keep, of a tower that stays."""
+        """`max_rows`, `memory_bytes`: see `Crew`. `cache_bytes`: features to keep, of a tower that stays."""
         self.lm = as_lm(model, processor)
         self._kept = clips.Kept(cache_bytes)
-        self.scheduler = Scheduler(self.lm, max_rows=max_rows, memory_bytes=memory_bytes)
+        self.crew = Crew(self.lm, max_rows=max_rows, memory_bytes=memory_bytes)
+
+    @property
+    def scheduler(self) -> Scheduler:
+        """The crew's first scheduler, which works in the caller's thread when it is used alone."""
+        return self.crew.first
 
     @property
     def counts(self) -> Counts:
         """What was done so far: answers, tokens, steps, CPU seconds by kind, batches halved."""
-        return self.scheduler.counts
+        return self.crew.counts
 
     def generate(
         self,
@@ -89,7 +95,7 @@ class Engine:
             self.request(text, f, _seeds(seed, text, f, n), s, g)
             for text, f, s, g in zip(questions, features, given, grammars, strict=True)
         ]
-        found = {id(r): answers for r, answers in self.scheduler.run(requests)}
+        found = {id(r): answers for r, answers in self.crew.run(requests)}
         return [found[id(r)] for r in requests]
 
     def request(
@@ -100,7 +106,7 @@ class Engine:
         settings: Settings | Sequence[Settings],
         grammar: Grammar | Sequence[Grammar | None] | None = None,
     ) -> Request:
-        """A request for `Scheduler.run`."""
+        """A request for `crew.run`."""
         if features is None:  # some families print words around a video
             tail = self.lm.text_ids(text)
             return Request(tail[:0], tail, None, seeds, settings, grammar)

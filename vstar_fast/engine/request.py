@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any
 
-from vstar_fast.errors import ConfigError
+from vstar_fast.errors import ConfigError, DataError
 from vstar_fast.kernels.sample.settings import check_settings
 
 if TYPE_CHECKING:
@@ -16,9 +17,16 @@ if TYPE_CHECKING:
     from vstar_fast.models.video_lm import Features
 
 
+SEEDS = range(-(1 << 63), 1 << 63)
+"""Seeds of random streams: int64."""
+
+
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """How one answer is drawn; temperature 0 is greedy. Every request may have its own."""
+    """How one answer is drawn; temperature 0 is greedy. Every request may have its own.
+
+    Raises ConfigError for a value that no draw takes.
+    """
 
     temperature: float = 0.0
     top_p: float = 1.0
@@ -26,6 +34,11 @@ class Settings:
     max_new_tokens: int = 64
 
     def __post_init__(self) -> None:
+        kinds = {"temperature": Real, "top_p": Real, "top_k": Integral, "max_new_tokens": Integral}
+        for name, kind in kinds.items():
+            value = getattr(self, name)
+            if not isinstance(value, kind):
+                raise ConfigError(f"{name} is {value!r}; give a {'whole ' * (kind is Integral)}number")
         if self.max_new_tokens < 1:
             raise ConfigError(f"max_new_tokens is {self.max_new_tokens}; an answer takes at least 1")
         check_settings(self.temperature, self.top_p, self.top_k, ConfigError)
@@ -40,7 +53,8 @@ class Request:
     be; both for all of them, or a list of one an answer. `gold`: the answers that are wanted; one that can no longer
     become such an answer is stopped. It never reaches the prompt.
 
-    Raises ConfigError for a list that is not as long as `seeds`.
+    Raises ConfigError for a list that is not as long as `seeds` and for a seed that is no int64, DataError for ids that
+    are not int64 [n] or below 0. Of ids on a GPU only the shape is looked at: their values would have to be waited for.
     """
 
     head: torch.Tensor
@@ -54,6 +68,9 @@ class Request:
     """Anything of the caller's."""
 
     def __post_init__(self) -> None:
+        _check_ids("head", self.head)
+        _check_ids("tail", self.tail)
+        _check_seeds(self.seeds)
         for name in ("settings", "grammar"):
             given = getattr(self, name)
             if isinstance(given, (list, tuple)) and len(given) != len(self.seeds):
@@ -66,6 +83,23 @@ class Request:
     def grammar_of(self, sample: int) -> Grammar | None:
         """What an answer may be."""
         return self.grammar[sample] if isinstance(self.grammar, (list, tuple)) else self.grammar  # type: ignore[return-value]
+
+
+def _check_ids(name: str, ids: torch.Tensor) -> None:
+    kind = str(getattr(ids, "dtype", type(ids).__name__)).removeprefix("torch.")
+    if kind != "int64" or ids.dim() != 1:
+        shape = f" {list(ids.shape)}" if hasattr(ids, "shape") else ""
+        raise DataError(f"{name} is {kind}{shape}; the ids of a prompt are a torch tensor, int64 [n]")
+    if ids.device.type == "cpu" and len(ids) and int(ids.min()) < 0:
+        at = int(ids.argmin())
+        raise DataError(f"{name} has id {int(ids[at])} at place {at}; token ids count from 0, so leave out the padding")
+
+
+def _check_seeds(seeds: Sequence[int]) -> None:
+    ends = [*seeds[:1], *seeds[-1:]] if isinstance(seeds, range) else seeds
+    for seed in ends:
+        if not isinstance(seed, Integral) or int(seed) not in SEEDS:
+            raise ConfigError(f"seed {seed!r} is no int64; use a whole number from -2**63 to 2**63 - 1")
 
 
 @dataclass(slots=True)

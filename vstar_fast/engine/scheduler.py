@@ -10,7 +10,7 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from itertools import islice
 from typing import Any
 
@@ -65,14 +65,19 @@ class Scheduler:
         self._inbound: list[Flight] = []
         self._arriving: Iterator[int] | None = None
         self._busy = threading.Lock()
+        self.clock: Callable[[], float] = time.process_time
+        """CPU seconds, for `counts.seconds`."""
 
     @property
     def max_rows(self) -> int:
         """Answers drawn at once, as of now: fewer than asked for after memory ran out, more again later."""
         return self._rows.now
 
-    def run(self, requests: Iterable[Request]) -> Iterator[tuple[Request, list[Answer]]]:
-        """Requests with their answers, as they get done. One run at a time; a run may be left with `close()`."""
+    def run(
+        self, requests: Iterable[Request], stop: threading.Event | None = None
+    ) -> Generator[tuple[Request, list[Answer]]]:
+        """Requests with their answers, as they get done. One run at a time; a run may be left with `close()`, or ended
+        by another thread with `stop`, at the next step."""
         if not self._busy.acquire(blocking=False):
             raise ModelError(
                 "this scheduler has a run that is not at its end; finish or close() it, or make another one over the "
@@ -81,7 +86,7 @@ class Scheduler:
         source = iter(requests)
         waiting: deque[Flight] = deque()
         try:
-            while True:
+            while stop is None or not stop.is_set():
                 self._look_ahead(source, waiting)
                 if not waiting and not len(self._batch) and self._arriving is None:
                     return
@@ -227,20 +232,20 @@ class Scheduler:
         memory.release(self.lm.device)
 
     def _clock(self, name: str) -> Any:
-        return _Clock(self.counts.seconds, name)
+        return _Clock(self.counts.seconds, name, self.clock)
 
 
 class _Clock:
     """Adds the CPU seconds spent inside to `seconds[name]`."""
 
-    def __init__(self, seconds: dict[str, float], name: str) -> None:
-        self.seconds, self.name = seconds, name
+    def __init__(self, seconds: dict[str, float], name: str, clock: Callable[[], float]) -> None:
+        self.seconds, self.name, self.clock = seconds, name, clock
 
     def __enter__(self) -> None:
-        self.began = time.process_time()
+        self.began = self.clock()
 
     def __exit__(self, *_: object) -> None:
-        self.seconds[self.name] = self.seconds.get(self.name, 0.0) + time.process_time() - self.began
+        self.seconds[self.name] = self.seconds.get(self.name, 0.0) + self.clock() - self.began
 
 
 def _prompt(flight: Flight) -> int:

@@ -46,7 +46,9 @@ def finetune(
     `rows` gives (question texts, features) of examples; `on_step(step, steps, loss)` is called after each
     step. How a batch is split up changes neither its loss nor its gradients. Stopped anywhere and called again with
     the same arguments, it goes on from the last checkpoint (see `Places`; default: beside `out`) to the same weights;
-    `key` names what they depend on, by default a digest of everything. `note` is told what the user should know.
+    `key` names what they depend on, by default a digest of everything: examples, features, settings, and the weights
+    of `lm` as they are in memory (see `base_model.key_of`), so that a base model that was changed is trained anew
+    and one that was moved is not. `note` is told what the user should know.
     Under `torchrun` every rank calls this with the same arguments and takes its share of each batch; the first saves.
 
     Raises RunError when loss or gradient is not finite or `out` cannot be written, NothingKept when no example can be
@@ -101,6 +103,8 @@ def _obstacle(item: Item, config: FinetuneConfig) -> tuple[str, str] | None:
         )
     if config.objective == "dpo" and item.rejected is None:
         return "no_failed_answer", "objective dpo needs an answer to the same question that did not pass"
+    if config.objective == "dpo" and not item.example.rejected.strip():
+        return "no_answer", "its rejected answer has no words, so nothing of it can be trained on; take the pair out"
     if config.objective != "kto" and not item.wanted:
         return "failed_answer", f"an answer that did not pass is of use to objective kto alone, not {config.objective}"
     return None

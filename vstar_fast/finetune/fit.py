@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from vstar_fast import base_model
 from vstar_fast.config import FinetuneConfig
 from vstar_fast.config_finetune import CHANGE_NO_WEIGHT
 from vstar_fast.errors import RunError
@@ -157,7 +158,7 @@ class Fit:
                 digest.update(_bytes(tensor))
         rows = [(asdict(i.example), i.text, i.clip) for i in items]
         settings = {n: v for n, v in asdict(self._config).items() if n not in CHANGE_NO_WEIGHT}
-        return content_key(self._lm.path, rows, settings, self._seed, digest.hexdigest())
+        return content_key(base_model.key_of(self._lm), rows, settings, self._seed, digest.hexdigest())
 
     def _facts(self) -> dict[str, Any]:
         """What trackers are told of the run."""

@@ -8,9 +8,15 @@ import threading
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from vstar_fast.frames.request import Geometry
+from vstar_fast.unusable import Unusable
 
 if TYPE_CHECKING:
     import torch
+
+MOST_PIXELS = 7680 * 4320
+"""Of a frame (8K) that scaling or a border makes larger than the file's; beyond it a few frames fill the memory."""
+MOST_ASPECT = 200
+"""Of a picture for a model: longer side by shorter. Qwen's resize has the same limit."""
 
 
 class Plan(NamedTuple):
@@ -22,7 +28,10 @@ class Plan(NamedTuple):
 
 
 def plan(geometry: Geometry, height: int, width: int) -> Plan:
-    """What `geometry` makes of an upright picture of `height` x `width`."""
+    """What `geometry` makes of an upright picture of `height` x `width`. Raises Unusable for more than MOST_PIXELS.
+
+    Not for `exact`, whose size is the caller's own and the same for every clip.
+    """
     size = _SHAPES[geometry.shape](geometry, height, width)
     if geometry.pad:
         longer = max(height, width)
@@ -30,7 +39,20 @@ def plan(geometry: Geometry, height: int, width: int) -> Plan:
         size = (max(1, round(side * height / longer)), max(1, round(side * width / longer)))
     if geometry.shrink_only and size[0] * size[1] >= height * width:
         size = (height, width)
-    return Plan(size, max(size) if geometry.pad else 0, geometry.crop)
+    found = Plan(size, max(size) if geometry.pad else 0, geometry.crop)
+    if geometry.shape != "exact":
+        _check_pixels(found, height, width)
+    return found
+
+
+def _check_pixels(found: Plan, height: int, width: int) -> None:
+    made = (found.square, found.square) if found.square else found.size
+    if made[0] * made[1] > max(MOST_PIXELS, height * width):
+        raise Unusable(
+            "too_large",
+            f"its {width} x {height} pixels would become {made[1]} x {made[0]}, and a frame that is made larger may "
+            f"have {MOST_PIXELS}",
+        )
 
 
 def _native(_: Geometry, height: int, width: int) -> tuple[int, int]:
@@ -141,7 +163,16 @@ class ModelSize:
         return data if size is None else resize(data, size, self._filter)
 
     def size(self, count: int, height: int, width: int) -> tuple[int, int] | None:
-        """Height and width for a clip of `count` frames of `height` x `width`; None: leave it alone."""
+        """Height and width for a clip of `count` frames of `height` x `width`; None: leave it alone.
+
+        Raises Unusable for a picture so long that a resize by its shorter side would fill the memory.
+        """
+        if max(height, width) > MOST_ASPECT * min(height, width):
+            raise Unusable(
+                "too_large",
+                f"of its {width} x {height} pixels one side is more than {MOST_ASPECT} times the other; no model's "
+                "resize is made for that",
+            )
         with self._lock:
             key = (count, height, width)
             if key not in self._known:

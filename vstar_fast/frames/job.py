@@ -53,6 +53,16 @@ class Job:
     container: Any = None
     """The file, when it is open already; a decoder may seek in it and leaves it open."""
 
+    def check_time(self) -> None:
+        """Raise Unusable when the time is up."""
+        check_time(self.deadline, self.limit_s)
+
+
+def check_time(deadline: float, limit_s: float) -> None:
+    """Raise Unusable when it is later than `deadline`."""
+    if time.monotonic() > deadline:
+        raise Unusable("too_slow", f"took longer than {limit_s:g} s")
+
 
 class Pictures(NamedTuple):
     """Pictures uint8 `[U, h, w, 3]` in order of `Job.wanted`, and the upright size they had in the file.
@@ -107,8 +117,10 @@ def do(task: Task, room: Room = in_memory) -> Read:
         index, container = task.index, None
         if index is None:
             index, container = _probed(request, stack)
+        check_time(deadline, task.limit_s)
         picked = choose(index, request)
         wanted = sorted(set(picked.ticks))
+        check_time(deadline, task.limit_s)
         job = Job(request.path, index, wanted, request.geometry, deadline, task.limit_s, room, container)
         pictures = decoder(task.decoder)(job)
     check_complete(index, picked, pictures.missing)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import bisect
 import contextlib
-import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -13,7 +12,6 @@ from vstar_fast.frames import picture
 from vstar_fast.frames.geometry import plan
 from vstar_fast.frames.index import Index, open_video, video_stream
 from vstar_fast.frames.job import Job, Pictures
-from vstar_fast.unusable import Unusable
 
 if TYPE_CHECKING:
     import av
@@ -122,8 +120,7 @@ class _Found:
         unfed = set(todo)
         with _failing():
             for packet in container.demux(stream):
-                if time.monotonic() > self._job.deadline:
-                    raise Unusable("too_slow", f"took longer than {self._job.limit_s:g} s")
+                self._job.check_time()
                 context.skip_frame = "NONREF" if skip and packet.pts not in todo else "DEFAULT"
                 self._take_wanted(packet.decode(), todo)
                 unfed.discard(packet.pts)
@@ -146,5 +143,6 @@ class _Found:
 
         files = clip_files.images(self._job.path)
         for number in self._job.wanted:
+            self._job.check_time()
             with _failing(), av.open(f"file:{files[number]}", metadata_errors="ignore") as container:
                 self.take(number, next(container.decode(video=0)))

@@ -1,0 +1,60 @@
+"""What a figure was taken on: machine, versions, date."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+SCHEMA = 1
+
+
+def header(name: str, quick: bool, device: str) -> dict[str, Any]:
+    """What ran where: machine, versions, date."""
+    import torch
+
+    import vstar_fast
+    from vstar_fast import backends
+
+    gpu = backends.available("torch-cuda")
+    return {
+        "schema": SCHEMA,
+        "bench": name,
+        "quick": quick,
+        "device": device,
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "machine": platform.machine(),
+        "system": platform.platform(),
+        "cpu": _cpu_name(),
+        "cores": os.cpu_count(),
+        "load": round(os.getloadavg()[0], 2),
+        "gpu": torch.cuda.get_device_name(0) if gpu.ok else None,
+        "versions": {
+            "vstar-fast": vstar_fast.__version__,
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "cuda": torch.version.cuda,
+            **{package: _version(package) for package in ("triton", "transformers", "numpy", "av")},
+        },
+    }
+
+
+def _cpu_name() -> str:
+    """Model name from /proc/cpuinfo, else what Python knows."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next(
+        (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.processor()
+    )
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
