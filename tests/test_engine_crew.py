@@ -167,13 +167,17 @@ def test_one_video_is_one_workers_and_it_has_all_threads(lm, monkeypatch):
 
 
 def test_how_many_workers(lm, monkeypatch):
+    assert crew.settable()
     monkeypatch.setattr(torch, "get_num_threads", lambda: 6)
     assert crew.workers_for(lm) == 6
     with torch.autocast("cpu"):
         assert crew.workers_for(lm) == 1
     monkeypatch.setattr(torch, "get_num_threads", lambda: 96)
     assert crew.workers_for(lm) == crew.MOST_WORKERS
-    monkeypatch.setattr(lm.model, "is_quantized", True, raising=False)
+    with monkeypatch.context() as patch:
+        patch.setattr(lm.model, "is_quantized", True, raising=False)
+        assert crew.workers_for(lm) == 1
+    monkeypatch.setattr(crew, "settable", lambda: False)
     assert crew.workers_for(lm) == 1
     with pytest.raises(ConfigError, match="workers is 0"):
         Crew(lm, workers=0)

@@ -28,7 +28,7 @@ from vstar_fast.engine.scheduler import LOOKAHEAD, Scheduler
 from vstar_fast.errors import ConfigError, ModelError
 from vstar_fast.kernels.linear import packed_linears
 from vstar_fast.models.replica import replicas
-from vstar_fast.openmp import threads_here
+from vstar_fast.openmp import settable, threads_here
 
 MOST_WORKERS = 8
 """Each worker reads all weights for its own rows."""
@@ -50,13 +50,14 @@ class _Word(enum.Enum):
 def workers_for(lm: Any) -> int:
     """How many schedulers work at the same time: on a CPU up to a thread each, on a GPU one.
 
-    One as well where weights are not plain tensors in one place, or what a call does hangs on the thread it is made in.
+    One as well where weights are not plain tensors in one place, what a call does hangs on the thread it is made in, or
+    threads cannot be told how many more to start.
     """
     places = set(getattr(lm.model, "hf_device_map", {}).values())
     plain = len(places) < 2 and not getattr(lm.model, "is_quantized", False)
     if lm.device.type != "cpu" or not plain or torch.is_autocast_enabled("cpu"):
         return 1
-    return min(MOST_WORKERS, torch.get_num_threads())
+    return min(MOST_WORKERS, torch.get_num_threads()) if settable() else 1
 
 
 class Crew:
