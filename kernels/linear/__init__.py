@@ -139,10 +139,10 @@ def packed_linears(modules: Iterable[torch.nn.Module]) -> Iterator[int]:
     chosen = _to_pack(modules) if backends.choose("linear", "cpu").name == "onednn" else []
     from .onednn import pack
 
-    for module in chosen:
-        module.__dict__[PACKED] = pack(module.weight)
     try:
+        for module in chosen:
+            module.__dict__[PACKED] = pack(module.weight)
         yield sum(module.weight.nbytes for module in chosen)
     finally:
         for module in chosen:
-            del module.__dict__[PACKED]
+            module.__dict__.pop(PACKED, None)
