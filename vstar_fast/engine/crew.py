@@ -92,6 +92,7 @@ class Crew:
         """Requests with their answers, as they get done. `requests` are drawn from in the caller's thread.
 
         One run at a time; a run may be left with `close()`. What breaks a worker is raised here, and ends the others.
+        Weights must not change while it lasts, not between two answers either: copies of them may be in use.
         Where the model cannot be copied, or the system gives no thread, a warning says so and one does it all from
         then on. Inside an autocast, which holds for the caller's thread alone, one does it all as well.
         """
