@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from vstar_fast.errors import ModelError
+from vstar_fast.kernels.linear import PACKED
 
 OF_ITS_OWN = ("model", "body", "text_model", "tower", "_ready_tower")
 """What hangs together with a model's modules; the rest of an `lm` (processor, vocabulary) is shared."""
@@ -40,7 +41,7 @@ def replicas(lm: Any, count: int) -> Iterator[list[Any]]:
 
 def _replica(lm: Any) -> Any:
     modules = list(lm.model.modules())
-    held = [v for module in modules for v in vars(module).values() if isinstance(v, torch.Tensor)]
+    held = [v for m in modules for n, v in vars(m).items() if isinstance(v, torch.Tensor) or n == PACKED]
     shared = [*lm.model.parameters(), *lm.model.buffers(), *held, *_hooks(modules)]
     shared += [value for name, value in vars(lm).items() if name not in OF_ITS_OWN]
     for module in modules:
@@ -64,5 +65,5 @@ def _hooks(modules: list[torch.nn.Module]) -> Iterator[Any]:
 def _empty(module: torch.nn.Module) -> None:
     module._parameters.clear()
     module._buffers.clear()
-    for name in [n for n, v in vars(module).items() if isinstance(v, torch.Tensor)]:
+    for name in [n for n, v in vars(module).items() if isinstance(v, torch.Tensor) or n == PACKED]:
         del vars(module)[name]
