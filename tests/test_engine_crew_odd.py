@@ -71,9 +71,10 @@ def has_forwards_put_in_place(model):
 def test_a_model_without_a_copy_is_one_workers_and_that_is_said(lm, change, caplog):
     want = drawn(Scheduler(lm), requests(max_new_tokens=10))
     change(lm.model)
-    together = Crew(lm, workers=2)
+    together = Crew(lm, workers=2, memory_bytes=1 << 30)
     assert drawn(together, requests(max_new_tokens=10)) == want
-    assert together.workers == 1 and "drawn by one worker, not 2" in caplog.text
+    assert together.workers == 1 and together.first.memory_bytes == 1 << 30
+    assert "drawn by one worker, not 2" in caplog.text
 
 
 def test_no_further_thread_is_one_worker(lm, monkeypatch, caplog):

@@ -76,9 +76,9 @@ class Crew:
         self.workers = workers_for(lm) if workers is None else workers
         if self.workers < 1:
             raise ConfigError(f"workers is {self.workers}; at least 1 scheduler must work")
-        room = memory.free_bytes(lm.device) // 2 if memory_bytes is None else memory_bytes
+        self._room = memory.free_bytes(lm.device) // 2 if memory_bytes is None else memory_bytes
         self.lm = lm
-        self._made = partial(Scheduler, max_rows=max_rows, memory_bytes=room // self.workers)
+        self._made = partial(Scheduler, max_rows=max_rows, memory_bytes=self._room // self.workers)
         self.first = self._made(lm)
         self._others = Counts()
         self._busy = threading.Lock()
@@ -124,7 +124,7 @@ class Crew:
         except ModelError as error:
             logging.getLogger(__name__).warning("answers are drawn by one worker, not %d: %s", workers, error)
             stack.close()
-            self.workers = 1
+            self.workers, self.first.memory_bytes = 1, self._room
             return None
         return deal
 
