@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import families
-from vstar_fast import attention, backends, models
+from vstar_fast import attention, backends, models, probes
 from vstar_fast.errors import BackendError
 
 HOST = torch.device("cpu")
@@ -141,13 +141,13 @@ def test_what_the_tower_ran_is_reported(lm):
 
 
 def test_cards_too_old_for_a_flash_attention_are_told(monkeypatch):
-    monkeypatch.setattr(backends, "_module", lambda *_: lambda: backends.Probe(True, "flash-attn-4 4.0"))
-    monkeypatch.setattr(backends, "_torch_cuda", lambda: backends.Probe(True, "a GPU"))
+    monkeypatch.setattr(probes, "_module", lambda *_: lambda: backends.Probe(True, "flash-attn-4 4.0"))
+    monkeypatch.setattr(probes, "_torch_cuda", lambda: backends.Probe(True, "a GPU"))
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (8, 0))
-    probe = backends._flash("flash_attn.cute", "flash-attn-4", "", 9)()
+    probe = probes._flash("flash_attn.cute", "flash-attn-4", "", 9)()
     assert not probe.ok and "needs compute capability 9.0, this card has 8.0" in probe.why
     assert "gpu-ampere" in probe.remedy
-    assert backends._flash("flash_attn", "flash-attn", "", 8)().ok
+    assert probes._flash("flash_attn", "flash-attn", "", 8)().ok
 
 
 @pytest.mark.gpu

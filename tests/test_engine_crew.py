@@ -4,6 +4,7 @@ import contextlib
 import gc
 import threading
 import weakref
+from dataclasses import replace
 from unittest import mock
 
 import pytest
@@ -87,7 +88,7 @@ def test_requests_are_drawn_in_the_callers_thread_and_only_as_they_find_room(lm,
     def source():
         for number, one in enumerate(requests(300, max_new_tokens=2)):
             assert threading.current_thread() is threading.main_thread()
-            assert torch.get_num_threads() == (3 if number < 1 else 1)  # no team beside the workers'
+            assert torch.get_num_threads() == (3 if number < 2 else 1)  # no team beside the workers'
             taken.append(one)
             yield one
 
@@ -152,14 +153,31 @@ def test_a_few_answers_are_drawn_in_the_callers_thread(lm, monkeypatch):
         list(Crew(lm, workers=4).run(requests(7)))
 
 
+def test_one_video_is_one_workers_and_it_has_all_threads(lm, monkeypatch):
+    monkeypatch.setattr(crew, "replicas", lambda *_: pytest.fail("a worker without a video"))
+    (one,) = prompts(5)
+    alone = request(one, seeds=range(40), max_new_tokens=3)
+    assert drawn(Crew(lm, workers=2), [alone]) == drawn(Scheduler(lm), [alone])
+    video = object()
+    asked = [replace(request(ids), features=video) for ids in prompts(*[4] * 200)]
+    seen, answers, videos = crew._front(iter(asked), 2)
+    assert (len(seen), answers, videos) == (2 * crew.LOOKAHEAD, 6 * crew.LOOKAHEAD, 1)
+    mixed = [*asked[:7], replace(asked[0], features=object()), *asked]
+    assert len(crew._front(iter(mixed), 2)[0]) == 8
+
+
 def test_how_many_workers(lm, monkeypatch):
+    assert crew.settable()
     monkeypatch.setattr(torch, "get_num_threads", lambda: 6)
     assert crew.workers_for(lm) == 6
     with torch.autocast("cpu"):
         assert crew.workers_for(lm) == 1
     monkeypatch.setattr(torch, "get_num_threads", lambda: 96)
     assert crew.workers_for(lm) == crew.MOST_WORKERS
-    monkeypatch.setattr(lm.model, "is_quantized", True, raising=False)
+    with monkeypatch.context() as patch:
+        patch.setattr(lm.model, "is_quantized", True, raising=False)
+        assert crew.workers_for(lm) == 1
+    monkeypatch.setattr(crew, "settable", lambda: False)
     assert crew.workers_for(lm) == 1
     with pytest.raises(ConfigError, match="workers is 0"):
         Crew(lm, workers=0)

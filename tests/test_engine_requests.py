@@ -7,8 +7,9 @@ import pytest
 import torch
 
 import tiny
+from test_engine import text_model
 from vstar_fast import models
-from vstar_fast.engine import Request, Scheduler, Settings
+from vstar_fast.engine import Request, Scheduler, Settings, TextLM
 from vstar_fast.errors import ConfigError, DataError
 
 IDS = torch.tensor([3, 4])
@@ -99,3 +100,11 @@ def test_ids_beyond_the_vocabulary_are_named_and_the_scheduler_goes_on(tmp_path)
         lm.embed_tokens(torch.tensor([[size]]))
     ((_, answers),) = scheduler.run([Request(IDS[:0], IDS, None, [1])])
     assert answers[0].token_ids
+
+
+def test_ids_beyond_a_text_models_vocabulary_are_named():
+    lm = TextLM(text_model())
+    for asked in (Request(IDS, torch.tensor([3, 97]), None, [1]), Request(torch.tensor([97]), IDS, None, [1])):
+        with pytest.raises(DataError, match="token 97 is not in the vocabulary of LlamaForCausalLM, which has 97"):
+            list(Scheduler(lm).run([asked]))
+    assert len(list(Scheduler(lm).run([Request(IDS, IDS, None, [1])]))) == 1

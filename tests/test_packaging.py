@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from vstar_fast import backends
+from vstar_fast import backends, probes
 from vstar_fast.errors import BackendError
 
 ROOT = Path(__file__).parents[1]
@@ -142,8 +142,8 @@ def test_backends_explain_themselves():
 
 
 def test_choosing_tells_what_it_passed_over(monkeypatch):
-    probes = {"cuda": backends.Probe(False, "no GPU", "buy one"), "cpp": backends.Probe(True, "built")}
-    monkeypatch.setattr(backends, "available", lambda name: probes.get(name, backends.Probe(True, "there")))
+    found = {"cuda": backends.Probe(False, "no GPU", "buy one"), "cpp": backends.Probe(True, "built")}
+    monkeypatch.setattr(backends, "available", lambda name: found.get(name, backends.Probe(True, "there")))
     choice = backends.choose("label_match", "cuda:0")
     assert choice == ("cpp", "built; not cuda: no GPU")
     with pytest.raises(BackendError, match="asked to run on 'cuda', but no GPU. Remedy: buy one"):
@@ -185,10 +185,10 @@ def test_probes_of_packages():
     assert backends.available("reference").ok
     with pytest.raises(BackendError, match="unknown backend 'abacus'"):
         backends.available("abacus")
-    missing = backends._module("no_such_module_anywhere", "nothing", "run: pip install nothing")()
+    missing = probes._module("no_such_module_anywhere", "nothing", "run: pip install nothing")()
     assert missing == (False, "the Python module no_such_module_anywhere is not installed", "run: pip install nothing")
-    assert backends._module("no_such.sub", "nothing", "")().ok is False
-    assert backends._module("json", "no-distribution-json", "")() == (True, "json is importable", "")
+    assert probes._module("no_such.sub", "nothing", "")().ok is False
+    assert probes._module("json", "no-distribution-json", "")() == (True, "json is importable", "")
 
 
 COMPAT = """

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ctypes
+import threading
+from functools import cache
 
 
 def threads_here(count: int) -> bool:
@@ -19,3 +21,15 @@ def threads_here(count: int) -> bool:
     if own is not None:
         own(count)
     return torch.get_num_threads() == count
+
+
+@cache
+def settable() -> bool:
+    """Whether `threads_here` works in this process, tried in a thread of its own."""
+    import torch
+
+    found: list[bool] = []
+    thread = threading.Thread(target=lambda: found.append(threads_here(torch.get_num_threads() + 1)))
+    thread.start()
+    thread.join()
+    return found == [True]

@@ -1,8 +1,9 @@
 """Prompts through a flash-attention package: their own tokens, causally, with the log-sum-exp that merging needs.
 
-What stands before a prompt (a head, a video) is few rows of many keys, which the op's other backends are for: levels
-that are not causal go there, and both results are merged. A package is used after it gave the reference's values and
-log-sum-exp on this card, at this head width and number of query heads a key head.
+What stands whole before many rows of a prompt goes there too: the pieces before a piece. A question's few rows behind
+a video, and keys of several lengths, are what the op's other backends are for; both results are merged. A package is
+used after it gave the reference's values and log-sum-exp on this card, at this head width and number of query heads a
+key head.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from .parts import merge, run_parts
 from .segment import Groups, Segment
 
 LEAST = 128
-"""Tokens of a call from which on its prompts are worth a kernel of their own."""
+"""Tokens of a call, and rows of a group that sees all keys, from which on they are worth a kernel of their own."""
 LOOSE, LOOSE_LSE = 3e-2, 1e-2
 """Largest error of values, as a share of the largest of them, and of the log-sum-exp: 16-bit sums in another order."""
 FLAGS = ("return_lse", "return_attn_probs")
@@ -61,7 +62,7 @@ FUNCTIONS: dict[str, Callable[[], Any]] = {
 
 def prompts(query: torch.Tensor, levels: Levels) -> bool:
     """Whether a call is for whole prompts, and a flash-attention could do their own tokens."""
-    return len(query) >= LEAST and any(_own(query, level) for level in levels)
+    return len(query) >= LEAST and any(_own(query, level) and level[0].groups.causal for level in levels)
 
 
 def best(query: torch.Tensor, levels: Levels) -> str:
@@ -79,7 +80,7 @@ def _best(width: int, times: int, dtype: torch.dtype, device: torch.device) -> s
 
 
 def run(name: str, query: torch.Tensor, levels: Levels, scale: float) -> Found:
-    """As `reference.run`, the levels that are prompts' own tokens by the package `name`."""
+    """As `reference.run`, the levels that it has a form for by the package `name`."""
     from . import prefix_attention
 
     own = [level for level in levels if _own(query, level)]
@@ -89,8 +90,9 @@ def run(name: str, query: torch.Tensor, levels: Levels, scale: float) -> Found:
 
 
 def _own(query: torch.Tensor, level: Sequence[Segment]) -> bool:
-    """Whether a level is prompts' own tokens, of a form that flash-attention takes."""
-    return bool(level) and all(s.groups.causal and takes(query, *s) for s in level)
+    """Whether a level is prompts' own tokens, or all that many rows see, of a form that flash-attention takes."""
+    many = all(s.groups.causal or s.groups.tokens.shape[1] >= LEAST for s in level)
+    return bool(level) and many and all(takes(query, *s) for s in level)
 
 
 @functools.cache
@@ -102,7 +104,7 @@ def _part(name: str) -> Callable[..., Found]:
         rows = query.index_select(0, groups.gather).view(*groups.tokens.shape, *query.shape[1:])
         with on(query.device):
             out, lse, *_ = function(
-                rows, keys.transpose(1, 2), values.transpose(1, 2), softmax_scale=scale, causal=True, **options
+                rows, keys.transpose(1, 2), values.transpose(1, 2), softmax_scale=scale, causal=groups.causal, **options
             )
         return out.flatten(0, 1), lse.float().transpose(1, 2).flatten(0, 1)
 
@@ -124,7 +126,7 @@ def differs(name: str, width: int, times: int, dtype: torch.dtype, device: torch
         (out, lse), (want, want_lse) = ((values.float(), lse.float()) for values, lse in (ours, theirs))
         same = bool((out - want).abs().max() <= LOOSE * want.abs().max())
         same_lse = bool((lse - want_lse).abs().max() <= LOOSE_LSE)
-        part = "log-sum-exps" if same else "values"
+        part = "values" if same_lse else "log-sum-exps"
         why = "" if same and same_lse else f"its {part} are not the reference's at head width {width}"
     if why:
         logging.getLogger(__name__).warning("%s is not used for prompts: %s", name, why)
@@ -132,7 +134,7 @@ def differs(name: str, width: int, times: int, dtype: torch.dtype, device: torch
 
 
 def _example(width: int, times: int, dtype: torch.dtype, device: torch.device) -> tuple[torch.Tensor, Levels]:
-    """Two prompts of up to 200 tokens in slots of 256, as they lie in the engine's arenas."""
+    """Two prompts of up to 200 tokens in slots of 256, as they lie in the engine's arenas, behind 120 others."""
     made = torch.Generator().manual_seed(width)
 
     def random(*size: int) -> torch.Tensor:
@@ -140,6 +142,11 @@ def _example(width: int, times: int, dtype: torch.dtype, device: torch.device) -
 
     tokens = torch.arange(400).view(2, 200)
     tokens[1, 170:] = -1
-    groups = Groups(tokens.to(device), causal=True)
-    keys, values = (random(2, 2, 256, width)[:, :, :200] for _ in range(2))
-    return random(370, 2 * times, width), [[Segment(keys, values, groups)]]
+    own = Groups(tokens.to(device), causal=True)
+    before = Groups(torch.arange(370, device=device)[None])
+
+    def segment(groups: Groups, slots: int, positions: int) -> Segment:
+        keys, values = (random(slots, 2, 256, width)[:, :, :positions] for _ in range(2))
+        return Segment(keys, values, groups)
+
+    return random(370, 2 * times, width), [[segment(before, 1, 120)], [segment(own, 2, 200)]]

@@ -10,7 +10,7 @@ from torch.nn.functional import linear as plain
 from vstar_fast.kernels import linear as op
 from vstar_fast.kernels.linear import onednn as onednn_backend
 
-from vstar_fast import backends
+from vstar_fast import backends, probes
 from vstar_fast.ops import fast_linears, linear
 
 pytestmark = pytest.mark.skipif(not hasattr(torch.ops.mkldnn, "_linear_pointwise"), reason="this torch has no oneDNN")
@@ -21,8 +21,8 @@ SHAPES = [(1, 3, 5), (0, 8, 4), (63, 17, 9), (64, 576, 192), (130, 96, 640)]
 @pytest.fixture
 def onednn(monkeypatch):
     """Take oneDNN whatever CPU this is."""
-    probes = dict(backends._PROBES, onednn=lambda: backends.Probe(True, "for the test"))
-    monkeypatch.setattr(backends, "_PROBES", probes)
+    found = dict(backends.PROBES, onednn=lambda: backends.Probe(True, "for the test"))
+    monkeypatch.setattr(backends, "PROBES", found)
     backends.available.cache_clear()
     yield
     monkeypatch.undo()
@@ -118,11 +118,11 @@ def test_linears_are_exchanged_inside_only_whoever_leaves_first():
 
 @pytest.mark.parametrize("vendor", ["GenuineIntel", "AuthenticAMD", ""])
 def test_the_vendor_decides(vendor, monkeypatch):
-    monkeypatch.setattr(backends, "_cpu_vendor", lambda: vendor)
+    monkeypatch.setattr(probes, "_cpu_vendor", lambda: vendor)
     monkeypatch.setattr(torch.backends.mkl, "is_available", lambda: True)
-    assert backends._PROBES["onednn"]().ok == (vendor != "GenuineIntel")
+    assert backends.PROBES["onednn"]().ok == (vendor != "GenuineIntel")
     monkeypatch.setattr(torch.backends.mkl, "is_available", lambda: False)
-    assert not backends._PROBES["onednn"]().ok
+    assert not backends.PROBES["onednn"]().ok
 
 
 def test_where_there_is_no_choice_nothing_changes(monkeypatch):

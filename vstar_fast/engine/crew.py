@@ -18,7 +18,7 @@ from collections import OrderedDict
 from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass, fields
 from functools import partial
-from itertools import chain
+from itertools import chain, islice
 from typing import Any, TypeVar
 
 import torch
@@ -31,7 +31,7 @@ from vstar_fast.engine.turn import alone
 from vstar_fast.errors import ConfigError, ModelError
 from vstar_fast.kernels.linear import packed_linears
 from vstar_fast.models.replica import replicas
-from vstar_fast.openmp import threads_here
+from vstar_fast.openmp import settable, threads_here
 
 MOST_WORKERS = 8
 """Each worker reads all weights for its own rows."""
@@ -54,13 +54,14 @@ class _Word(enum.Enum):
 def workers_for(lm: Any) -> int:
     """How many schedulers work at the same time: on a CPU up to a thread each, on a GPU one.
 
-    One as well where weights are not plain tensors in one place, or what a call does hangs on the thread it is made in.
+    One as well where weights are not plain tensors in one place, what a call does hangs on the thread it is made in, or
+    threads cannot be told how many more to start.
     """
     places = set(getattr(lm.model, "hf_device_map", {}).values())
     plain = len(places) < 2 and not getattr(lm.model, "is_quantized", False)
     if lm.device.type != "cpu" or not plain or torch.is_autocast_enabled("cpu"):
         return 1
-    return min(MOST_WORKERS, torch.get_num_threads())
+    return min(MOST_WORKERS, torch.get_num_threads()) if settable() else 1
 
 
 class Crew:
@@ -97,11 +98,10 @@ class Crew:
         then on. Inside an autocast, which holds for the caller's thread alone, one does it all as well.
         """
         source = iter(requests)
-        seen = list(_worth(source, self.workers * WORTH))
-        workers = min(self.workers, sum(len(r.seeds) for r in seen) // WORTH)
-        workers = min(workers, 1) if torch.is_autocast_enabled("cpu") else workers
+        seen, answers, videos = _front(source, self.workers)
+        workers = 1 if torch.is_autocast_enabled("cpu") else min(self.workers, answers // WORTH, videos)
         requests = chain(seen, source)
-        with _meanwhile(self.lm, packed(self.lm)) if workers else contextlib.nullcontext():
+        with _meanwhile(self.lm, packed(self.lm)) if answers >= WORTH else contextlib.nullcontext():
             yield from self._together(requests, workers) if workers > 1 else self.first.run(requests)
 
     def _together(self, requests: Iterable[Request], workers: int) -> Iterator[Done]:
@@ -148,12 +148,17 @@ def _meanwhile(lm: Any, change: contextlib.AbstractContextManager[T]) -> Iterato
             held.close()
 
 
-def _worth(source: Iterator[Request], most: int) -> Iterator[Request]:
-    """Requests from the front, until they are for so many answers."""
-    answers = 0
-    while answers < most and (request := next(source, None)) is not None:
+def _front(source: Iterator[Request], workers: int) -> tuple[list[Request], int, int]:
+    """(requests from the front, their answers, their videos): enough for so many workers, or all they look at."""
+    seen: list[Request] = []
+    answers, videos = 0, set()
+    for request in islice(source, LOOKAHEAD * workers):
+        seen.append(request)
         answers += len(request.seeds)
-        yield request
+        videos.add(id(request if request.features is None else request.features))
+        if answers >= WORTH * workers and len(videos) >= workers:
+            break
+    return seen, answers, len(videos)
 
 
 def packed(lm: Any) -> contextlib.AbstractContextManager[Any]:

@@ -140,6 +140,7 @@ class Prompts:
         """A question behind its video's node."""
         video = self._videos[id(request.features)]
         count = len(request.tail)
+        self.lm.check_ids(request.tail)
         embeds = self.lm.embed_tokens(request.tail.to(self.lm.device))[None]
         positions = torch.arange(video.next_position, video.next_position + count, device=self.lm.device)
         node = self.stack.store.take(count)

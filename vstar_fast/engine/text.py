@@ -61,13 +61,9 @@ class TextLM(Head):
 
     def embed(self, ids: torch.Tensor, _features: None = None) -> TextInputs:
         """Inputs of the text stack for one row of ids [T]."""
+        self.check_ids(ids)
         positions = torch.arange(len(ids), device=self.device)[None]
         return TextInputs(self.embed_tokens(ids)[None], positions, {}, len(ids))
 
     def expect(self, _features: None) -> None:
         """Nothing comes: there are no videos."""
-
-    def embed_tokens(self, ids: torch.Tensor) -> torch.Tensor:
-        """Embeddings [..., H] of token ids [...]."""
-        out: torch.Tensor = self.model.get_input_embeddings()(ids.to(self.device))
-        return out

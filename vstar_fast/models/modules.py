@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
-from vstar_fast.errors import ModelError
+from vstar_fast.errors import DataError, ModelError
 from vstar_fast.kernels.linear import fast_linears
 from vstar_fast.models.text_inputs import forward_of
 
@@ -45,6 +45,32 @@ class Head:
 
     model: Any
     body: Any
+
+    def embed_tokens(self, ids: torch.Tensor) -> torch.Tensor:
+        """Embeddings `[..., H]` of text ids int64 `[...]`. Raises DataError for ids beyond the vocabulary on a CPU."""
+        try:
+            embeddings: torch.Tensor = self.model.get_input_embeddings()(ids.to(self.model.device))
+        except IndexError:
+            self.check_ids(ids)
+            raise
+        return embeddings
+
+    def check_ids(self, ids: torch.Tensor, placeholders: torch.Tensor | None = None) -> None:
+        """Raise DataError for ids on the host beyond the vocabulary, but for a video's `placeholders`.
+
+        Of ids on a GPU nothing is looked at: one would have to wait for them.
+        """
+        size = len(self.model.get_input_embeddings().weight)
+        if ids.device.type != "cpu" or not ids.numel() or (int(ids.min()) >= 0 and int(ids.max()) < size):
+            return
+        known = ids.new_empty(0) if placeholders is None else placeholders.cpu()
+        odd = ids[((ids < 0) | (ids >= size)) & ~torch.isin(ids, known)]
+        if len(odd):
+            whose = getattr(self, "path", "") or type(self.model).__name__
+            raise DataError(
+                f"token {int(odd[0])} is not in the vocabulary of {whose}, which has {size}; are these the ids of "
+                "another model's tokenizer, or padding?"
+            )
 
     @fast_linears()
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:

@@ -179,7 +179,7 @@ class VideoLM(Prompts, Modules):
         Differentiable through the projector where gradients are enabled. Raises ModelError when `ids` lack the
         tokens of `features`, DataError for ids (on the host) that are not in the model's vocabulary.
         """
-        self._check_ids(ids, features)
+        self.check_ids(ids, None if features is None else features.ids)
         inputs = self._on_device({"input_ids": ids[None]})
         if features is not None:
             start = _start(ids.cpu(), features.ids)
@@ -196,28 +196,6 @@ class VideoLM(Prompts, Modules):
         finally:
             self.forget_positions()
         return text_inputs.from_call(called, self.position_rows)
-
-    def embed_tokens(self, ids: torch.Tensor) -> torch.Tensor:
-        """Embeddings `[..., H]` of text ids int64 `[...]`. Raises DataError for ids beyond the vocabulary on a CPU."""
-        try:
-            embeddings: torch.Tensor = self.model.get_input_embeddings()(ids)
-        except IndexError:
-            self._check_ids(ids, None)
-            raise
-        return embeddings
-
-    def _check_ids(self, ids: torch.Tensor, features: Features | None) -> None:
-        """Of ids on a GPU nothing is looked at: one would have to wait for them."""
-        size = len(self.model.get_input_embeddings().weight)
-        if ids.device.type != "cpu" or not ids.numel() or (int(ids.min()) >= 0 and int(ids.max()) < size):
-            return
-        placeholders = ids.new_empty(0) if features is None else features.ids.cpu()  # may lie behind the vocabulary
-        odd = ids[((ids < 0) | (ids >= size)) & ~torch.isin(ids, placeholders)]
-        if len(odd):
-            raise DataError(
-                f"token {int(odd[0])} is not in the vocabulary of {self.path}, which has {size}; are these the ids of "
-                "another model's tokenizer, or padding?"
-            )
 
 
 def _start(ids: torch.Tensor, part: torch.Tensor) -> int:
