@@ -100,13 +100,14 @@ def test_an_autocast_around_the_run_holds_for_all_of_it(lm):
         assert made.counts.seconds.keys() == made.first.counts.seconds.keys() and not made._others.steps
 
 
-def test_two_crews_over_one_model_at_once(lm, monkeypatch):
+def test_two_crews_over_one_model_at_once():
+    lm = TextLM(text_model(num_hidden_layers=4, hidden_size=96, intermediate_size=1024))
     want, wrong = drawn(Scheduler(lm), requests(max_new_tokens=10)), []
     interval = sys.getswitchinterval()
     sys.setswitchinterval(1e-5)
 
     def again():
-        for _ in range(8):
+        for _ in range(12):
             try:
                 if drawn(Crew(lm, workers=2), requests(max_new_tokens=10)) != want:
                     wrong.append("other answers")

@@ -19,7 +19,7 @@ from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass, fields
 from functools import partial
 from itertools import chain, islice
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 
@@ -27,7 +27,7 @@ from vstar_fast.engine import memory
 from vstar_fast.engine.merged import HEADROOM
 from vstar_fast.engine.request import Answer, Counts, Request
 from vstar_fast.engine.scheduler import LOOKAHEAD, Scheduler
-from vstar_fast.engine.turn import alone
+from vstar_fast.engine.turn import meanwhile
 from vstar_fast.errors import ConfigError, ModelError
 from vstar_fast.kernels.linear import packed_linears
 from vstar_fast.models.replica import replicas
@@ -41,7 +41,6 @@ HELD = 2 * LOOKAHEAD
 """Requests of a worker that are dealt to it and not taken yet."""
 
 Done = tuple[Request, list[Answer]]
-T = TypeVar("T")
 
 
 class _Word(enum.Enum):
@@ -101,7 +100,7 @@ class Crew:
         seen, answers, videos = _front(source, self.workers)
         workers = 1 if torch.is_autocast_enabled("cpu") else min(self.workers, answers // WORTH, videos)
         requests = chain(seen, source)
-        with _meanwhile(self.lm, packed(self.lm)) if answers >= WORTH else contextlib.nullcontext():
+        with meanwhile(self.lm.text_model, packed(self.lm)) if answers >= WORTH else contextlib.nullcontext():
             yield from self._together(requests, workers) if workers > 1 else self.first.run(requests)
 
     def _together(self, requests: Iterable[Request], workers: int) -> Iterator[Done]:
@@ -117,7 +116,8 @@ class Crew:
     def _begun(self, stack: contextlib.ExitStack, workers: int) -> _Deal | None:
         """Workers that wait for requests, until `stack` is left; None where there can be no more than one."""
         try:
-            others = [self._made(lm) for lm in stack.enter_context(_meanwhile(self.lm, replicas(self.lm, workers - 1)))]
+            made = stack.enter_context(meanwhile(self.lm.text_model, replicas(self.lm, workers - 1)))
+            others = [self._made(lm) for lm in made]
             deal = _Deal([_Worker(s) for s in (self.first, *others)], max(1, torch.get_num_threads() // workers))
             stack.callback(self._ended, deal, others)
             deal.start()
@@ -132,20 +132,6 @@ class Crew:
         deal.end()
         for scheduler in others:
             self._others = _sum(self._others, scheduler.counts)
-
-
-@contextlib.contextmanager
-def _meanwhile(lm: Any, change: contextlib.AbstractContextManager[T]) -> Iterator[T]:
-    """Inside, `change` holds; it begins and ends while no other thread calls or copies the model."""
-    turn = alone(lm.text_model)
-    held = contextlib.ExitStack()
-    with turn:
-        found = held.enter_context(change)
-    try:
-        yield found
-    finally:
-        with turn:
-            held.close()
 
 
 def _front(source: Iterator[Request], workers: int) -> tuple[list[Request], int, int]:
