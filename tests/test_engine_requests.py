@@ -26,6 +26,7 @@ IDS = torch.tensor([3, 4])
         ({"top_k": 0.5}, "top_k is 0.5; give a whole number"),
         ({"max_new_tokens": math.nan}, "max_new_tokens is nan; give a whole number"),
         ({"max_new_tokens": None}, "max_new_tokens is None; give a whole number"),
+        ({"top_k": True}, "top_k is True; give a whole number"),
     ],
 )
 def test_settings_that_no_draw_takes_are_named(values, said):
@@ -48,6 +49,24 @@ def test_seeds_that_do_not_fit_are_named(seeds, odd):
         Request(IDS[:0], IDS, None, seeds)
 
 
+@pytest.mark.parametrize("seeds", [5, None, iter([1, 2])])
+def test_seeds_that_are_no_list_are_named(seeds):
+    with pytest.raises(ConfigError, match="seeds are .*; give a list with one for each answer"):
+        Request(IDS[:0], IDS, None, seeds)
+
+
+@pytest.mark.parametrize("settings", [None, {"temperature": 1.0}, [Settings(), 0.5]])
+def test_settings_that_are_none_are_named(settings):
+    with pytest.raises(ConfigError, match="settings are .*; give Settings"):
+        Request(IDS[:0], IDS, None, [1, 2], settings)
+
+
+def test_a_question_of_no_token_is_named():
+    for head in (IDS, IDS[:0]):
+        with pytest.raises(DataError, match="tail has no token and there is no video"):
+            Request(head, IDS[:0], None, [1])
+
+
 def test_numbers_of_any_kind_are_taken():
     Settings(np.float32(0.5), np.float64(0.9), np.int64(3), np.int32(4))
     for seeds in ([np.int64(5), -(1 << 63), (1 << 63) - 1], range(0), range(5), ()):
@@ -62,6 +81,7 @@ def test_numbers_of_any_kind_are_taken():
         (torch.tensor([3.0]), r"is float32 \[1\]; the ids"),
         (torch.tensor([3], dtype=torch.int32), r"is int32 \[1\]; the ids"),
         ([3, 4], "is list; the ids"),
+        (np.array([3, 4]), r"is ndarray \[2\]; the ids of a prompt are a torch tensor"),
     ],
 )
 def test_ids_that_no_prompt_has_are_named(ids, said):

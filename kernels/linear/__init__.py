@@ -20,7 +20,7 @@ MIN_PRODUCTS = 1_000_000
 """Multiply-adds below which oneDNN's set-up (10 us) costs more than it saves."""
 
 PACKED = "_vstar_packed"
-"""Attribute of a `torch.nn.Linear` that has a copy of its weight for oneDNN."""
+"""Attribute of a `torch.nn.Linear` with a copy of its weight for oneDNN, or None."""
 
 Run = Callable[[torch.Tensor, torch.Tensor, "torch.Tensor | None"], torch.Tensor]
 
@@ -83,10 +83,33 @@ def _onednn() -> Run:
 _BACKENDS: dict[str, Callable[[], Run]] = {"onednn": _onednn, "reference": _reference}
 
 
+class _Copy:
+    """A weight in the order that oneDNN reads, good for as long as the weight is what it was.
+
+    It goes with no copy of its module, nor into a file: there the weight may become another.
+    """
+
+    def __init__(self, weight: torch.Tensor) -> None:
+        from .onednn import pack
+
+        self.packed, self._of = pack(weight), weight
+        self._version = None if weight.is_inference() else weight._version
+
+    def of(self, weight: torch.Tensor) -> bool:
+        """Whether this is a copy of the weight as it is now."""
+        return weight is self._of and (self._version is None or weight._version == self._version)
+
+    def __deepcopy__(self, memo: object) -> None:
+        return None
+
+    def __reduce__(self) -> tuple[type[None], tuple[()]]:
+        return type(None), ()
+
+
 def _to_pack(modules: Iterable[torch.nn.Module]) -> list[torch.nn.Linear]:
     """Linear layers whose weights a copy can stand for."""
     own = {id(m): m for module in modules for m in module.modules() if type(m) is torch.nn.Linear}
-    taken = [m for m in own.values() if PACKED not in m.__dict__ and _plain(m.weight) and m.weight.numel()]
+    taken = [m for m in own.values() if m.__dict__.get(PACKED) is None and _plain(m.weight) and m.weight.numel()]
     return [m for m in taken if m.bias is None or (_plain(m.bias) and m.bias.shape == m.weight.shape[:1])]
 
 
@@ -119,30 +142,31 @@ def fast_linears() -> Iterator[None]:
 
 
 def _forward(module: torch.nn.Linear, input: torch.Tensor) -> torch.Tensor:
-    packed = module.__dict__.get(PACKED)
-    if packed is None or torch.is_grad_enabled() or not (input.numel() and _plain(input) and _undisturbed()):
+    copy: _Copy | None = module.__dict__.get(PACKED)
+    if copy is None or torch.is_grad_enabled() or not (input.numel() and _plain(input) and _undisturbed()):
+        return linear(input, module.weight, module.bias)
+    if not copy.of(module.weight):
         return linear(input, module.weight, module.bias)
     from .onednn import product
 
     backends.ran("linear", "onednn")
-    return product(input, packed, module.bias)
+    return product(input, copy.packed, module.bias)
 
 
 @contextmanager
 def packed_linears(modules: Iterable[torch.nn.Module]) -> Iterator[int]:
     """Inside, `fast_linears` multiplies with copies of these modules' weights in the order that oneDNN reads.
 
-    A plain weight is put in order at each product, a third of the time of a product of few rows. Results are the same.
-    Weights must not change inside. Where gradients are wanted, the weights themselves are taken. Yields the bytes of
-    the copies: 0 where `fast_linears` changes nothing.
+    A plain weight is put in order at each product, a third of the time of a product of few rows. Results are the same,
+    but for rounding those of one row and of small products. Where gradients are wanted, or a weight has changed since
+    (not by way of its `data`, which is not seen), the weights themselves are taken. Yields the bytes of the copies: 0
+    where `fast_linears` changes nothing.
     """
     chosen = _to_pack(modules) if backends.choose("linear", "cpu").name == "onednn" else []
-    from .onednn import pack
-
-    for module in chosen:
-        module.__dict__[PACKED] = pack(module.weight)
     try:
+        for module in chosen:
+            module.__dict__[PACKED] = _Copy(module.weight)
         yield sum(module.weight.nbytes for module in chosen)
     finally:
         for module in chosen:
-            del module.__dict__[PACKED]
+            module.__dict__.pop(PACKED, None)

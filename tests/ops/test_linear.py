@@ -1,5 +1,7 @@
 """linear: torch's linear in values and gradients, the faster library only where it fits, nothing left exchanged."""
 
+import copy
+import io
 import threading
 
 import pytest
@@ -219,3 +221,31 @@ def test_where_onednn_is_not_taken_no_weight_is_copied(monkeypatch):
 def test_a_weights_gradient_of_either_shape(inner, columns):
     x, grad = torch.randn(200, inner), torch.randn(200, columns)
     torch.testing.assert_close(onednn_backend._of_weight(grad, x), grad.t() @ x, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.usefixtures("onednn")
+@pytest.mark.parametrize("change", ["in place", "another"])
+def test_a_weight_that_changed_is_taken_itself(change):
+    layer = torch.nn.Linear(256, 512)
+    input = torch.randn(32, 256)
+    with op.packed_linears([layer]), fast_linears(), torch.no_grad():
+        before = layer(input)
+        if change == "in place":
+            layer.weight.neg_()
+        else:
+            layer.weight = torch.nn.Parameter(-layer.weight)
+        assert torch.allclose(layer(input) - layer.bias, layer.bias - before, atol=1e-5)
+
+
+@pytest.mark.usefixtures("onednn")
+def test_copies_do_not_go_with_a_module():
+    """A module that is copied, or saved, inside has no copy of a weight that may change there."""
+    layer = torch.nn.Linear(256, 512)
+    with op.packed_linears([layer]):
+        loaded = io.BytesIO()
+        torch.save(layer, loaded)
+        loaded.seek(0)
+        for other in (copy.deepcopy(layer), torch.load(loaded, weights_only=False)):
+            assert vars(other)[op.PACKED] is None and torch.equal(other.weight, layer.weight)
+            with op.packed_linears([other]) as copied:
+                assert copied == layer.weight.nbytes

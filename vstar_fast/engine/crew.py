@@ -6,9 +6,11 @@ batches have nothing to wait for in each other.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import contextvars
 import enum
+import logging
 import queue
 import threading
 import time
@@ -25,6 +27,7 @@ from vstar_fast.engine import memory
 from vstar_fast.engine.merged import HEADROOM
 from vstar_fast.engine.request import Answer, Counts, Request
 from vstar_fast.engine.scheduler import LOOKAHEAD, Scheduler
+from vstar_fast.engine.turn import meanwhile
 from vstar_fast.errors import ConfigError, ModelError
 from vstar_fast.kernels.linear import packed_linears
 from vstar_fast.models.replica import replicas
@@ -73,9 +76,9 @@ class Crew:
         self.workers = workers_for(lm) if workers is None else workers
         if self.workers < 1:
             raise ConfigError(f"workers is {self.workers}; at least 1 scheduler must work")
-        room = memory.free_bytes(lm.device) // 2 if memory_bytes is None else memory_bytes
+        self._room = memory.free_bytes(lm.device) // 2 if memory_bytes is None else memory_bytes
         self.lm = lm
-        self._made = partial(Scheduler, max_rows=max_rows, memory_bytes=room // self.workers)
+        self._made = partial(Scheduler, max_rows=max_rows, memory_bytes=self._room // self.workers)
         self.first = self._made(lm)
         self._others = Counts()
         self._busy = threading.Lock()
@@ -89,37 +92,46 @@ class Crew:
         """Requests with their answers, as they get done. `requests` are drawn from in the caller's thread.
 
         One run at a time; a run may be left with `close()`. What breaks a worker is raised here, and ends the others.
+        Weights must not change while it lasts, not between two answers either: copies of them may be in use.
+        Where the model cannot be copied, or the system gives no thread, a warning says so and one does it all from
+        then on. Inside an autocast, which holds for the caller's thread alone, one does it all as well.
         """
         source = iter(requests)
         seen, answers, videos = _front(source, self.workers)
-        workers = min(self.workers, answers // WORTH, videos)
+        workers = 1 if torch.is_autocast_enabled("cpu") else min(self.workers, answers // WORTH, videos)
         requests = chain(seen, source)
-        with packed(self.lm) if answers >= WORTH else contextlib.nullcontext():
+        with meanwhile(self.lm.text_model, packed(self.lm)) if answers >= WORTH else contextlib.nullcontext():
             yield from self._together(requests, workers) if workers > 1 else self.first.run(requests)
 
     def _together(self, requests: Iterable[Request], workers: int) -> Iterator[Done]:
         if not self._busy.acquire(blocking=False):
             raise ModelError("this crew has a run that is not at its end; finish or close() it, or make another one")
         try:
-            with replicas(self.lm, workers - 1) as others:
-                yield from self._with([self._made(lm) for lm in others], requests)
+            with contextlib.ExitStack() as stack:
+                deal = self._begun(stack, workers)
+                yield from self.first.run(requests) if deal is None else deal.all(requests)
         finally:
             self._busy.release()
 
-    def _with(self, others: list[Scheduler], requests: Iterable[Request]) -> Iterator[Done]:
-        workers = [_Worker(s) for s in (self.first, *others)]
-        threads = torch.get_num_threads()
-        deal = _Deal(workers, max(1, threads // len(workers)))
-        caller = threading.get_ident()
-        threads_here(1)  # what it makes for the next requests it makes beside the workers: a team would wait for cores
+    def _begun(self, stack: contextlib.ExitStack, workers: int) -> _Deal | None:
+        """Workers that wait for requests, until `stack` is left; None where there can be no more than one."""
         try:
-            yield from deal.all(requests)
-        finally:
-            deal.end()
-            if threading.get_ident() == caller:  # another thread may be the one that lets go of a run
-                threads_here(threads)
-            for scheduler in others:
-                self._others = _sum(self._others, scheduler.counts)
+            made = stack.enter_context(meanwhile(self.lm.text_model, replicas(self.lm, workers - 1)))
+            others = [self._made(lm) for lm in made]
+            deal = _Deal([_Worker(s) for s in (self.first, *others)], max(1, torch.get_num_threads() // workers))
+            stack.callback(self._ended, deal, others)
+            deal.start()
+        except ModelError as error:
+            logging.getLogger(__name__).warning("answers are drawn by one worker, not %d: %s", workers, error)
+            stack.close()
+            self.workers, self.first.memory_bytes = 1, self._room
+            return None
+        return deal
+
+    def _ended(self, deal: _Deal, others: list[Scheduler]) -> None:
+        deal.end()
+        for scheduler in others:
+            self._others = _sum(self._others, scheduler.counts)
 
 
 def _front(source: Iterator[Request], workers: int) -> tuple[list[Request], int, int]:
@@ -172,16 +184,23 @@ class _Deal:
         self._next = 0
         self._worker_of: OrderedDict[int, _Video] = OrderedDict()
 
+    def start(self) -> None:
+        """Have the workers wait for requests. Raises ModelError where the system gives no thread."""
+        atexit.register(self.end)  # a thread that still works while the interpreter ends would abort the process
+        try:
+            for thread in self._threads:
+                thread.start()
+        except RuntimeError as error:
+            raise ModelError(f"the system gives no further thread ({error})") from error
+
     def all(self, requests: Iterable[Request]) -> Iterator[Done]:
         """Deal requests out and give back what gets done, until everything is."""
-        for thread in self._threads:
-            thread.start()
         working, left = len(self._workers), True
         source = iter(requests)
-        request = next(source, None)
+        request = _drawn(source)
         while working:
             while request is not None and self._takes(request):
-                request = next(source, None)
+                request = _drawn(source)
             if request is None and left:
                 left = False
                 self._nothing_more()
@@ -195,8 +214,11 @@ class _Deal:
 
     def end(self) -> None:
         """Have all workers stop where they are."""
+        atexit.unregister(self.end)
         self._stop.set()
         self._nothing_more()
+        if threading.current_thread() in self._threads:  # the collector let go of the run there, which cannot wait
+            return
         for thread in self._threads:
             if thread.is_alive():
                 thread.join()
@@ -249,6 +271,16 @@ class _Deal:
         while (request := worker.dealt.get()) is not None:
             self._told.put(_Word.ROOM)
             yield request
+
+
+def _drawn(source: Iterator[Request]) -> Request | None:
+    """The next request. What makes it works beside the workers: a team of threads would wait for their cores."""
+    threads = torch.get_num_threads()
+    threads_here(1)
+    try:
+        return next(source, None)
+    finally:
+        threads_here(threads)
 
 
 def _sum(one: Counts, other: Counts) -> Counts:

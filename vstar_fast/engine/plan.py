@@ -65,8 +65,8 @@ class Plan:
         """Put keys and values [N, heads, width] of a layer in their places."""
         for arena, tokens, slots, places in self.writes:
             k, v = (keys, values) if tokens is None else (keys[tokens], values[tokens])
-            arena.keys[layer].transpose(1, 2).index_put_((slots, places), k)
-            arena.values[layer].transpose(1, 2).index_put_((slots, places), v)
+            arena.keys[layer].transpose(1, 2).index_put_((slots, places), k.to(arena.keys.dtype))
+            arena.values[layer].transpose(1, 2).index_put_((slots, places), v.to(arena.values.dtype))
 
     def segments(self, layer: int) -> list[list[Segment]]:
         """The levels for `prefix_attention`."""

@@ -37,7 +37,7 @@ class Settings:
         kinds = {"temperature": Real, "top_p": Real, "top_k": Integral, "max_new_tokens": Integral}
         for name, kind in kinds.items():
             value = getattr(self, name)
-            if not isinstance(value, kind):
+            if not isinstance(value, kind) or isinstance(value, bool):
                 raise ConfigError(f"{name} is {value!r}; give a {'whole ' * (kind is Integral)}number")
         if self.max_new_tokens < 1:
             raise ConfigError(f"max_new_tokens is {self.max_new_tokens}; an answer takes at least 1")
@@ -53,8 +53,9 @@ class Request:
     be; both for all of them, or a list of one an answer. `gold`: the answers that are wanted; one that can no longer
     become such an answer is stopped. It never reaches the prompt.
 
-    Raises ConfigError for a list that is not as long as `seeds` and for a seed that is no int64, DataError for ids that
-    are not int64 [n] or below 0. Of ids on a GPU only the shape is looked at: their values would have to be waited for.
+    Raises ConfigError for a list that is not as long as `seeds`, for settings that are none and for a seed that is no
+    int64, DataError for ids that are not int64 [n] or below 0 and for no text behind no video. Of ids on a GPU only the
+    shape is looked at: their values would have to be waited for.
     """
 
     head: torch.Tensor
@@ -70,7 +71,12 @@ class Request:
     def __post_init__(self) -> None:
         _check_ids("head", self.head)
         _check_ids("tail", self.tail)
+        if not len(self.tail) and self.features is None:
+            raise DataError("tail has no token and there is no video; a question is at least 1 token behind the head")
         _check_seeds(self.seeds)
+        for settings in self.settings if isinstance(self.settings, (list, tuple)) else [self.settings]:
+            if not isinstance(settings, Settings):
+                raise ConfigError(f"settings are {settings!r:.80}; give Settings, or a list with one for each answer")
         for name in ("settings", "grammar"):
             given = getattr(self, name)
             if isinstance(given, (list, tuple)) and len(given) != len(self.seeds):
@@ -86,7 +92,7 @@ class Request:
 
 
 def _check_ids(name: str, ids: torch.Tensor) -> None:
-    kind = str(getattr(ids, "dtype", type(ids).__name__)).removeprefix("torch.")
+    kind = str(ids.dtype).removeprefix("torch.") if hasattr(ids, "dim") else type(ids).__name__
     if kind != "int64" or ids.dim() != 1:
         shape = f" {list(ids.shape)}" if hasattr(ids, "shape") else ""
         raise DataError(f"{name} is {kind}{shape}; the ids of a prompt are a torch tensor, int64 [n]")
@@ -96,6 +102,8 @@ def _check_ids(name: str, ids: torch.Tensor) -> None:
 
 
 def _check_seeds(seeds: Sequence[int]) -> None:
+    if not hasattr(seeds, "__len__"):  # an iterator would be at its end behind this check
+        raise ConfigError(f"seeds are {type(seeds).__name__}; give a list with one for each answer")
     ends = [*seeds[:1], *seeds[-1:]] if isinstance(seeds, range) else seeds
     for seed in ends:
         if not isinstance(seed, Integral) or int(seed) not in SEEDS:
@@ -122,7 +130,11 @@ class Answer:
 
 @dataclass(slots=True)
 class Counts:
-    """What the engine did since it was made; seconds are CPU seconds of this process."""
+    """What the engine did since it was made.
+
+    Seconds are CPU seconds of this process; of several workers at once, those of each one's own thread, without the
+    threads that share its products.
+    """
 
     answers: int = 0
     tokens: int = 0
