@@ -17,6 +17,7 @@ from vstar_fast.kernels.label_match import TokenBytes
 import tiny
 from vstar_fast import config as settings
 from vstar_fast import cycle, report
+from vstar_fast.engine import crew
 from vstar_fast.engine.lanes import Lane
 from vstar_fast.errors import DataError, ModelError, RunError
 from vstar_fast.frames import FrameSource
@@ -184,6 +185,34 @@ def test_a_sample_does_not_depend_on_the_batch(project, tmp_path):
             (x["candidate"]["question_id"], x["candidate"]["sample"]): x["candidate"]["token_ids"] for x in judged
         }
     assert rows[8] == rows[48]
+
+
+def test_several_workers_at_once_draw_what_one_drew(project, done, tmp_path, monkeypatch):
+    worked = []
+    monkeypatch.setattr(crew, "workers_for", lambda _: 2)
+    monkeypatch.setattr(crew, "WORTH", 1)
+    monkeypatch.setattr(crew._Deal, "start", recorded(crew._Deal.start, worked))
+    folder, summary = done
+    assert steady(go(make(project), tmp_path / "run", controls=True)) == steady(summary)
+    for part in sorted(folder.glob("**/parts/*.jsonl")):
+        rows = [
+            [without_rounding(row) for row in lines(root / part.relative_to(folder))]
+            for root in (folder, tmp_path / "run")
+        ]
+        assert rows[0] == rows[1]
+    assert worked
+
+
+def recorded(call, calls):
+    def seen(*args):
+        calls.append(args)
+        return call(*args)
+
+    return seen
+
+
+def without_rounding(row):
+    return {name: value for name, value in row.items() if name != "logprob"}
 
 
 def test_parts_hold_ids_and_people_read_text(done):
