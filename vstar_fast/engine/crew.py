@@ -96,7 +96,14 @@ class Crew:
         Where the model cannot be copied, or the system gives no thread, a warning says so and one does it all from
         then on. Inside an autocast, which holds for the caller's thread alone, one does it all as well.
         """
-        source = iter(requests)
+        if not self._busy.acquire(blocking=False):
+            raise ModelError("this crew has a run that is not at its end; finish or close() it, or make another one")
+        try:
+            yield from self._run(iter(requests))
+        finally:
+            self._busy.release()
+
+    def _run(self, source: Iterator[Request]) -> Iterator[Done]:
         seen, answers, videos = _front(source, self.workers)
         workers = 1 if torch.is_autocast_enabled("cpu") else min(self.workers, answers // WORTH, videos)
         requests = chain(seen, source)
@@ -104,14 +111,9 @@ class Crew:
             yield from self._together(requests, workers) if workers > 1 else self.first.run(requests)
 
     def _together(self, requests: Iterable[Request], workers: int) -> Iterator[Done]:
-        if not self._busy.acquire(blocking=False):
-            raise ModelError("this crew has a run that is not at its end; finish or close() it, or make another one")
-        try:
-            with contextlib.ExitStack() as stack:
-                deal = self._begun(stack, workers)
-                yield from self.first.run(requests) if deal is None else deal.all(requests)
-        finally:
-            self._busy.release()
+        with contextlib.ExitStack() as stack:
+            deal = self._begun(stack, workers)
+            yield from self.first.run(requests) if deal is None else deal.all(requests)
 
     def _begun(self, stack: contextlib.ExitStack, workers: int) -> _Deal | None:
         """Workers that wait for requests, until `stack` is left; None where there can be no more than one."""
