@@ -24,7 +24,6 @@ from typing import Any
 import torch
 
 from vstar_fast.engine import memory
-from vstar_fast.engine.merged import HEADROOM
 from vstar_fast.engine.request import Answer, Counts, Request
 from vstar_fast.engine.scheduler import LOOKAHEAD, Scheduler
 from vstar_fast.engine.turn import meanwhile
@@ -153,7 +152,7 @@ def packed(lm: Any) -> contextlib.AbstractContextManager[Any]:
     """`packed_linears` of what a step calls, if there is memory for the copies."""
     modules = [lm.text_model, lm.model.get_output_embeddings()]
     weights = {id(p): p.nbytes for module in modules for p in module.parameters()}
-    if lm.device.type != "cpu" or HEADROOM * sum(weights.values()) > memory.free_bytes(lm.device):
+    if lm.device.type != "cpu" or not memory.room_for_copies(sum(weights.values()), lm.device):
         return contextlib.nullcontext()
     return packed_linears(modules)
 

@@ -16,6 +16,8 @@ LARGEST_KEPT = 32 << 20
 """Larger buffers go back when they are freed; glibc takes no more than this."""
 _C_LIBRARY = ctypes.CDLL(None)
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
+HEADROOM = 2
+"""Copies of weights are made when so many times their size is free."""
 WORDS = ("out of memory", "can't allocate memory", "not enough memory")
 
 
@@ -26,6 +28,11 @@ def free_bytes(device: torch.device) -> int:
         held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return int(free + held)
     return min(_available(), _within_group())
+
+
+def room_for_copies(size: int, device: torch.device) -> bool:
+    """Whether so many bytes of weights may be copied for as long as answers are drawn."""
+    return HEADROOM * size <= free_bytes(device)
 
 
 def _available() -> int:

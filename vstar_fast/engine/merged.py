@@ -10,9 +10,6 @@ import torch
 
 from vstar_fast.engine import memory
 
-HEADROOM = 2
-"""Merged copies are made when so many times their size is free."""
-
 
 @contextlib.contextmanager
 def merged(model: Any, device: torch.device) -> Iterator[bool]:
@@ -23,7 +20,7 @@ def merged(model: Any, device: torch.device) -> Iterator[bool]:
     """
     layers = {name: module for name, module in model.named_modules() if _plain(module)} if _has_peft(model) else {}
     size = sum(module.base_layer.weight.nbytes for module in layers.values())
-    if not layers or HEADROOM * size > memory.free_bytes(device):
+    if not layers or not memory.room_for_copies(size, device):
         yield False
         return
     parents = {name: model.get_submodule(name.rpartition(".")[0]) for name in layers}

@@ -63,7 +63,7 @@ def divisible(extras: dict[str, Any], tokens: int) -> bool:
     """Whether each extra is a value a token ([1, T, ...]), a list of values of the tokens of a mask, or no tensor."""
     mask = _mask(extras, tokens)
     return all(
-        _by_token(x, tokens) or not _tensors(x) or (mask is not None and isinstance(x, (list, tuple)))
+        by_token(x, tokens) or not _tensors(x) or (mask is not None and isinstance(x, (list, tuple)))
         for x in extras.values()
     )
 
@@ -76,7 +76,7 @@ def cut(extras: dict[str, Any], first: int, end: int, tokens: int) -> dict[str, 
         before, inside = int(mask[0, :first].sum()), int(mask[0, first:end].sum())
 
     def part(x: Any) -> Any:
-        if _by_token(x, tokens):
+        if by_token(x, tokens):
             return x[:, first:end]
         return [t[before : before + inside] for t in x] if _tensors(x) else x
 
@@ -85,7 +85,7 @@ def cut(extras: dict[str, Any], first: int, end: int, tokens: int) -> dict[str, 
 
 def _mask(extras: dict[str, Any], tokens: int) -> torch.Tensor | None:
     """The one mask of tokens among the extras, where every list of tensors has a row for each token that it names."""
-    masks = [x for x in extras.values() if _by_token(x, tokens) and x.dtype == torch.bool and x.ndim == 2]
+    masks = [x for x in extras.values() if by_token(x, tokens) and x.dtype == torch.bool and x.ndim == 2]
     if len(masks) != 1:
         return None
     named = int(masks[0].sum())
@@ -93,7 +93,8 @@ def _mask(extras: dict[str, Any], tokens: int) -> torch.Tensor | None:
     return masks[0] if all(isinstance(t, torch.Tensor) and len(t) == named for t in listed) else None
 
 
-def _by_token(x: Any, tokens: int) -> bool:
+def by_token(x: Any, tokens: int) -> bool:
+    """Whether an extra has one value a token: [1, T] or [1, T, ...]."""
     return isinstance(x, torch.Tensor) and x.ndim >= 2 and x.shape[:2] == (1, tokens)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from vstar_fast.engine.pieces import Prompt, whole
+from vstar_fast.engine.pieces import Prompt, by_token, whole
 from vstar_fast.engine.request import Request
 from vstar_fast.engine.stack import Stack
 from vstar_fast.engine.store import Node
@@ -118,7 +118,8 @@ class Prompts:
         """(`rest` behind the head in one node, the inputs of the whole row)."""
         nodes, start = self._head(head), len(head)
         text = self.lm.embed(torch.cat([head, rest]), features)
-        extras = {name: _cut(value, start, len(rest)) for name, value in text.extras.items()}
+        tokens = start + len(rest)
+        extras = {name: x[:, start:] if by_token(x, tokens) else x for name, x in text.extras.items()}
         node = self.stack.store.take(start + len(rest))
         prompt = Prompt(node, start, nodes, text.inputs_embeds[:, start:], text.position_ids[:, start:], extras)
         return prompt, text
@@ -152,10 +153,3 @@ class Prompts:
         ids = [] if request.features is None else [request.features.ids]
         prompt, text = self._behind(request.head, torch.cat([*ids, request.tail]), request.features)
         return prompt, text.next_position, None
-
-
-def _cut(value: Any, start: int, count: int) -> Any:
-    """An extra input without the head's tokens, when it has one value a token ([1, T] or [1, T, H])."""
-    if isinstance(value, torch.Tensor) and value.dim() >= 2 and value.shape[:2] == (1, start + count):
-        return value[:, start:]
-    return value
