@@ -97,6 +97,8 @@ def _obstacle(model: Any, part: str, config: Any, name: str) -> str:
 
 def _head_width(config: Any) -> int:
     """Width of an attention head; 0 for a part without attention."""
+    if getattr(config, "is_heterogeneous", False):
+        return max(_head_width(config.per_layer_config[i]) for i in range(config.num_hidden_layers))
     width = getattr(config, "head_dim", None)
     if width:
         return int(width)

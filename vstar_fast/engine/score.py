@@ -227,7 +227,7 @@ class Scorer:
     def _logprobs(self, hidden: torch.Tensor, steps: torch.Tensor) -> torch.Tensor:
         """Log-probability [S] of (node, token) pairs `steps` [S, 2] under what the nodes predict."""
         out = torch.empty(len(steps), device=hidden.device)
-        width = max(1, MOST_LOGITS // self.lm.model.get_output_embeddings().weight.shape[0])
+        width = max(1, MOST_LOGITS // self.lm.head.weight.shape[0])
         for start in range(0, len(hidden), width):
             logits = self.lm.logits(hidden[start : start + width]).float()
             total = logits.logsumexp(-1)

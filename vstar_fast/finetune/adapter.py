@@ -58,7 +58,7 @@ def text_layers(lm: VideoLM) -> list[str]:
     Where the head is tied to the token embeddings both stay as they are: PEFT would save two different copies.
     """
     names = {module: name for name, module in lm.model.named_modules()}
-    head, table = lm.model.get_output_embeddings(), lm.model.get_input_embeddings()
+    head, table = lm.head, lm.model.get_input_embeddings()
     tied = head.weight is table.weight
     held = [m for m in lm.text_model.modules() if next(m.parameters(recurse=False), None) is not None]
     return [names[m] for m in held if not (tied and m is table)] + ([] if tied else [names[head]])

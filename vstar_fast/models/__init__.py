@@ -12,13 +12,12 @@ if TYPE_CHECKING:
     from vstar_fast.models.video_lm import VideoLM
 
 GENERIC = "vstar_fast.models.video_lm:VideoLM"
-QWEN = "vstar_fast.models.qwen_vl:QwenVL"
 FAMILIES = {
     "vstar_demo": "vstar_fast.models.demo:DemoLM",
-    "qwen2_vl": QWEN,
-    "qwen2_5_vl": QWEN,
-    "qwen3_vl": QWEN,
-    "llava_onevision": "vstar_fast.models.llava_onevision:OneVision",
+    "qwen2_vl": GENERIC,
+    "qwen2_5_vl": GENERIC,
+    "qwen3_vl": GENERIC,
+    "llava_onevision": GENERIC,
     "llava_next_video": GENERIC,
     "video_llava": GENERIC,
     "smolvlm": GENERIC,

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from vstar_fast.errors import ModelError
+from vstar_fast.models.masks import own_mask
 
 NOT_EXTRA = frozenset(
     {
@@ -35,11 +36,13 @@ class TextInputs:
 
     `inputs_embeds` `[1, T, H]`; `position_ids` int64 `[R, T]` (R = 1, or 3 for M-RoPE: pass `[R, 1, T]`);
     `extras`: further arguments of the same call, needed for these tokens only (Qwen3-VL's deep-stack embeddings).
+    `mask`: the call's `attention_mask` where tokens also see others behind them, else None.
     """
 
     inputs_embeds: torch.Tensor
     position_ids: torch.Tensor
     extras: dict[str, Any] = field(default_factory=dict)
+    mask: Any = None
 
     @property
     def next_position(self) -> int:
@@ -79,12 +82,8 @@ def call_of(text_model: torch.nn.Module, body: torch.nn.Module, inputs: dict[str
     raise ModelError(f"{type(body).__name__} does not call its text stack {type(text_model).__name__}")
 
 
-def from_call(kwargs: dict[str, Any], rows: int) -> TextInputs:
+def from_call(kwargs: dict[str, Any], rows: int, config: Any) -> TextInputs:
     """The arguments of a call of the text stack as TextInputs; `rows` of positions where the call has none."""
-    if kwargs.get("attention_mask") is not None:
-        raise ModelError(
-            "this model gives its text stack an attention mask of its own, which the engine has no form for"
-        )
     embeds = kwargs["inputs_embeds"]
     positions = kwargs.get("position_ids")
     if positions is None:
@@ -92,7 +91,7 @@ def from_call(kwargs: dict[str, Any], rows: int) -> TextInputs:
     elif positions.ndim == 3:
         positions = positions[:, 0]
     extras = {k: v for k, v in kwargs.items() if k not in NOT_EXTRA and v is not None}
-    return TextInputs(embeds, positions, extras)
+    return TextInputs(embeds, positions, extras, own_mask(kwargs.get("attention_mask"), config))
 
 
 @contextmanager
