@@ -42,7 +42,7 @@ def gathered(parts: Sequence[tuple[Any, Sequence[int]]], dims: Mapping[Path, int
                 raise NoRows(f"{_words(path)} differs")
             return tensors[0].clone()
         index = [torch.tensor(rows, device=t.device) for t, (_, rows) in zip(tensors, parts, strict=True)]
-        if any(t.shape[:dim] + t.shape[dim + 1 :] != tensors[0].shape[:dim] + tensors[0].shape[dim + 1 :] for t in tensors):
+        if len({(*t.shape[:dim], *t.shape[dim + 1 :]) for t in tensors}) > 1:
             raise NoRows(f"{_words(path)} is of several sizes")
         return torch.cat([t.index_select(dim, i) for t, i in zip(tensors, index, strict=True)], dim)
 
@@ -62,7 +62,7 @@ def dims_of(cache: Any, rows: int) -> Dims:
 
 
 def _dim(path: Path, before: torch.Tensor, after: torch.Tensor | None, rows: int) -> int | None:
-    if before.ndim == 0 or not before.numel():
+    if before.ndim == 0 or before.shape == (0,):
         return None
     grown = [d for d, n in enumerate(before.shape) if n == rows and after is not None and after.shape[d] == rows + 1]
     if after is None or after.ndim != before.ndim or len(grown) != 1:

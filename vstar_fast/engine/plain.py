@@ -8,15 +8,16 @@ engine's, so an answer is the same one. Slower: every answer reads its own copy 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from vstar_fast import backends
-from vstar_fast.engine.batch import Batch, Flight, Group, Row
+from vstar_fast.engine.batch import Batch, Flight, Group, Row, joined
 from vstar_fast.engine.caches import NoRows
+from vstar_fast.engine.lanes import Lane
 from vstar_fast.engine.plain_prompts import PlainPrompts, PlainStack, ids_of
 from vstar_fast.engine.request import Answer
 from vstar_fast.engine.scheduler import Scheduler, prompt_tokens
@@ -40,19 +41,24 @@ class Unit:
 class PlainBatch(Batch):
     """Rows in flight, in the model's own caches."""
 
+    stack: Any
+
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.units: list[Unit] = []
+        self.parked: dict[Any, Lane] = {}
+        """Rows that are fed what their grammar left no choice about: a token a step, and none is drawn."""
 
     def clear(self) -> None:
         """Forget all rows."""
         super().clear()
-        self.units = []
+        self.units, self.parked = [], {}
 
     def join(self, groups: Sequence[Group]) -> None:
         """Draw the first token of new rows; those that go on get a cache."""
         super().join(groups)
-        alive = [(g.prefix, [r for r in g.rows if not r.answer.finish]) for g in groups]
+        _move(self.lanes, self.parked, lambda row: len(row.pending) > 1)
+        alive: list[tuple[Any, list[Row]]] = [(g.prefix, [r for r in g.rows if not r.answer.finish]) for g in groups]
         self.units += self._units([(held, rows) for held, rows in alive if rows])
         for held, _ in alive:
             held.cache = None
@@ -74,27 +80,32 @@ class PlainBatch(Batch):
         return [Unit(cache, rows, held.rows)]
 
     def step(self) -> None:
-        """Feed every row's last token and draw its next one."""
+        """Feed every row's next token, and draw the one behind it where none is left to feed."""
         rows = [row for unit in self.units for row in unit.rows]
         hidden = torch.cat([self._fed(unit) for unit in self.units])
-        logits = self.stack.lm.logits(hidden)
         for row in rows:
-            row.position += 1
+            row.pending, row.position = row.pending[1:], row.position + 1
         self.counts.steps += len(self.units)
         backends.ran("decode", "plain", len(self.units))
-        self._draw(rows, logits, self.lanes, self.golds)
+        _move(self.parked, self.lanes, lambda row: not row.pending)
+        ready = [i for i, row in enumerate(rows) if not row.pending]
+        if ready:
+            seen = hidden if len(ready) == len(rows) else hidden[torch.tensor(ready, device=hidden.device)]
+            self._draw([rows[i] for i in ready], self.stack.lm.logits(seen), self.lanes, self.golds)
+            _move(self.lanes, self.parked, lambda row: len(row.pending) > 1)
 
     def _fed(self, unit: Unit) -> torch.Tensor:
         """Hidden states [rows, H] behind each row's last token."""
         if unit.cache is None:
             return torch.cat([self._read(row) for row in unit.rows])
-        ids = torch.tensor([row.pending for row in unit.rows])
+        ids = torch.tensor([row.pending[:1] for row in unit.rows])
         hidden: torch.Tensor = self.stack.behind(unit.cache, ids, [row.position for row in unit.rows], unit.width)
         return hidden[:, -1]
 
     def _read(self, row: Row) -> torch.Tensor:
         request = row.flight.request
-        ids = torch.cat([ids_of(request), torch.tensor(row.answer.token_ids)])
+        fed = len(row.answer.token_ids) - len(row.pending) + 1
+        ids = torch.cat([ids_of(request), torch.tensor(row.answer.token_ids[:fed])])
         hidden: torch.Tensor = self.stack.read(ids, request.features)[1]
         return hidden
 
@@ -112,13 +123,27 @@ class PlainBatch(Batch):
         return empty
 
 
-class PlainScheduler(Scheduler):
-    """`Scheduler` without packed tokens; the same face, the same answers. Nothing that is forced skips its step."""
+def _move(lanes: dict[Any, Lane], others: dict[Any, Lane], wanted: Callable[[Row], bool]) -> None:
+    """Move the wanted rows of lanes to the others of the same settings and grammar."""
+    for key, lane in list(lanes.items()):
+        moved = [i for i, row in enumerate(lane.rows) if wanted(row)]
+        if not moved:
+            continue
+        others[key] = joined(others.get(key), lane.take(moved))
+        left = sorted({*range(len(lane.rows))} - {*moved})
+        if left:
+            lane.keep(left)
+        else:
+            del lanes[key]
 
-    def _begin(self, plain_below: int | None, skip_forced: bool) -> None:
+
+class PlainScheduler(Scheduler):
+    """`Scheduler` without packed tokens; the same face, the same answers. What is forced takes steps, but no draws."""
+
+    def _begin(self, _: int | None, skip_forced: bool) -> None:
         self.stack = PlainStack(self.lm)
         self._prompts = PlainPrompts(self.stack)
-        self._batch = PlainBatch(self.stack, self.lm.eos_ids, self.counts, SHORT, skip_forced=False)
+        self._batch = PlainBatch(self.stack, self.lm.eos_ids, self.counts, SHORT, skip_forced)
         self._graphs = None
 
     def _picked(self, waiting: deque[Flight]) -> Iterator[int] | None:
@@ -147,6 +172,6 @@ class PlainScheduler(Scheduler):
         need = (prompt_tokens(flight) + longest) * self.stack.token_bytes
         return min(self.max_rows, max(1, int(self.memory_bytes / need)) if need else self.max_rows)
 
-    def _need(self, flight: Flight, drawn: list[Answer] | None = None) -> int:
+    def _need(self, _: Flight, __: list[Answer] | None = None) -> int:
         """Nothing is reserved: what fits is picked when nothing is in flight."""
         return 0

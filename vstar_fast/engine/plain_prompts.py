@@ -7,7 +7,7 @@ import inspect
 import logging
 from collections import Counter
 from collections.abc import Generator, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -37,7 +37,8 @@ class Held:
     positions: torch.Tensor
     next_position: int
     hidden: torch.Tensor
-    nodes: list[Any] = field(default_factory=list)
+    front: int = 0
+    """Tokens up to the end of the video; of text alone, the first half."""
 
     @property
     def length(self) -> int:
@@ -60,7 +61,7 @@ class Nothing:
 
 
 class PlainStack:
-    """`lm` called as it is: a prompt as one row of the body's own forward, then tokens behind the cache that it made."""
+    """`lm` as it is: a prompt as one row of its body's own forward, then tokens behind the cache that it made."""
 
     def __init__(self, lm: Any) -> None:
         self.lm = lm
@@ -89,9 +90,7 @@ class PlainStack:
         call, out = seen
         embeds = call.get("inputs_embeds")
         shown = {"inputs_embeds": inputs["input_ids"] if embeds is None else embeds}
-        given = from_call(
-            {"position_ids": call.get("position_ids"), **shown}, getattr(self.lm, "position_rows", 1)
-        )
+        given = from_call({"position_ids": call.get("position_ids"), **shown}, getattr(self.lm, "position_rows", 1))
         hidden = out.last_hidden_state[0, -last:].clone()  # not a view of the whole prompt's
         cache = out.get(CACHE)
         if cache is not None:
@@ -199,7 +198,9 @@ class PlainPrompts:
         for request in requests:
             if found:
                 yield found[-1].length
-            found.append(self._one(request, asked[id(request.features)] > 1))
+            held = self._one(request, asked[id(request.features)] > 1)
+            held.front = held.length // 2 if request.features is None else len(front_of(request))
+            found.append(held)
         return found
 
     def let_go(self, _: Held, wanted: Iterable[Request] = ()) -> None:
