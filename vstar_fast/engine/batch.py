@@ -10,7 +10,7 @@ import torch
 
 from vstar_fast.engine import plan as plans
 from vstar_fast.engine.lanes import Lane, Tracked
-from vstar_fast.engine.plan import Plan, Span
+from vstar_fast.engine.plan import Level, Plan, Span
 from vstar_fast.engine.prompts import Prefix
 from vstar_fast.engine.request import Answer, Counts, Request, Settings
 from vstar_fast.engine.stack import Stack, copy
@@ -44,11 +44,12 @@ class Flight:
 
 @dataclass(slots=True, eq=False)
 class Row:
-    """One answer being drawn. `stored` tokens have keys and values in `pages`; `pending` ones are fed next."""
+    """One answer being drawn: behind `before` tokens `stored` ones, in `pages`; `pending` ones are fed next."""
 
     flight: Flight
     answer: Answer
     position: int
+    before: int
     pages: list[Node] = field(default_factory=list)
     stored: int = 0
     pending: list[int] = field(default_factory=list)
@@ -104,17 +105,16 @@ class Batch:
                 self._copy_prefix(group)
         self.groups += groups
         for key, lane in lanes.items():
-            self.lanes[key] = _joined(self.lanes.get(key), lane)
+            self.lanes[key] = joined(self.lanes.get(key), lane)
         for gold, tracked in golds.items():
-            self.golds[gold] = _joined(self.golds.get(gold), tracked)
+            self.golds[gold] = joined(self.golds.get(gold), tracked)
 
     def _copy_prefix(self, group: Group) -> None:
         """Put the prefix in front of each row's own tokens: a short one is not worth a part of its own."""
         nodes, count = group.prefix.nodes, group.prefix.length
         for row in group.rows:
             row.pages = [self.stack.store.take(PAGE) for _ in range(-(-count // PAGE))]
-            row.stored = count
-            at = 0
+            row.before, row.stored, at = 0, count, 0
             for node in nodes:
                 for span in plans.new_spans(row.pages, 0, node.length, at):
                     copy(node, span)
@@ -160,29 +160,29 @@ class Batch:
 
     def _plan(self, rows: Sequence[Row]) -> tuple[Plan, torch.Tensor | None]:
         """(where this step's tokens go and what they see, each row's last token, None when every row has one)."""
-        device, store = self.stack.lm.device, self.stack.store
         new: list[Span] = []
         columns: dict[int, list[Span]] = {}
-        first = [0]
+        first, places = [0], []
         for row in rows:
             count = len(row.pending)
             while len(row.pages) * PAGE < row.stored + count:
-                row.pages.append(store.take(PAGE))
+                row.pages.append(self.stack.store.take(PAGE))
             new += plans.new_spans(row.pages, first[-1], count, row.stored)
-            for n, span in enumerate(plans.page_spans(row.pages, first[-1], count, row.stored)):
+            for n, span in enumerate(plans.page_spans(row.pages, first[-1], count, row.stored, row.before)):
                 columns.setdefault(n, []).append(span)
             first.append(first[-1] + count)
-        levels = [plans.level(spans, device, "whole") for spans in self.prefix_spans(first)]
-        levels += [plans.level(spans, device, "last") for spans in columns.values()]
-        last = None if first[-1] == len(rows) else torch.tensor(first[1:], device=device) - 1
-        return Plan(plans.writes(new, first[-1], device), levels), last
+            places.append((row.before + row.stored, count))
+        levels = [Level("whole", spans) for spans in self.prefix_spans(first)]
+        levels += (Level("last", spans) for spans in columns.values())
+        last = None if first[-1] == len(rows) else torch.tensor(first[1:], device=self.stack.lm.device) - 1
+        return self.stack.plan(new, levels, places), last
 
     def prefix_spans(self, first: Sequence[int]) -> list[list[Span]]:
         """Per depth, what each group sees before its own tokens."""
         levels: list[list[Span]] = []
         begin = 0
         for group in self.groups:
-            end = begin + len(group.rows)
+            end, offset = begin + len(group.rows), 0
             for depth, node in enumerate(group.prefix.nodes):
                 if depth == len(levels):
                     levels.append([])
@@ -190,7 +190,8 @@ class Batch:
                 if before is not None and before.node is node and before.end == first[begin]:
                     levels[depth][-1] = before._replace(end=first[end])
                 else:
-                    levels[depth].append(Span(node, first[begin], first[end], 0, node.length))
+                    levels[depth].append(Span(node, first[begin], first[end], 0, node.length, offset))
+                offset += node.length
             begin = end
         return levels
 
@@ -233,7 +234,7 @@ class Batch:
 
     def _stop_early(self, gold: Tracked, new: dict[int, list[int]], lanes: dict[Any, Lane]) -> None:
         """End the rows that can no longer become a wanted answer."""
-        alive = [i for i, row in enumerate(gold.rows) if not row.answer.finish]
+        alive = [i for i, row in enumerate(gold.rows) if not row.answer.finish and id(row) in new]
         for column in range(max((len(new[id(gold.rows[i])]) for i in alive), default=0)):
             index = [i for i in alive if column < len(new[id(gold.rows[i])])]
             tokens = [new[id(gold.rows[i])][column] for i in index]
@@ -290,7 +291,7 @@ def keep_open(held: dict[Any, Any]) -> None:
             lane.keep(left)
 
 
-def _joined(before: Any, new: Any) -> Any:
+def joined(before: Any, new: Any) -> Any:
     if before is None:
         return new
     before.join(new)

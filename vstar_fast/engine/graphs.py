@@ -103,13 +103,21 @@ class Graphs:
         self.recorded.clear()
 
     def step(self) -> None:
-        """A burst; where a row has several tokens to feed, one step made anew."""
+        """A burst; where a row has several tokens to feed, or outgrows a sliding window, one step made anew."""
         rows = [row for g in self.batch.groups for row in g.rows]
-        if any(len(row.pending) != 1 for row in rows):
+        if any(len(row.pending) != 1 for row in rows) or self._outgrown(rows):
             self.batch.step()
             return
         with on(self.batch.stack.lm.device):
             self._burst(rows)
+
+    def _outgrown(self, rows: Sequence[Row]) -> bool:
+        """Whether a row may come to be longer than a layer's window within a burst: a recording has no windows."""
+        window = self.batch.stack.window
+        if not window or max(row.before + row.stored + min(MOST_STEPS, _left(row)) for row in rows) <= window:
+            return False
+        backends.ran("decode", "steps made anew for sliding windows")
+        return True
 
     def _burst(self, rows: Sequence[Row]) -> None:
         steps = min(MOST_STEPS, max(map(_left, rows)))
@@ -214,7 +222,7 @@ def together(store: Store, pages: Sequence[Node], wanted: int) -> None:
         return
     arena = Arena(store.shape, PAGE, max(wanted, len(pages)) * 5 // 4 + 1)
     for slot, page in enumerate(pages):
-        for mine, theirs in ((arena.keys, page.arena.keys), (arena.values, page.arena.values)):
+        for mine, theirs in zip(arena.tensors, page.arena.tensors, strict=True):
             mine[:, slot] = theirs[:, page.slot]
         store.give_back(Node(page.arena, page.slot))
         page.arena, page.slot = arena, slot
