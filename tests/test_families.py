@@ -40,13 +40,13 @@ def row(lm, text, features):
     """Ids of a prompt, and what the text stack gets for it."""
     head, tail = lm.split(text)
     ids = torch.cat([head, features.ids, tail])
-    return ids, lm.embed(ids, features)
+    return ids, lm.embed(ids, features, masked=True)
 
 
 def through_stack(lm, given):
     """Hidden states `[1, T, H]` of the text stack alone."""
     call = {"inputs_embeds": given.inputs_embeds, "position_ids": given.stack_positions, "use_cache": False}
-    return lm.text_model(**call, **given.extras).last_hidden_state
+    return lm.text_model(**call, attention_mask=given.mask, **given.extras).last_hidden_state
 
 
 @torch.no_grad()

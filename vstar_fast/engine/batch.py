@@ -149,7 +149,8 @@ class Batch:
         width = max(g.prefix.rows for g in self.groups)
         lm = self.stack.lm
         positions = torch.tensor(places, device=lm.device).expand(width, len(places))
-        hidden = self.stack.call(lm.embed_tokens(ids.to(lm.device))[None], positions, plan)
+        ids = ids.to(lm.device)
+        hidden = self.stack.call(lm.embed_tokens(ids)[None], positions, plan, lm.text_extras(ids))
         logits = lm.logits(hidden if last is None else hidden[last])
         for i, row in enumerate(rows):
             row.stored += len(row.pending)

@@ -174,7 +174,8 @@ class Step:
             groups.slots.copy_(self.table[:, n])
             groups.visible.copy_((self.stored + 1 - n * PAGE).clamp(0, PAGE)[:, None])
         embeds = self.stack.lm.embed_tokens(self.ids)[None]
-        hidden = self.stack.call(embeds, self.positions.expand(self.position_rows, -1), self._plan)
+        extras = self.stack.lm.text_extras(self.ids)
+        hidden = self.stack.call(embeds, self.positions.expand(self.position_rows, -1), self._plan, extras)
         logits = self.stack.lm.logits(hidden)
         ids, logprobs = torch.zeros_like(self.ids), torch.zeros_like(self.logprobs[0])
         for lane in self.lanes:

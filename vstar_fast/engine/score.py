@@ -245,7 +245,7 @@ class Scorer:
         position_rows = max(p.rows for p in prefixes)
         ids = torch.tensor([token for tree in trees for token in tree.tokens], device=device)
         positions = torch.tensor(places, device=device).expand(position_rows, ends[-1])
-        hidden = self.stack.call(self.lm.embed_tokens(ids)[None], positions, plan)
+        hidden = self.stack.call(self.lm.embed_tokens(ids)[None], positions, plan, self.lm.text_extras(ids))
         for node in nodes:
             self.stack.store.give_back(node)
         return hidden

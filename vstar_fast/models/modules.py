@@ -149,7 +149,7 @@ class Modules(Head):
             self.model(**inputs, use_cache=False)
         finally:
             hook.remove()
-        return seen[0]  # type: ignore[no-any-return]
+        return seen[0]
 
     def forget_positions(self) -> None:
         """Qwen's bodies keep the last batch's `rope_deltas`; the next call must not find them."""

@@ -11,7 +11,6 @@ from typing import Any
 import torch
 
 from vstar_fast.errors import ModelError
-from vstar_fast.models.masks import own_mask
 
 NOT_EXTRA = frozenset(
     {
@@ -82,7 +81,7 @@ def call_of(text_model: torch.nn.Module, body: torch.nn.Module, inputs: dict[str
     raise ModelError(f"{type(body).__name__} does not call its text stack {type(text_model).__name__}")
 
 
-def from_call(kwargs: dict[str, Any], rows: int, config: Any) -> TextInputs:
+def from_call(kwargs: dict[str, Any], rows: int) -> TextInputs:
     """The arguments of a call of the text stack as TextInputs; `rows` of positions where the call has none."""
     embeds = kwargs["inputs_embeds"]
     positions = kwargs.get("position_ids")
@@ -91,7 +90,7 @@ def from_call(kwargs: dict[str, Any], rows: int, config: Any) -> TextInputs:
     elif positions.ndim == 3:
         positions = positions[:, 0]
     extras = {k: v for k, v in kwargs.items() if k not in NOT_EXTRA and v is not None}
-    return TextInputs(embeds, positions, extras, own_mask(kwargs.get("attention_mask"), config))
+    return TextInputs(embeds, positions, extras)
 
 
 @contextmanager

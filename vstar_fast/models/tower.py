@@ -119,7 +119,7 @@ class Tower:
     def _method(self, pixels: str) -> Callable[..., Any]:
         """The body's own method for a kind of pixels: of a body without one for videos, that for images."""
         wanted = METHODS[PIXELS.index(pixels)]
-        return self._own.get(wanted) or next(iter(self._own.values()))  # type: ignore[no-any-return]
+        return self._own.get(wanted) or next(iter(self._own.values()))
 
     def _source(self, inputs: dict[str, torch.Tensor], twice: Callable[[], Any] | None = None) -> Source:
         name = pixels_of(inputs)

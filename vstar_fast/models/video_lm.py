@@ -19,6 +19,7 @@ from vstar_fast.errors import DataError, ModelError
 from vstar_fast.kernels.linear import fast_linears
 from vstar_fast.models import text_inputs
 from vstar_fast.models.features import Features
+from vstar_fast.models.masks import own_mask
 from vstar_fast.models.modules import Modules
 from vstar_fast.models.preprocessing import probe_clip
 from vstar_fast.models.prompts import Prompts, Talk, between
@@ -205,11 +206,12 @@ class VideoLM(Prompts, Modules):
         return inputs
 
     @fast_linears()
-    def embed(self, ids: torch.Tensor, features: Features | None = None) -> TextInputs:
+    def embed(self, ids: torch.Tensor, features: Features | None = None, *, masked: bool = False) -> TextInputs:
         """What the text stack is called with for one row of ids int64 `[T]` that holds the video's tokens, or none.
 
         Differentiable through the projector where gradients are enabled. Raises ModelError when `ids` lack the
-        tokens of `features`, DataError for ids (on the host) that are not in the model's vocabulary.
+        tokens of `features`, and where tokens see others behind them unless `masked` asks for the mask as well;
+        DataError for ids (on the host) that are not in the model's vocabulary.
         """
         try:
             called = text_inputs.call_of(self.text_model, self.body, self.row_inputs(ids, features))
@@ -226,7 +228,13 @@ class VideoLM(Prompts, Modules):
                 f"{type(self.body).__name__} makes {made} embeddings of {len(ids)} tokens: it prunes its videos, which "
                 "cannot be undone here; switch that off in its config.json (video_pruning_rate: 0)"
             )
-        return text_inputs.from_call(called, self.position_rows, self.text_model.config)
+        given = text_inputs.from_call(called, self.position_rows)
+        given.mask = own_mask(called.get("attention_mask"), self.text_model.config)
+        if given.mask is not None and not masked:
+            raise ModelError(
+                f"{type(self.body).__name__} lets tokens of a video see those behind them, which packed tokens cannot"
+            )
+        return given
 
 
 def _start(ids: torch.Tensor, part: torch.Tensor) -> int:
