@@ -92,6 +92,14 @@ class Batch:
 
     def join(self, groups: Sequence[Group]) -> None:
         """Draw the first token of new rows from their prompts' last hidden states; those that go on take part."""
+        lanes, golds = self._first(groups)
+        for group in groups:
+            if group.prefix.length <= self.plain_below:
+                self._copy_prefix(group)
+        self._among(groups, lanes, golds)
+
+    def _first(self, groups: Sequence[Group]) -> tuple[dict[Any, Lane], dict[int, Tracked]]:
+        """The lanes of new rows, their first tokens drawn."""
         rows = [row for g in groups for row in g.rows]
         forks = [i for i, g in enumerate(groups) for _ in g.rows]
         hidden = torch.stack([g.prefix.hidden for g in groups])
@@ -99,9 +107,9 @@ class Batch:
         index = torch.tensor(forks, device=logits.device)
         lanes, golds = self._new_lanes(rows), self._new_golds(rows)
         self._draw(rows, logits if len(forks) == len(groups) else logits[index], lanes, golds)
-        for group in groups:
-            if group.prefix.length <= self.plain_below:
-                self._copy_prefix(group)
+        return lanes, golds
+
+    def _among(self, groups: Sequence[Group], lanes: dict[Any, Lane], golds: dict[int, Tracked]) -> None:
         self.groups += groups
         for key, lane in lanes.items():
             self.lanes[key] = joined(self.lanes.get(key), lane)

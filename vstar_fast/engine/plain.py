@@ -22,9 +22,6 @@ from vstar_fast.engine.plain_prompts import PlainPrompts, PlainStack, ids_of
 from vstar_fast.engine.request import Answer
 from vstar_fast.engine.scheduler import Scheduler, prompt_tokens
 
-SHORT = -1
-"""Prompts of at most so many tokens lie in pages of their answers: none do."""
-
 
 @dataclass(slots=True, eq=False)
 class Unit:
@@ -56,7 +53,7 @@ class PlainBatch(Batch):
 
     def join(self, groups: Sequence[Group]) -> None:
         """Draw the first token of new rows; those that go on get a cache."""
-        super().join(groups)
+        self._among(groups, *self._first(groups))
         _move(self.lanes, self.parked, lambda row: len(row.pending) > 1)
         alive: list[tuple[Any, list[Row]]] = [(g.prefix, [r for r in g.rows if not r.answer.finish]) for g in groups]
         self.units += self._units([(held, rows) for held, rows in alive if rows])
@@ -143,7 +140,7 @@ class PlainScheduler(Scheduler):
     def _begin(self, _: int | None, skip_forced: bool) -> None:
         self.stack = PlainStack(self.lm)
         self._prompts = PlainPrompts(self.stack)
-        self._batch = PlainBatch(self.stack, self.lm.eos_ids, self.counts, SHORT, skip_forced)
+        self._batch = PlainBatch(self.stack, self.lm.eos_ids, self.counts, skip_forced=skip_forced)
         self._graphs = None
 
     def _picked(self, waiting: deque[Flight]) -> Iterator[int] | None:
