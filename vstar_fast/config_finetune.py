@@ -57,8 +57,8 @@ class FinetuneConfig:
     cut_long: bool = False
     """Cut the answer of an example that is too long instead of leaving it out."""
     pack: bool | str = "auto"
-    """true: what the examples of a video share is read once; false: row by row, slower, for models that cannot be packed;
-    `auto`: packed where that gives the same as row by row, which is tried before the first step."""
+    """true: what the examples of a video share is read once; false: row by row, slower, for models that cannot be
+    packed; `auto`: packed where that gives the loss of rows, which is tried before the first step."""
     loss_per: str = "token"
     """`token`: mean over all answer tokens of a batch; `example`: mean over examples, however long their answers."""
     gradient_checkpointing: bool = False

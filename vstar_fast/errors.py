@@ -22,7 +22,7 @@ class ModelError(VstarError):
 
 
 class NotPacked(ModelError):
-    """Rows that share what they have in common would not come out as they do alone; they can be trained on one by one."""
+    """Rows would not come out packed as they do alone; they can be trained on one by one."""
 
 
 class RunError(VstarError):

@@ -15,8 +15,9 @@ from typing import Any
 import torch
 
 from vstar_fast import backends
-from vstar_fast.engine.batch import Batch, Flight, Group, Row, joined
+from vstar_fast.engine.batch import Batch, Flight, Group, Row
 from vstar_fast.engine.caches import NoRows
+from vstar_fast.engine.drawing import joined
 from vstar_fast.engine.lanes import Lane
 from vstar_fast.engine.plain_prompts import PlainPrompts, PlainStack, ids_of
 from vstar_fast.engine.request import Answer
@@ -53,7 +54,9 @@ class PlainBatch(Batch):
 
     def join(self, groups: Sequence[Group]) -> None:
         """Draw the first token of new rows; those that go on get a cache."""
-        self._among(groups, *self._first(groups))
+        lanes, golds = self._first(groups)
+        self.groups += groups
+        self._among(lanes, golds)
         _move(self.lanes, self.parked, lambda row: len(row.pending) > 1)
         alive: list[tuple[Any, list[Row]]] = [(g.prefix, [r for r in g.rows if not r.answer.finish]) for g in groups]
         self.units += self._units([(held, rows) for held, rows in alive if rows])

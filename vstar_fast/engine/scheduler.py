@@ -190,7 +190,7 @@ class Scheduler:
         prefixes = yield from self._prompts.arriving([f.request for f, _ in picked], later)
         groups = []
         for (flight, answers), prefix in zip(picked, prefixes, strict=True):
-            rows = [Row(flight, answer, prefix.next_position) for answer in answers]
+            rows = [Row(flight, answer, prefix.next_position, prefix.length) for answer in answers]
             groups.append(Group(flight, prefix, rows, self._need(flight, answers)))
         self._batch.join(groups)
         self._inbound = []

@@ -11,14 +11,15 @@ import threading
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 
 from vstar_fast import backends
 from vstar_fast.engine import plan as plans
-from vstar_fast.engine import ways
+from vstar_fast.engine import ways, windows
 from vstar_fast.engine.plain_nodes import plain_nodes
 from vstar_fast.engine.plain_prompts import PlainPrompts, PlainStack
-from vstar_fast.engine.plan import Plan, Slab, Span
+from vstar_fast.engine.plan import Level, Plan, Slab, Span
 from vstar_fast.engine.prompts import Prefix, Prompts
 from vstar_fast.engine.request import Request
 from vstar_fast.engine.stack import PREFILL_TOKENS, Stack
@@ -221,16 +222,29 @@ class Scorer:
         nodes = [self.stack.store.take(len(tree.tokens)) for _, tree, _ in held]
         own = [Span(n, at, at + len(t.tokens), 0, len(t.tokens)) for n, (_, t, at) in zip(nodes, held, strict=True)]
         seen = [
-            [Span(p.nodes[d], at, at + len(t.tokens), 0, p.nodes[d].length) for p, t, at in held if d < len(p.nodes)]
+            [
+                Span(p.nodes[d], at, at + len(t.tokens), 0, p.nodes[d].length, sum(n.length for n in p.nodes[:d]))
+                for p, t, at in held
+                if d < len(p.nodes)
+            ]
             for d in range(max(len(p.nodes) for p, _, _ in held))
         ]
-        tries = [_slab(span, tree, device) for span, (_, tree, _) in zip(own, held, strict=True)]
-        levels = [plans.level(spans, device, "whole") for spans in seen]
-        plan = Plan(plans.writes(own, ends[-1], device), [*levels, tries])
+        levels = [Level("whole", spans) for spans in seen]
+        rows = np.array([depth + p.length for p, tree, _ in held for depth in tree.depths])
+
+        def tries(window: int | None = None) -> list[Slab]:
+            return [_slab(span, tree, device, window) for span, (_, tree, _) in zip(own, held, strict=True)]
+
+        plan = Plan(
+            plans.writes(own, ends[-1], device),
+            [*(plans.level(level.spans, device, level.kind) for level in levels), tries()],
+            int(rows.max()) + 1,
+            lambda window: [*windows.within(window, levels, rows, device), tries(window)],
+        )
         places = [depth + p.next_position for p, tree, _ in held for depth in tree.depths]
-        rows = max(p.rows for p in prefixes)
+        position_rows = max(p.rows for p in prefixes)
         ids = torch.tensor([token for tree in trees for token in tree.tokens], device=device)
-        positions = torch.tensor(places, device=device).expand(rows, ends[-1])
+        positions = torch.tensor(places, device=device).expand(position_rows, ends[-1])
         hidden = self.stack.call(self.lm.embed_tokens(ids)[None], positions, plan)
         for node in nodes:
             self.stack.store.give_back(node)
@@ -249,10 +263,14 @@ class Scorer:
         return out
 
 
-def _slab(span: Span, tree: Trie, device: torch.device) -> Slab:
-    """The trie's tokens, each of which sees itself and its ancestors."""
+def _slab(span: Span, tree: Trie, device: torch.device, window: int | None) -> Slab:
+    """The trie's tokens, each of which sees itself and its ancestors, those within the window if there is one."""
     tokens = torch.arange(span.first, span.end, device=device)[None]
-    groups = Groups(tokens, None, tree_mask(tree.parents)[None].to(device))
+    seen = tree_mask(tree.parents)
+    if window is not None:
+        depths = torch.tensor(tree.depths)
+        seen &= depths[:, None] - depths < window
+    groups = Groups(tokens, None, seen[None].to(device))
     return Slab(span.node.arena, slice(span.node.slot, span.node.slot + 1), 0, span.stop, groups)
 
 
