@@ -35,6 +35,19 @@ def decided(
     return dataclasses.replace(config, pack=packed)
 
 
+def refusal(lm: VideoLM) -> str:
+    """Why a model's layers allow no packed rows, in words; empty where they may. No weights are looked at."""
+    try:
+        with packed_rows(lm):
+            return ""
+    except NotPacked as error:
+        return _words(error)
+
+
+def _words(error: NotPacked) -> str:
+    return str(error).partition("; set finetune.pack")[0].removesuffix(": not with packed rows")
+
+
 def obstacle(lm: VideoLM, peft: Any, items: Sequence[Item]) -> str:
     """Why items cannot be packed, in words; empty where their longest, and one about another video, can be."""
     tried = _tried(items)
@@ -47,7 +60,7 @@ def obstacle(lm: VideoLM, peft: Any, items: Sequence[Item]) -> str:
             with evaluating(peft):
                 packed = packed_nll(lm, tried)
     except NotPacked as error:
-        return str(error).partition("; set finetune.pack")[0].removesuffix(": not with packed rows")
+        return _words(error)
     finally:
         peft.train(mode)
     return _difference(lm, peft, tried, packed)
