@@ -105,9 +105,9 @@ class Batch:
                 self._copy_prefix(group)
         self.groups += groups
         for key, lane in lanes.items():
-            self.lanes[key] = _joined(self.lanes.get(key), lane)
+            self.lanes[key] = joined(self.lanes.get(key), lane)
         for gold, tracked in golds.items():
-            self.golds[gold] = _joined(self.golds.get(gold), tracked)
+            self.golds[gold] = joined(self.golds.get(gold), tracked)
 
     def _copy_prefix(self, group: Group) -> None:
         """Put the prefix in front of each row's own tokens: a short one is not worth a part of its own."""
@@ -234,7 +234,7 @@ class Batch:
 
     def _stop_early(self, gold: Tracked, new: dict[int, list[int]], lanes: dict[Any, Lane]) -> None:
         """End the rows that can no longer become a wanted answer."""
-        alive = [i for i, row in enumerate(gold.rows) if not row.answer.finish]
+        alive = [i for i, row in enumerate(gold.rows) if not row.answer.finish and id(row) in new]
         for column in range(max((len(new[id(gold.rows[i])]) for i in alive), default=0)):
             index = [i for i in alive if column < len(new[id(gold.rows[i])])]
             tokens = [new[id(gold.rows[i])][column] for i in index]
@@ -291,7 +291,7 @@ def keep_open(held: dict[Any, Any]) -> None:
             lane.keep(left)
 
 
-def _joined(before: Any, new: Any) -> Any:
+def joined(before: Any, new: Any) -> Any:
     if before is None:
         return new
     before.join(new)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -86,6 +87,13 @@ class Lane:
             self.free = [self.free[i] for i in index]
         else:
             self.tracked.keep(index)
+
+    def take(self, index: Sequence[int]) -> Lane:
+        """These rows once more, in a lane of their own."""
+        part = copy.copy(self)
+        part.tracked = None if self.tracked is None else copy.copy(self.tracked)
+        part.keep(index)
+        return part
 
     def join(self, other: Lane) -> None:
         """The rows of another lane of the same settings and grammar come behind."""

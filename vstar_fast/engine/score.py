@@ -14,8 +14,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+from vstar_fast import backends
 from vstar_fast.engine import plan as plans
-from vstar_fast.engine import windows
+from vstar_fast.engine import ways, windows
+from vstar_fast.engine.plain_nodes import plain_nodes
+from vstar_fast.engine.plain_prompts import PlainPrompts, PlainStack
 from vstar_fast.engine.plan import Level, Plan, Slab, Span
 from vstar_fast.engine.prompts import Prefix, Prompts
 from vstar_fast.engine.request import Request
@@ -30,6 +33,7 @@ MOST_LOGITS = 1 << 25
 NEXT = 64
 """Requests that are looked at before their turn, to see which videos will be asked about again."""
 NORMS = ("sum", "mean")
+PARTS: dict[str, tuple[Any, Any]] = {"packed": (Stack, Prompts), "plain": (PlainStack, PlainPrompts)}
 
 
 class Trie(NamedTuple):
@@ -94,12 +98,17 @@ class Labels:
 
 
 class Scorer:
-    """Scores labels behind prompts; prompts and videos are stored as for generation. Threads take turns."""
+    """Scores labels behind prompts; prompts and videos are stored as for generation. Threads take turns.
 
-    def __init__(self, lm: Any) -> None:
+    `engine`: `packed`, `plain`, or `auto`, see `ways.choose`.
+    """
+
+    def __init__(self, lm: Any, *, engine: str = "auto") -> None:
         self.lm = lm
-        self.stack = Stack(lm)
-        self._prompts = Prompts(self.stack)
+        self.way = ways.chosen(lm, engine)
+        stacked, prompted = PARTS[self.way.name]
+        self.stack = stacked(lm)
+        self._prompts = prompted(self.stack)
         self._turn = threading.Lock()
 
     @property
@@ -151,6 +160,7 @@ class Scorer:
     def _score(self, requests: Sequence[Request], labels: Sequence[Labels], norm: str) -> list[torch.Tensor]:
         if norm not in NORMS:
             raise ConfigError(f"norm is {norm!r}; use one of {', '.join(NORMS)}")
+        backends.ran("label_scores", self.way.name, why=self.way.reason)
         with self._turn:
             return self._in_turn(requests, labels, norm)
 
@@ -186,7 +196,8 @@ class Scorer:
         """Summed log-probability [surfaces] of each surface's tokens behind each prompt."""
         prefixes = self._prompts.put(requests, later)
         trees = [listed.tree for listed in labels]
-        inner = self._nodes(prefixes, trees).split([len(tree.tokens) for tree in trees])
+        nodes = plain_nodes(self.stack, prefixes, trees) if self.way.name == "plain" else self._nodes(prefixes, trees)
+        inner = nodes.split([len(tree.tokens) for tree in trees])
         for prefix in prefixes:
             self._prompts.let_go(prefix, later)
         hidden, first, steps = [], 0, []
