@@ -1,7 +1,11 @@
 """Text stacks whose layers are not all of one kind: what is seen of them, and Hugging Face's own answers."""
 
+import copy
+import functools
+
 import pytest
 import torch
+from vstar_fast.kernels.prefix_attention import prefix_attention
 
 from test_engine import drawn, prompts, request, text_model, theirs
 from test_engine_score import rows
@@ -188,7 +192,7 @@ def test_layers_that_would_be_got_wrong_are_refused(change, monkeypatch):
                 kwargs[CACHE].update = update
 
         monkeypatch.setattr(first, "forward", own)
-        said = "layers that do not take handles for keys"
+        said = "layers that fail with handles in place of keys"
     assert said in cache.refusal(found)
     with pytest.raises(ModelError, match=said):
         cache.check(found)
@@ -201,3 +205,29 @@ def test_torchs_own_attention_does_not_leave_sinks_out():
     model.set_attn_implementation("vstar_prefix")
     with pytest.raises(ModelError, match="asks for s_aux, which torch's attention does not have"), torch.no_grad():
         model(input_ids=prompts(4)[0][None])
+
+
+@pytest.mark.parametrize("backend", ["flash", "gemm"])
+def test_other_backends_than_this_machines_best(model, backend, monkeypatch):
+    """Fused attention of torch, and matrix products: what runs in half precision, and without AVX-512."""
+    monkeypatch.setattr(windows, "BLOCK", 16)
+    monkeypatch.setattr(cache, "prefix_attention", functools.partial(prefix_attention, backend=backend))
+    lm = TextLM(model)
+    asked = questions(max_new_tokens=12)
+    for r, answers in Scheduler(lm, plain_below=0).run(asked):
+        for answer in answers:
+            assert answer.logprob == pytest.approx(rows(lm, whole(r), answer.token_ids), abs=2e-4)
+
+
+@pytest.mark.parametrize("name", ["all layers with a window", "latent", "sinks"])
+def test_half_precision_is_as_near_to_full_as_the_models_own(name):
+    """Values of another width, masks and sinks in bf16."""
+    kind, more = STACKS[name]
+    model = text_model(kind, **more)
+    half = copy.deepcopy(model).bfloat16()
+    lm = TextLM(half)
+    for r, answers in Scheduler(lm, plain_below=0).run(questions(max_new_tokens=12)):
+        ids = whole(r)
+        for answer in answers:
+            exact, own = (rows(TextLM(m), ids, answer.token_ids) for m in (model, half))
+            assert abs(answer.logprob - exact) < 3 * abs(own - exact) + 1.0

@@ -8,7 +8,7 @@ import torch
 import families
 from test_engine_families import asked, theirs
 from test_families import TEXTS, batch_of, through_stack
-from vstar_fast import models
+from vstar_fast import doctor, models
 from vstar_fast.engine import ways
 from vstar_fast.errors import ModelError
 
@@ -91,8 +91,8 @@ def test_greedy_answers_are_generates(lm):
         assert found[id(request)] == [theirs(lm, text, feature, 6)] * 2
 
 
-def test_what_a_family_needs_is_told_without_its_weights(lm):
-    found = models.describe(lm.path)
+def test_doctor_tells_of_a_family_without_its_weights(lm):
+    found = doctor.examine(lm.path)["model"]
     assert found["model type"] == lm.model.config.model_type
     assert found["text stack"].startswith(lm.stack_name)
 
@@ -100,6 +100,6 @@ def test_what_a_family_needs_is_told_without_its_weights(lm):
 @pytest.mark.parametrize("name", sorted(families.REFUSED))
 def test_a_family_whose_features_hang_on_the_question_is_refused_by_name(name, tmp_path):
     folder = families.write(name, tmp_path / "model")
-    for call in (models.load, models.describe):
+    for call in (models.load, doctor.examine):
         with pytest.raises(ModelError, match="gives the question to a Q-Former that reads the video"):
             call(str(folder))

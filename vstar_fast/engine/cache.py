@@ -22,6 +22,7 @@ from vstar_fast.engine.plan import Plan
 from vstar_fast.engine.store import LayerShape
 from vstar_fast.errors import ModelError
 from vstar_fast.kernels.prefix_attention import prefix_attention
+from vstar_fast.kernels.prefix_attention.sinks import with_sinks
 from vstar_fast.models.modules import odd_layers
 
 NAME = "vstar_prefix"
@@ -50,7 +51,7 @@ class Handle:
         """Query [1, heads, N, width] -> [1, N, heads, value width]; `sinks` [heads] are scores of nothing."""
         out, lse = prefix_attention(query[0].transpose(0, 1), self.plan.segments(self.layer, window), scale)
         if sinks is not None:
-            out = out * (lse - sinks.flatten().float()).sigmoid()[..., None].to(out.dtype)
+            out, _ = with_sinks(out, lse, sinks.flatten())
         return out[None]
 
 

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 
 from vstar_fast import backends
-from vstar_fast.engine.batch import Batch, Row, keep_open
+from vstar_fast.engine.batch import Batch, Row
 from vstar_fast.engine.burst import IDLE, MOST_STEPS, Filling, Shape, Step
+from vstar_fast.engine.drawing import keep_open
 from vstar_fast.engine.plan import Span
 from vstar_fast.engine.store import PAGE, Arena, Node, Store
 from vstar_fast.errors import ModelError

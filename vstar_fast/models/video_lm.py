@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from vstar_fast.errors import DataError, ModelError
+from vstar_fast.errors import DataError, ModelError, NotPacked
 from vstar_fast.kernels.linear import fast_linears
 from vstar_fast.models import text_inputs
 from vstar_fast.models.features import Features
@@ -210,7 +210,7 @@ class VideoLM(Prompts, Modules):
         """What the text stack is called with for one row of ids int64 `[T]` that holds the video's tokens, or none.
 
         Differentiable through the projector where gradients are enabled. Raises ModelError when `ids` lack the
-        tokens of `features`, and where tokens see others behind them unless `masked` asks for the mask as well;
+        tokens of `features`, NotPacked where tokens see others behind them unless `masked` asks for the mask as well,
         DataError for ids (on the host) that are not in the model's vocabulary.
         """
         try:
@@ -231,7 +231,7 @@ class VideoLM(Prompts, Modules):
         given = text_inputs.from_call(called, self.position_rows)
         given.mask = own_mask(called.get("attention_mask"), self.text_model.config)
         if given.mask is not None and not masked:
-            raise ModelError(
+            raise NotPacked(
                 f"{type(self.body).__name__} lets tokens of a video see those behind them, which packed tokens cannot"
             )
         return given
