@@ -223,7 +223,7 @@ def exaone4_5(folder: Path) -> Path:
 
 
 def hyperclovax_vision_v2(folder: Path) -> Path:
-    """HyperCLOVA X Vision 2: Qwen2.5-VL's tower with its merger, and a projector behind it."""
+    """HyperCLOVA X Vision 2: Qwen2.5-VL's tower with its merger, a projector behind it, the length before a video."""
     from transformers import (
         HyperCLOVAXVisionV2Config,
         HyperCLOVAXVisionV2ForConditionalGeneration,
@@ -237,6 +237,8 @@ def hyperclovax_vision_v2(folder: Path) -> Path:
         **ids_of(tokens, image_token_id="<|image_pad|>", video_token_id="<|video_pad|>"),
     )
     processor = qwen2_processor(HyperCLOVAXVisionV2Processor, tokens)
+    lasting = '{"video_duration": <|video_duration|>}<|im_end|>\n'
+    processor.chat_template = CHATML.replace("VIDEO", f"{lasting}<|vision_start|><|video_pad|><|vision_end|>")
     return save(folder, HyperCLOVAXVisionV2ForConditionalGeneration(config), processor, tokens)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 
@@ -95,6 +97,26 @@ def test_doctor_tells_of_a_family_without_its_weights(lm):
     found = doctor.examine(lm.path)["model"]
     assert found["model type"] == lm.model.config.model_type
     assert found["text stack"].startswith(lm.stack_name)
+
+
+PRINTED = {
+    "nemotron_h_omni": (r"sampled at ([\d.]+) seconds", [0.37, 1.41, 2.0, 61.25]),
+    "cosmos3_edge": (r"<([\d.]+) seconds>", [0.4, 1.4, 2.0, 61.2]),
+    "minimax_m3_vl": (r"<\]([\d.]+) seconds\[", [0.4, 2.0]),
+    "kimi_k25": (r"00:00:(\d\d\.\d\d\d)", [0.37]),
+    "glm46v": (r"<\|end_of_image\|>([\d.]+)", [0.4, 2.0]),
+    "muse_glimmer": (r"Time: ([\d.]+)s", [0.4, 2.0]),
+    "molmo2": (r"([\d.]+) <frame_start>", [0.4, 1.4, 2.0, 61.2]),
+}
+
+
+@pytest.mark.parametrize("name", sorted(PRINTED))
+def test_times_are_printed_as_the_frames_are_seen(name, tmp_path):
+    lm = models.load(str(families.write(name, tmp_path / "model")))
+    data = torch.zeros(4, 56, 56, 3, dtype=torch.uint8)
+    said = lm.tokenizer.decode(lm.processed(lm.prompt("a"), data, (0.37, 1.41, 2.0, 61.25))["input_ids"][0])
+    pattern, times = PRINTED[name]
+    assert [float(t) for t in re.findall(pattern, said)] == times
 
 
 @pytest.mark.parametrize("name", sorted(families.REFUSED))

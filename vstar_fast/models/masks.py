@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
+
+from vstar_fast.models.text_inputs import call_of
 
 SLIDING = "sliding_attention"
 
@@ -18,6 +22,31 @@ def own_mask(mask: Any, config: Any) -> Any:
     each = mask if isinstance(mask, dict) else {"": mask}
     plain = (_plain(given, name, config) for name, given in each.items())
     return None if all(plain) else mask
+
+
+@contextmanager
+def with_masks(config: Any) -> Iterator[None]:
+    """Within, bodies make the masks that torch's attention would be given; attention of ours is given none."""
+    before = config._attn_implementation
+    config._attn_implementation = "sdpa"
+    try:
+        yield
+    finally:
+        config._attn_implementation = before
+
+
+def declared(text_model: Any, body: Any) -> bool:
+    """Whether a body will mask by itself what tokens of a video see, found without weights: by config or a call."""
+    if getattr(text_model.config, "use_bidirectional_attention", None):
+        return True
+    ids = torch.zeros(1, 4, dtype=torch.long, device="meta")
+    try:
+        return (
+            call_of(text_model, body, {"input_ids": ids, "mm_token_type_ids": ids + 1}).get("attention_mask")
+            is not None
+        )
+    except Exception:  # most bodies take no token types; what one does without weights is its own affair
+        return False
 
 
 def _plain(mask: Any, kind: str, config: Any) -> bool:

@@ -3,62 +3,73 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 from vstar_fast.models import frame_path
 
 
-def preprocess(
-    processor: Any, text: str, data: torch.Tensor, times_s: tuple[float, ...], *, special: bool
-) -> dict[str, Any]:
+class How(NamedTuple):
+    """How a processor is called. `special`: let its tokenizer add its first token. `whole`: frames have whole numbers.
+
+    Numbers are fractions else, so that number / fps is each frame's time exactly at the fps at which they were taken:
+    that is what Qwen3-VL and SmolVLM print. Nemotron cuts what stands behind the point.
+    """
+
+    special: bool
+    whole: bool = False
+
+
+TICKS = 1000.0
+"""Whole numbers of frames are counted at so many a second."""
+
+
+def preprocess(processor: Any, text: str, data: torch.Tensor, times_s: tuple[float, ...], how: How) -> dict[str, Any]:
     """Prompt and frames uint8 `[F, H, W, 3]` seen at `times_s` -> the processor's output, tensors of batch size 1.
 
-    Frames are taken as they are (no sampling). Their numbers are given as fractions, so that number / fps is each
-    frame's time exactly: that is what Qwen3-VL and SmolVLM print. `special`: let the tokenizer add its first token.
+    Frames are taken as they are (no sampling).
     Where a folder leaves Qwen's `cap_pixels_per_frame` open it is on, as in Qwen's own code: its default, and with it
     the number of tokens, differs between transformers versions. Frames on a GPU go through `patchify` there. A single
     frame is shown twice to a processor that takes no fewer than two.
     """
     if len(data) == 1:
         try:
-            return _placed(processor, text, data, times_s, special=special)
+            return _placed(processor, text, data, times_s, how)
         except ValueError:  # Qwen3-VL and its kin pair frames and take no single one
             data, times_s = torch.cat([data, data]), times_s * 2
-    return _placed(processor, text, data, times_s, special=special)
+    return _placed(processor, text, data, times_s, how)
 
 
-def _placed(
-    processor: Any, text: str, data: torch.Tensor, times_s: tuple[float, ...], *, special: bool
-) -> dict[str, Any]:
+def _placed(processor: Any, text: str, data: torch.Tensor, times_s: tuple[float, ...], how: How) -> dict[str, Any]:
     """The call where the frames are."""
     if data.device.type != "cpu":
-        tried = partial(_probed, text=text, device=data.device, special=special)
+        tried = partial(_probed, text=text, device=data.device, how=how)
         processor = frame_path.processor_for(processor, data.device, tried)
-    return _call(processor, text, data, times_s, special=special)
+    return _call(processor, text, data, times_s, how)
 
 
-def _probed(processor: Any, *, text: str, device: torch.device, special: bool) -> dict[str, Any]:
+def _probed(processor: Any, *, text: str, device: torch.device, how: How) -> dict[str, Any]:
     """What a processor gives for the probe on a device."""
     data, times_s = probe_clip()
-    return _call(processor, text, data.to(device), times_s, special=special)
+    return _call(processor, text, data.to(device), times_s, how)
 
 
 def _call(
-    processor: Any, text: str, data: torch.Tensor, times_s: tuple[float, ...], *, special: bool, rows: int = 1
+    processor: Any, text: str, data: torch.Tensor, times_s: tuple[float, ...], how: How, rows: int = 1
 ) -> dict[str, Any]:
     """The processor's output for `rows` rows of the same."""
     from transformers.video_utils import VideoMetadata
 
     span_s = times_s[-1] - times_s[0]
     fps = (len(times_s) - 1) / span_s if span_s > 0 else 1.0
+    numbers = [round(t * TICKS) for t in times_s] if how.whole else [t * fps for t in times_s]
     meta = partial(
         VideoMetadata,
         total_num_frames=len(times_s),
-        fps=fps,
+        fps=TICKS if how.whole else fps,
         duration=len(times_s) / fps,
-        frames_indices=[t * fps for t in times_s],
+        frames_indices=numbers,
     )
     call = partial(
         processor,
@@ -67,7 +78,7 @@ def _call(
         return_tensors="pt",
         video_metadata=[meta() for _ in range(rows)],
         do_sample_frames=False,
-        add_special_tokens=special,
+        add_special_tokens=how.special,
         **_settings(processor),
     )
     try:
@@ -89,12 +100,12 @@ def _settings(processor: Any) -> dict[str, bool]:
     return settings | ({"do_resize": True} if given.get("do_resize") is False else {})
 
 
-def joined_along(processor: Any, text: str, *, special: bool) -> dict[str, int]:
+def joined_along(processor: Any, text: str, how: How) -> dict[str, int]:
     """Along which dimension a processor joins each input of several videos.
 
     Raises ValueError where it does more than that (Molmo2 counts on in a second video's patches).
     """
-    one, two = (_call(processor, text, *probe_clip(), special=special, rows=rows) for rows in (1, 2))
+    one, two = (_call(processor, text, *probe_clip(), how, rows) for rows in (1, 2))
     found = {k: _along(v, two[k]) for k, v in one.items() if isinstance(v, torch.Tensor)}
     odd = [k for k, along in found.items() if along is None]
     if odd:

@@ -11,7 +11,7 @@ import torch
 from vstar_fast.errors import ModelError
 from vstar_fast.models import placeholder as placeholders
 from vstar_fast.models.features import Features
-from vstar_fast.models.preprocessing import joined_along, preprocess, probe_clip
+from vstar_fast.models.preprocessing import How, joined_along, preprocess, probe_clip
 
 
 class Talk(NamedTuple):
@@ -32,8 +32,9 @@ class Prompts:
         self.placeholder = placeholders.text_of(processor)
         marks = (self.placeholder, processor.video_token, getattr(processor, "image_token", None))
         self._picture_marks = [mark for mark in dict.fromkeys(marks) if isinstance(mark, str) and mark]
-        self._opening = ""
+        self._opening, self._whole = "", False
         self._opening = self._put_first()
+        self._whole = self._cuts_numbers()
         self._find_cuts()
 
     def _put_first(self) -> str:
@@ -43,6 +44,14 @@ class Prompts:
         ids = self.processed(before + self.placeholder, *probe_clip())["input_ids"][0]
         more = len(head) and int(ids[0]) != int(head[0]) and int(ids[1]) == int(head[0])
         return str(self.tokenizer.convert_ids_to_tokens(int(ids[0]))) if more else ""
+
+    def _cuts_numbers(self) -> bool:
+        """Whether a processor prints other times for fractional numbers of frames than for the same as whole ones."""
+        before, _ = self.prompt("a b").split(self.placeholder)
+        said = []
+        for self._whole in (False, True):
+            said.append(self.processed(before + self.placeholder, *probe_clip())["input_ids"][0].tolist())
+        return said[0] != said[1]
 
     def _find_cuts(self) -> None:
         """Read the cuts around a video off a random clip, and see that spliced rows are the processor's own."""
@@ -66,7 +75,7 @@ class Prompts:
         """The processor's output for a prompt and frames uint8 `[F, H, W, 3]`, without an end token behind it."""
         special = self._special(text)
         try:
-            out = preprocess(self.processor, text, data, times_s, special=special)
+            out = preprocess(self.processor, text, data, times_s, How(special, self._whole))
         except torch.OutOfMemoryError:
             raise
         except Exception as error:  # whatever a processor's code stumbles over
@@ -81,7 +90,7 @@ class Prompts:
         """The dimension along which each input of several videos is joined. Raises ModelError where they cannot be."""
         text = self._place.before + self.placeholder
         try:
-            return joined_along(self.processor, text, special=self._special(text))
+            return joined_along(self.processor, text, How(self._special(text), self._whole))
         except Exception as error:  # whatever a processor's code stumbles over
             name = type(self.processor).__name__
             raise ModelError(f"{name} of {self.path} does not join videos: {error}; call with one row each") from error

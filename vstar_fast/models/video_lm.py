@@ -19,7 +19,7 @@ from vstar_fast.errors import DataError, ModelError, NotPacked
 from vstar_fast.kernels.linear import fast_linears
 from vstar_fast.models import text_inputs
 from vstar_fast.models.features import Features
-from vstar_fast.models.masks import own_mask
+from vstar_fast.models.masks import declared, own_mask, with_masks
 from vstar_fast.models.modules import Modules
 from vstar_fast.models.preprocessing import probe_clip
 from vstar_fast.models.prompts import Prompts, Talk, between
@@ -230,11 +230,23 @@ class VideoLM(Prompts, Modules):
             )
         given = text_inputs.from_call(called, self.position_rows)
         given.mask = own_mask(called.get("attention_mask"), self.text_model.config)
-        if given.mask is not None and not masked:
-            raise NotPacked(
-                f"{type(self.body).__name__} lets tokens of a video see those behind them, which packed tokens cannot"
-            )
+        if not masked and (given.mask is not None or (features is not None and self.sees_ahead)):
+            raise NotPacked(self.refusal())
         return given
+
+    @cached_property
+    def sees_ahead(self) -> bool:
+        """Whether tokens of a video see those behind them; without weights, as far as it shows."""
+        if self.device.type == "meta":
+            return declared(self.text_model, self.body)
+        (features,) = self.encode_pixels([self.preprocess(*probe_clip())])
+        with with_masks(self.text_model.config):
+            return self.embed(features.ids, features, masked=True).mask is not None
+
+    def refusal(self) -> str:
+        """Why rows with a video cannot be packed, in words; empty where their masks allow it."""
+        name = type(self.body).__name__
+        return f"{name} lets tokens of a video see those behind them, which packed tokens cannot" * self.sees_ahead
 
 
 def _start(ids: torch.Tensor, part: torch.Tensor) -> int:
