@@ -169,6 +169,13 @@ def test_rows_within_their_windows_go_in_bursts_and_longer_ones_step_by_step_and
         assert ("steps made anew for sliding windows" in ran) == stepped and ("eager" in ran) == (not stepped)
 
 
+@pytest.mark.parametrize("name", STACKS)
+def test_a_stack_without_weights_can_be_looked_at(name):
+    kind, more = STACKS[name]
+    found = text_model(kind, **more).to("meta").get_decoder()
+    assert cache.refusal(found) == ""
+
+
 @pytest.mark.parametrize("change", ["keeps quiet", "looks ahead", "reads its keys"])
 def test_layers_that_would_be_got_wrong_are_refused(change, monkeypatch):
     """A window that is not handed on, attention both ways, attention in code of its own."""
