@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,7 @@ from vstar_fast.engine import plan as plans
 from vstar_fast.engine.lanes import Lane, Tracked
 from vstar_fast.engine.plan import Plan, Span
 from vstar_fast.engine.prompts import Prefix
+from vstar_fast.engine.recurrent import Held, Run, Waves, in_waves
 from vstar_fast.engine.request import Answer, Counts, Request, Settings
 from vstar_fast.engine.stack import Stack, copy
 from vstar_fast.engine.store import PAGE, Node
@@ -52,6 +54,8 @@ class Row:
     pages: list[Node] = field(default_factory=list)
     stored: int = 0
     pending: list[int] = field(default_factory=list)
+    state: Held | None = None
+    """Behind its stored tokens, of layers that keep one."""
     index: int = 0
     """Its place among the logits of the step."""
 
@@ -100,6 +104,9 @@ class Batch:
         lanes, golds = self._new_lanes(rows), self._new_golds(rows)
         self._draw(rows, logits if len(forks) == len(groups) else logits[index], lanes, golds)
         for group in groups:
+            for row in group.rows:
+                row.state = group.prefix.own.state
+            group.prefix.own.state = None
             if group.prefix.length <= self.plain_below:
                 self._copy_prefix(group)
         self.groups += groups
@@ -149,9 +156,11 @@ class Batch:
         width = max(g.prefix.rows for g in self.groups)
         lm = self.stack.lm
         positions = torch.tensor(places, device=lm.device).expand(width, len(places))
+        plan.waves, after = self._waves(rows)
         hidden = self.stack.call(lm.embed_tokens(ids.to(lm.device))[None], positions, plan)
         logits = lm.logits(hidden if last is None else hidden[last])
-        for i, row in enumerate(rows):
+        for i, (row, state) in enumerate(zip(rows, after, strict=True)):
+            row.state = state
             row.stored += len(row.pending)
             row.position += len(row.pending)
             row.pending, row.index = [], i
@@ -176,6 +185,14 @@ class Batch:
         levels += [plans.level(spans, device, "last") for spans in columns.values()]
         last = None if first[-1] == len(rows) else torch.tensor(first[1:], device=device) - 1
         return Plan(plans.writes(new, first[-1], device), levels), last
+
+    def _waves(self, rows: Sequence[Row]) -> tuple[Waves | None, Sequence[Held | None]]:
+        """How this step's tokens go through layers with a state, and the states behind them."""
+        if not self.stack.mixers:
+            return None, [None] * len(rows)
+        ends = itertools.accumulate((len(row.pending) for row in rows), initial=0)
+        runs = [Run(first, len(row.pending), row.state) for row, first in zip(rows, ends, strict=False)]
+        return in_waves(runs, self.stack.lm.device, moving=True)
 
     def prefix_spans(self, first: Sequence[int]) -> list[list[Span]]:
         """Per depth, what each group sees before its own tokens."""

@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
 
 from vstar_fast.engine.store import PAGE, Arena, Node
 from vstar_fast.kernels.prefix_attention import Groups, Segment
+
+if TYPE_CHECKING:
+    from vstar_fast.engine.recurrent import Waves
 
 DENSE = 0.7
 """Slots are read in place, unused ones between them too, when at least this share of the range is used."""
@@ -56,10 +59,11 @@ class Write(NamedTuple):
 
 @dataclass(slots=True)
 class Plan:
-    """Writes and levels of one call of the text stack."""
+    """Writes and levels of one call of the text stack; waves, where it has layers with a state."""
 
     writes: list[Write] = field(default_factory=list)
     levels: list[list[Slab]] = field(default_factory=list)
+    waves: Waves | None = None
 
     def write(self, layer: int, keys: torch.Tensor, values: torch.Tensor) -> None:
         """Put keys and values [N, heads, width] of a layer in their places."""

@@ -13,9 +13,11 @@ from typing import Any, NamedTuple
 
 import torch
 
+from vstar_fast.engine import branches
 from vstar_fast.engine import plan as plans
 from vstar_fast.engine.plan import Plan, Slab, Span
 from vstar_fast.engine.prompts import Prefix, Prompts
+from vstar_fast.engine.recurrent import WAVE_BYTES, Waves
 from vstar_fast.engine.request import Request
 from vstar_fast.engine.stack import PREFILL_TOKENS, Stack
 from vstar_fast.engine.turn import alone
@@ -214,7 +216,7 @@ class Scorer:
         ]
         tries = [_slab(span, tree, device) for span, (_, tree, _) in zip(own, held, strict=True)]
         levels = [plans.level(spans, device, "whole") for spans in seen]
-        plan = Plan(plans.writes(own, ends[-1], device), [*levels, tries])
+        plan = Plan(plans.writes(own, ends[-1], device), [*levels, tries], self._waves(held))
         places = [depth + p.next_position for p, tree, _ in held for depth in tree.depths]
         rows = max(p.rows for p in prefixes)
         ids = torch.tensor([token for tree in trees for token in tree.tokens], device=device)
@@ -223,6 +225,14 @@ class Scorer:
         for node in nodes:
             self.stack.store.give_back(node)
         return hidden
+
+    def _waves(self, held: Sequence[tuple[Prefix, Trie, int]]) -> Waves | None:
+        """How the tries, (prompt, trie, first token) each, go through layers with a state."""
+        mixers = self.stack.mixers
+        if not mixers:
+            return None
+        tries = [branches.Trie(p.own.state, tree.parents, first) for p, tree, first in held]
+        return branches.of_tries(tries, max(1, WAVE_BYTES // max(mixers.each_bytes)), self.lm.device)
 
     def _logprobs(self, hidden: torch.Tensor, steps: torch.Tensor) -> torch.Tensor:
         """Log-probability [S] of (node, token) pairs `steps` [S, 2] under what the nodes predict."""

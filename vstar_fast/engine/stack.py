@@ -11,6 +11,7 @@ from vstar_fast.engine import plan as plans
 from vstar_fast.engine.cache import PackedCache, attending, check
 from vstar_fast.engine.pieces import BETWEEN_STEPS, Prompt, pieces, whole
 from vstar_fast.engine.plan import Plan, Span
+from vstar_fast.engine.recurrent import Run, in_waves, mixers_in, running
 from vstar_fast.engine.store import Node, Store, shape_of
 from vstar_fast.kernels.linear import fast_linears
 from vstar_fast.models.hf_cache import CACHE
@@ -29,6 +30,7 @@ class Stack:
         self.lm = lm
         self.text_model = lm.text_model
         check(self.text_model)
+        self.mixers = mixers_in(self.text_model)
         self.store = Store(shape_of(self.text_model, lm.device))
         self._cache = PackedCache(self.store.shape.layers, (self.store.shape.heads, self.store.shape.width))
 
@@ -38,7 +40,7 @@ class Stack:
         """Hidden states [N, H] of packed tokens with inputs_embeds [1, N, H] and position_ids [R, N]."""
         self._cache.set_plan(plan)
         positions = positions if positions.shape[0] == 1 else positions[:, None]
-        with attending(self.text_model), fast_linears():
+        with attending(self.text_model), running(self.mixers, lambda _: plan.waves), fast_linears():
             out = self.text_model(
                 inputs_embeds=embeds,
                 position_ids=positions,
@@ -47,6 +49,7 @@ class Stack:
                 **{CACHE: self._cache},
                 **(extras or {}),
             )
+        self._cache.set_plan(Plan())  # what it names may go
         hidden: torch.Tensor = out.last_hidden_state[0]
         return hidden
 
@@ -75,12 +78,14 @@ class Stack:
             end += count
         depth = max(len(p.seen) for p in prompts)
         levels = [self._seen(prompts, spans, i) for i in range(depth)]
-        plan = Plan(plans.writes(spans, end, device), [*levels, plans.level(spans, device, "causal")])
+        runs = [Run(s.first, s.end - s.first, p.before) for p, s in zip(prompts, spans, strict=True)]
+        waves, after = in_waves(runs, device) if self.mixers else (None, [None] * len(runs))
+        plan = Plan(plans.writes(spans, end, device), [*levels, plans.level(spans, device, "causal")], waves)
         embeds = torch.cat([p.inputs_embeds for p in prompts], 1)
         positions = torch.cat([p.position_ids for p in prompts], 1)
         hidden = self.call(embeds, positions, plan, prompts[0].extras)
-        for p, span in zip(prompts, spans, strict=True):
-            p.node.length = span.stop
+        for p, span, state in zip(prompts, spans, after, strict=True):
+            p.node.length, p.node.state = span.stop, state
             if p.node not in p.seen:
                 copy_front(p.seen, p.node, p.start)
         return hidden[torch.tensor([s.end - 1 for s in spans], device=device)]

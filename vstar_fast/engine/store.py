@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import heapq
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
 from vstar_fast.errors import ModelError
+
+if TYPE_CHECKING:
+    from vstar_fast.engine.recurrent import Held
 
 PAGE = 64
 """Tokens of an answer that are stored together."""
@@ -64,6 +67,8 @@ class Node:
     arena: Arena
     slot: int
     length: int = 0
+    state: Held | None = None
+    """Behind its last token, of layers that keep one; not of pages."""
 
 
 class Store:

@@ -53,11 +53,15 @@ def attention(
 
 @contextlib.contextmanager
 def packed_rows(lm: VideoLM) -> Iterator[None]:
-    """Inside, the text stack attends along the tree it is given. Backward belongs inside: it may run layers again.
+    """Inside, the text stack attends along the tree it is given, and layers with a state follow its branches.
+
+    Backward belongs inside: it may run layers again.
 
     Raises ModelError for layers that would mix the branches of a row.
     """
     from transformers import AttentionInterface
+
+    from vstar_fast.engine.branches import along_trees
 
     odd = odd_layers(lm.text_model)
     if odd:
@@ -69,7 +73,8 @@ def packed_rows(lm: VideoLM) -> Iterator[None]:
     before = config._attn_implementation
     config._attn_implementation = NAME
     try:
-        yield
+        with along_trees(lm.text_model):
+            yield
     finally:
         config._attn_implementation = before
 

@@ -1,0 +1,229 @@
+"""Packed tokens through layers with a running state: the layer's own mixer, run by run, in waves.
+
+Attention sees the tokens that a plan names; a state is where it is. So the packed tokens are cut into runs that stand
+behind one state each, and a wave is a batch of runs of one length that depend on earlier waves only. States are rows
+of batches: forked by naming a row again, and copied when a wave does not go on from a batch as it is.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+
+from vstar_fast.engine.turn import alone
+from vstar_fast.errors import ModelError
+from vstar_fast.models.mixers import Mixer, Mixers, Tensors, mixers_of
+
+WAVE_BYTES = 256 << 20
+"""States of one layer in a wave whose states are let go of behind the layer; a tree of more is walked part by part."""
+TREE = "vstar_tree"
+"""The argument that names the tree of packed rows in training."""
+
+
+@dataclass(slots=True, eq=False)
+class States:
+    """The states of `rows` sequences by mixer; `moving`: nobody looks at them after the next wave behind them."""
+
+    rows: int
+    moving: bool = False
+    mixers: dict[int, Tensors] = field(default_factory=dict)
+
+
+class Held(NamedTuple):
+    """The state of one sequence: a row of a batch."""
+
+    states: States
+    row: int
+
+    def alone(self) -> Held:
+        """The same in a batch of its own, so that the others can go."""
+        if self.states.rows == 1:
+            return self
+        own = States(1)
+        for number, tensors in self.states.mixers.items():
+            own.mixers[number] = [None if t is None else t[self.row : self.row + 1].clone() for t in tensors]
+        return Held(own, 0)
+
+
+class Run(NamedTuple):
+    """Tokens `first` to `first + count` of a call, behind a state (None: nothing before them)."""
+
+    first: int
+    count: int
+    before: Held | None
+
+
+class Source(NamedTuple):
+    """Rows of a batch, in this order; None: all of them as they are."""
+
+    states: States
+    index: torch.Tensor | None
+
+
+@dataclass(slots=True)
+class Wave:
+    """Runs of one length: `tokens` int64 [B * L], or a slice of them; `after`: where their states go, if anywhere.
+
+    `kept`: beyond this call. `drops`: what no later wave needs.
+    """
+
+    tokens: torch.Tensor | slice
+    rows: int
+    before: list[Source]
+    after: States | None
+    kept: bool = True
+    drops: list[States] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class Waves:
+    """All of one call; `order` int64 [N]: where each token's output stands among those of the waves, None: there."""
+
+    waves: list[Wave]
+    order: torch.Tensor | None
+    over: list[States] = field(default_factory=list)
+    """What nobody needs once a layer has been called."""
+
+
+def mixers_in(text_model: Any) -> Mixers:
+    """The mixers of a text stack, which nobody calls meanwhile."""
+    with alone(text_model):
+        return mixers_of(text_model)
+
+
+def gathered(wave: Wave, number: int, made: dict[int, Tensors]) -> Tensors | None:
+    """The states that a wave starts from in a mixer; a copy unless they are moving as a whole."""
+    if not wave.before:
+        return None
+    parts = [(source, made.get(id(source.states)) or source.states.mixers[number]) for source in wave.before]
+    (first, tensors), *others = parts
+    if not others and first.index is None:
+        return tensors if first.states.moving else [None if t is None else t.clone() for t in tensors]
+    return [None if t is None else _joined(parts, n) for n, t in enumerate(tensors)]
+
+
+def _joined(parts: list[tuple[Source, Tensors]], n: int) -> torch.Tensor:
+    found = []
+    for source, tensors in parts:
+        held = tensors[n]
+        assert held is not None
+        found.append(held if source.index is None else held.index_select(0, source.index))
+    return found[0] if len(found) == 1 else torch.cat(found)
+
+
+def mixed(
+    mixer: Mixer, number: int, forward: Callable[..., Any], hidden: torch.Tensor, waves: Waves, given: dict[str, Any]
+) -> torch.Tensor:
+    """What a mixer makes of packed tokens [1, N, H], wave by wave."""
+    packed, outs = hidden[0], []
+    made: dict[int, Tensors] = {}
+    for wave in waves.waves:
+        tokens = packed[wave.tokens] if isinstance(wave.tokens, slice) else packed.index_select(0, wave.tokens)
+        states = gathered(wave, number, made)
+        x = tokens.view(wave.rows, -1, packed.shape[-1])
+        out, states = mixer.call(forward, x, states, given)
+        outs.append(out.reshape(-1, out.shape[-1]))
+        if wave.after is not None:
+            (wave.after.mixers if wave.kept else made)[number if wave.kept else id(wave.after)] = states
+        for dropped in wave.drops:
+            made.pop(id(dropped), None)
+    for states in waves.over:
+        states.mixers.pop(number, None)
+    joined = outs[0] if len(outs) == 1 else torch.cat(outs)
+    return (joined if waves.order is None else joined.index_select(0, waves.order))[None]
+
+
+@contextlib.contextmanager
+def running(mixers: Mixers, waves_of: Callable[[dict[str, Any]], Waves]) -> Iterator[None]:
+    """Inside, mixers take packed tokens; `waves_of` says in which waves, from the arguments of a call.
+
+    Each mixer's own forward is called, with a cache that holds its own states.
+    """
+    before = [mixer.module.__dict__.get("forward") for mixer in mixers]
+    try:
+        for number, mixer in enumerate(mixers):
+            mixer.module.forward = _stand_in(mixer, number, mixer.module.forward, waves_of)
+        yield
+    finally:
+        for mixer, own in zip(mixers, before, strict=True):
+            mixer.module.__dict__.pop("forward", None)
+            if own is not None:
+                mixer.module.forward = own
+
+
+def _stand_in(
+    mixer: Mixer, number: int, own: Callable[..., Any], waves_of: Callable[[dict[str, Any]], Waves]
+) -> Callable[..., torch.Tensor]:
+    def forward(*args: Any, **kwargs: Any) -> torch.Tensor:
+        hidden, given = mixer.arguments(args, kwargs)
+        waves = waves_of(given)
+        given.pop(TREE, None)
+        by_token = [name for name, value in given.items() if isinstance(value, torch.Tensor) and value.ndim]
+        if by_token:
+            name = type(mixer.module).__name__
+            raise ModelError(f"{name} is given {', '.join(by_token)}, which cannot be told apart by run")
+        return mixed(mixer, number, own, hidden, waves, given)
+
+    return forward
+
+
+def in_waves(runs: Sequence[Run], device: torch.device, moving: bool = False) -> tuple[Waves, list[Held]]:
+    """Runs that depend on none of each other: a wave for each length; and where their states are afterwards.
+
+    `moving`: the runs take the states before and behind them along, nobody else has them.
+    """
+    groups: dict[tuple[int, bool], list[int]] = {}
+    for i, run in enumerate(runs):
+        groups.setdefault((run.count, run.before is None), []).append(i)
+    waves, after = [], [Held(States(0), 0)] * len(runs)
+    for (count, _), members in groups.items():
+        before = sources([runs[i].before for i in members], device)
+        same = len(groups) == 1 and bool(before) and before[0].states.moving and _whole(before)
+        states = before[0].states if same else States(len(members), moving)
+        waves.append(Wave(_tokens([(runs[i].first, count) for i in members], device), len(members), before, states))
+        for row, i in enumerate(members):
+            after[i] = Held(states, row)
+    kept = {id(wave.after) for wave in waves}
+    moved = {id(s.states): s.states for wave in waves for s in wave.before if s.states.moving}
+    over = [states for key, states in moved.items() if key not in kept]
+    return Waves(waves, _order([(runs[i].first, k[0]) for k, m in groups.items() for i in m], device), over), after
+
+
+def _whole(before: list[Source]) -> bool:
+    return len(before) == 1 and before[0].index is None
+
+
+def sources(held: Sequence[Held | None], device: torch.device) -> list[Source]:
+    """Where the states of a wave's runs are; neighbours in one batch together. Nothing where there are none."""
+    parts: list[tuple[States, list[int]]] = []
+    for each in held:
+        if each is None:
+            continue
+        if not parts or parts[-1][0] is not each.states:
+            parts.append((each.states, []))
+        parts[-1][1].append(each.row)
+    return [
+        Source(states, None if rows == list(range(states.rows)) else torch.tensor(rows, device=device))
+        for states, rows in parts
+    ]
+
+
+def _tokens(spans: Sequence[tuple[int, int]], device: torch.device) -> torch.Tensor | slice:
+    """Tokens of spans (first, count), one span after the other."""
+    first = spans[0][0]
+    if all(start == first + i * count for i, (start, count) in enumerate(spans)):
+        return slice(first, first + len(spans) * spans[0][1])
+    return torch.cat([torch.arange(start, start + count) for start, count in spans]).to(device)
+
+
+def _order(spans: Sequence[tuple[int, int]], device: torch.device) -> torch.Tensor | None:
+    """Where each token stands among spans (first, count) in this order, which hold all of them; None: at its place."""
+    firsts = [start for start, _ in spans]
+    if firsts == sorted(firsts):
+        return None
+    places = torch.cat([torch.arange(start, start + count) for start, count in spans])
+    return places.argsort().to(device)
