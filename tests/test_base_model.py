@@ -2,9 +2,11 @@
 
 import json
 import shutil
+import types
 
 import pytest
 import torch
+from torch.testing._internal.two_tensor import TwoTensor
 
 import killed_fit
 import tiny
@@ -115,3 +117,40 @@ def test_a_base_model_in_four_bits_is_trained_and_answers(trained, tmp_path):
     texts, shown = features(rows)
     with torch.no_grad():
         assert loaded(**whole.inputs(texts, shown)).logits.isfinite().all()
+
+
+def held(**buffers):
+    module = torch.nn.Linear(2, 2)
+    for name, tensor in buffers.items():
+        module.register_buffer(name, tensor)
+    return types.SimpleNamespace(model=module, path="hub/id")
+
+
+NUMBERS = torch.tensor([[0.0, 2.0], [-1.0, 0.0]])
+KINDS = {
+    "complex": lambda x: torch.complex(x.double(), -x.double()),
+    "conjugate": lambda x: torch.complex(x, x).conj(),
+    "sparse": lambda x: x.to_sparse(),
+    "csr": lambda x: x.to_sparse_csr(),
+    "quantised": lambda x: torch.quantize_per_tensor(x, 0.5, 0, torch.qint8),
+    "bool": lambda x: x > 0,
+    "empty": lambda x: x[:0],
+    "transposed": lambda x: x.t(),
+    "of others": lambda x: TwoTensor(x, x + 1),
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*(sparse|Sparse|quantize)")
+@pytest.mark.parametrize("kind", KINDS)
+def test_weights_of_every_kind_have_a_key(kind):
+    torch.manual_seed(0)
+    lm = held(odd=KINDS[kind](NUMBERS))
+    key = base_model.key_of(lm)
+    assert key == base_model.key_of(lm)
+    lm.model.odd = KINDS[kind](NUMBERS + torch.tensor([[0.0, 1.0], [0.0, 3.0]]))
+    assert (base_model.key_of(lm) == key) == (kind == "empty")
+
+
+def test_weights_that_are_not_there_have_no_key():
+    with pytest.raises(ModelError, match=r"odd has no values .*meta device.*load the model's weights first"):
+        base_model.key_of(held(odd=torch.empty(2, device="meta")))

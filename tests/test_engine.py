@@ -33,7 +33,8 @@ def text_model(kind="Llama", **more):
     import transformers
 
     torch.manual_seed(0)
-    config = getattr(transformers, f"{kind}Config")(**SIZES | more)
+    name = f"{kind}TextConfig" if hasattr(transformers, f"{kind}TextConfig") else f"{kind}Config"
+    config = getattr(transformers, name)(**SIZES | more)
     return getattr(transformers, f"{kind}ForCausalLM")(config).eval()
 
 

@@ -347,27 +347,12 @@ def test_a_text_model_takes_templates_and_no_videos():
         Engine(model, None).generate([None], ["a"])
 
 
-LATENT = {
-    "n_routed_experts": 4,
-    "n_group": 1,
-    "topk_group": 1,
-    "num_experts_per_tok": 2,
-    "q_lora_rank": 16,
-    "kv_lora_rank": 16,
-    "qk_rope_head_dim": 8,
-    "qk_nope_head_dim": 8,
-    "v_head_dim": 16,
-    "moe_intermediate_size": 16,
-    "num_key_value_heads": 6,
-}
-
-
 @pytest.mark.parametrize(
     ("kind", "more", "said"),
     [
         ("Bloom", {"n_head": 6, "n_layer": 2}, "BloomModel has attention in code of its own"),
-        ("Lfm2", {"layer_types": ["conv", "full_attention"]}, "layers of conv"),
-        ("DeepseekV3", LATENT, "equal keys and values only"),
+        ("FalconH1", {}, "FalconH1Model has layers of hybrid"),
+        ("Jamba", {"attn_layer_offset": 1, "attn_layer_period": 2}, "JambaMambaMixer, which take up a state one token"),
     ],
 )
 def test_a_model_whose_layers_are_not_known_is_refused_by_name(kind, more, said):

@@ -21,6 +21,7 @@ from vstar_fast.errors import RunError
 from vstar_fast.finetune import finetune, lora_settings
 from vstar_fast.finetune.checkpoints import Checkpoints
 from vstar_fast.finetune.fit import Places
+from vstar_fast.sharding import Ranks
 
 CONFIG = FinetuneConfig(
     batch_size=4, micro_batch_size=2, steps=8, lora_r=2, lr=1e-2, checkpoint_steps=2, checkpoints_kept=2, track="none"
@@ -171,6 +172,14 @@ def test_checkpoints_of_a_training_that_was_changed_do_not_push_out_the_new_ones
     told = []
     fit(model, tmp_path / "a", other, note=told.append)
     assert told == ["training goes on behind step 2 of 8"]
+
+
+def test_processes_that_see_different_checkpoints_do_not_train_past_each_other(model, tmp_path, monkeypatch):
+    """Run folders that are not the same one, or a network file system that shows an old state."""
+    stopped(model, tmp_path / "out", 5)
+    monkeypatch.setattr(Ranks, "merged", lambda self, found: {**found, **({"1": 2} if "0" in found else {})})
+    with pytest.raises(RunError, match=r"not the same for all \(process 0 step 4, process 1 step 2\)"):
+        fit(model, tmp_path / "out")
 
 
 def test_a_checkpoint_loads_with_plain_peft_and_without_any_none_is_written(model, tmp_path):

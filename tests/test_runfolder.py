@@ -2,6 +2,7 @@
 
 import errno
 import os
+import threading
 
 import pytest
 
@@ -9,6 +10,7 @@ from vstar_fast.errors import RunError
 from vstar_fast.records import Rejected
 from vstar_fast.runfolder import (
     RunFolder,
+    appears,
     content_key,
     file_key,
     read_json,
@@ -17,6 +19,8 @@ from vstar_fast.runfolder import (
     write_json,
     write_jsonl,
 )
+from vstar_fast.sharding import Ranks
+from vstar_fast.shared_parts import SharedParts
 
 
 def test_content_key_changes_with_any_value_and_with_nothing_else():
@@ -112,3 +116,28 @@ def test_write_json_replaces_whole_files(tmp_path):
     write_json(tmp_path / "a.json", {"a": 1})
     write_json(tmp_path / "a.json", {"b": 2})
     assert read_json(tmp_path / "a.json") == {"b": 2}
+
+
+@pytest.fixture
+def of_two():
+    """This process as the first of two, of which the other one had no loose parts."""
+    ranks = Ranks()
+    ranks.size, ranks.merged = 2, dict
+    return ranks
+
+
+def test_another_process_s_part_is_waited_for(tmp_path, of_two):
+    """A network file system may show it late."""
+    run = RunFolder(tmp_path / "run")
+    parts = SharedParts(run, of_two, [(run.root / "parts", "late")])
+    later = threading.Timer(0.3, write_jsonl, [run.root / "parts" / "late.jsonl", [{"n": 1}]])
+    later.start()
+    assert parts.rows() == [[{"n": 1}]]
+    later.join()
+
+
+def test_a_part_that_never_comes_is_named(tmp_path, of_two, monkeypatch):
+    monkeypatch.setattr("vstar_fast.shared_parts.appears", lambda path: appears(path, 0.01))
+    run = RunFolder(tmp_path / "run")
+    with pytest.raises(RunError, match="another process's part gone is not in .*all need the same run folder"):
+        SharedParts(run, of_two, [(run.root / "parts", "gone")]).rows()

@@ -36,16 +36,32 @@ def key_of(lm: VideoLM) -> str:
     sample in order. One number that changes is noticed; two that change places may not be. With `finetune.split` all
     processes must call this.
     """
-    held = {n: _summed(t) for n, t in lm.model.state_dict().items() if isinstance(t, torch.Tensor)}
+    held = {n: _summed(n, t) for n, t in lm.model.state_dict().items() if isinstance(t, torch.Tensor)}
     return content_key(weights_key(lm.path), held)
 
 
-def _summed(tensor: torch.Tensor) -> list[Any]:
+def _summed(name: str, tensor: torch.Tensor) -> list[Any]:
     """What a tensor holds in a few numbers, which do not depend on device, threads or how it is split."""
     whole = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
-    bits = whole.detach().contiguous().view(-1).view(WHOLE[whole.element_size()])
+    if whole.is_meta:
+        raise ModelError(f"{name} has no values (it is on the meta device); load the model's weights first")
+    said = [str(whole.dtype), list(whole.shape)]
+    if hasattr(whole, "__tensor_flatten__"):  # kinds of tensor that are made of others, as torchao's
+        return [*said, {n: _summed(f"{name}.{n}", getattr(whole, n)) for n in whole.__tensor_flatten__()[0]}]
+    bits = _bits(whole.detach())
     total = sum((block.sum(dtype=torch.int64) for block in bits.split(BLOCK)), torch.zeros((), dtype=torch.int64))
-    return [str(whole.dtype), list(whole.shape), int(total), bits[:: max(1, len(bits) // SAMPLE)].tolist()]
+    return [*said, int(total), bits[:: max(1, len(bits) // SAMPLE)].tolist()]
+
+
+def _bits(tensor: torch.Tensor) -> torch.Tensor:
+    """The numbers of a tensor, one after the other, as whole numbers of their size."""
+    if tensor.is_quantized:
+        tensor = tensor.dequantize()
+    if tensor.layout != torch.strided:
+        tensor = tensor.to_dense()
+    if tensor.is_complex():
+        tensor = torch.view_as_real(tensor.resolve_conj())
+    return tensor.contiguous().view(-1).view(WHOLE[tensor.element_size()])
 
 
 def check(lm: VideoLM, adapter: Path) -> None:

@@ -9,6 +9,7 @@ import hashlib
 import json
 import math
 import os
+import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,8 @@ FORMAT = 1
 """Version of what is stored; part of every content key."""
 
 _WINDOW_BYTES = 1 << 20
+PATIENCE_S = 120.0
+"""How long another process's file is waited for. Network file systems may say for a minute that it is not there."""
 
 Part = tuple[list[dict[str, Any]], list[Rejected]]
 """Rows of a part, and what was rejected while they were made."""
@@ -111,6 +114,18 @@ def write_jsonl(path: Path, rows: Iterable[Any], *, own: bool = False) -> None:
     write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), own=own)
 
 
+def appears(path: Path, patience_s: float = PATIENCE_S) -> bool:
+    """Whether a file that another process has written is there; a network file system may show it late."""
+    last = time.monotonic() + patience_s
+    while not path.is_file():
+        if time.monotonic() > last:
+            return False
+        time.sleep(min(0.2, patience_s))
+        with contextlib.suppress(OSError):
+            os.listdir(path.parent)  # so that the folder is asked for anew
+    return True
+
+
 def read_json(path: Path) -> Any:
     """Read JSON; a damaged file is an error that says so."""
     try:
@@ -155,9 +170,13 @@ class RunFolder:
         return self.root / f"cycle-{number:02d}"
 
     @staticmethod
-    def has_part(folder: Path, key: str) -> bool:
+    def part_file(folder: Path, key: str) -> Path:
+        """Where a part stands once it is whole."""
+        return folder / f"{key}.jsonl"
+
+    def has_part(self, folder: Path, key: str) -> bool:
         """Whether a part stands in the folder."""
-        return (folder / f"{key}.jsonl").is_file()
+        return self.part_file(folder, key).is_file()
 
     def part(self, folder: Path, key: str, compute: Callable[[], Part]) -> list[dict[str, Any]]:
         """Rows of a part: read when present, else computed and stored.
@@ -165,7 +184,7 @@ class RunFolder:
         What was rejected on the way is stored with the rows, so that a run that is resumed counts it again. A part
         in which a file could not be opened is not stored: the next run tries that file again.
         """
-        path = folder / f"{key}.jsonl"
+        path = self.part_file(folder, key)
         if path.is_file():
             stored = read_jsonl(path)
             self.reject(Rejected(**row[REJECTED]) for row in stored if REJECTED in row)

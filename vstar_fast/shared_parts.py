@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from vstar_fast.errors import RunError
-from vstar_fast.runfolder import Part, RunFolder
+from vstar_fast.runfolder import Part, RunFolder, appears
 from vstar_fast.sharding import Ranks
 
 
@@ -39,4 +39,9 @@ class SharedParts:
                 raise RunError(f"another process's part {key} is not in {self._run.root}; all need the same run folder")
             return loose[key]
 
-        return [self._run.part(path, key, lambda: given(key)) for path, key in self._places]  # noqa: B023 - called at once
+        found = []
+        for folder, key in self._places:
+            if self._ranks.size > 1 and key not in loose:
+                appears(self._run.part_file(folder, key))
+            found.append(self._run.part(folder, key, lambda: given(key)))  # noqa: B023 - called at once
+        return found

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 from vstar_fast import config as settings
 from vstar_fast import instructions, questions
 from vstar_fast.config_finetune import CHANGE_NO_WEIGHT, FinetuneConfig
-from vstar_fast.errors import DataError, NothingKept
+from vstar_fast.errors import DataError, NothingKept, RunError
 from vstar_fast.features import clip_key_of
 from vstar_fast.finetune import Places, finetune, lora_settings
 from vstar_fast.models.video_lm import Features
 from vstar_fast.records import Example, LabeledVideo, Rejected, to_dict
-from vstar_fast.runfolder import content_key, read_json, read_jsonl, write_json, write_jsonl
+from vstar_fast.runfolder import appears, content_key, read_json, read_jsonl, write_json, write_jsonl
 from vstar_fast.runtime import stream_seed
 
 if TYPE_CHECKING:
@@ -65,6 +65,8 @@ class Training:
             shutil.rmtree(out, ignore_errors=True)
             temporary.rename(out)
         s.ranks.wait()
+        if not appears(out / "key.json"):
+            raise RunError(f"the first process's adapter {out} is not there; all need the same run folder")
         return out
 
     def _fit(

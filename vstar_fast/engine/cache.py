@@ -7,7 +7,6 @@ all keys; the attention function, registered as `vstar_prefix`, takes handles an
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -16,7 +15,10 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from vstar_fast.engine.layers import UNKNOWN, attending_by, layers_of
 from vstar_fast.engine.plan import Plan
+from vstar_fast.engine.store import LayerShape, Shape
+from vstar_fast.engine.turn import alone
 from vstar_fast.errors import ModelError
 from vstar_fast.kernels.prefix_attention import prefix_attention
 from vstar_fast.models.modules import odd_layers
@@ -25,7 +27,7 @@ NAME = "vstar_prefix"
 """`attn_implementation` for any model: plain caches go to torch's attention, those of this module are shared."""
 PACKED = "vstar_prefix_packed"
 """The same without masks, as the engine calls it: what a token sees is in the plan."""
-REFUSED = ("softcap", "s_aux", "position_bias", "sinks", "sliding_window")
+REFUSED = (*UNKNOWN, "sliding_window")
 
 
 class Handle:
@@ -34,6 +36,10 @@ class Handle:
     def __init__(self, plan: Plan, layer: int) -> None:
         self.plan = plan
         self.layer = layer
+
+    def to(self, *_args: Any, **_kwargs: Any) -> Handle:
+        """Itself: a layer that attends to another one's keys may ask for them on its own device."""
+        return self
 
     def attend(self, query: torch.Tensor, scale: float | None) -> torch.Tensor:
         """Query [1, heads, N, width] -> [1, N, heads, width]."""
@@ -47,9 +53,9 @@ class PackedLayer(CacheLayerMixin):
     is_sliding = False
     is_compileable = False
 
-    def __init__(self, layer: int, sizes: tuple[int, int]) -> None:
+    def __init__(self, layer: int, shape: LayerShape | None) -> None:
         super().__init__()
-        self.layer, self.sizes = layer, sizes
+        self.layer, self.shape = layer, shape
         self.plan = Plan()
         self.is_initialized = True
 
@@ -58,12 +64,12 @@ class PackedLayer(CacheLayerMixin):
 
     def update(self, key_states: Any, value_states: Any, *_args: Any, **_kwargs: Any) -> Any:
         """Keys and values [1, heads, N, width] of packed tokens -> handles."""
-        for given in (key_states, value_states):
-            if given.shape[1::2] != self.sizes:
-                raise ModelError(
-                    f"layer {self.layer} has keys or values of (heads, width) {tuple(given.shape[1::2])} where the "
-                    f"model's config says {self.sizes}; the engine knows layers of equal keys and values only"
-                )
+        given = (key_states.shape[1], key_states.shape[3], value_states.shape[3])
+        if given != self.shape:
+            raise ModelError(
+                f"layer {self.layer} has keys and values of (heads, key width, value width) {given} where it had "
+                f"{self.shape and tuple(self.shape)} when the model was looked at; it may not change between calls"
+            )
         self.plan.write(self.layer, key_states[0].transpose(0, 1), value_states[0].transpose(0, 1))
         handle = Handle(self.plan, self.layer)
         return handle, handle
@@ -84,8 +90,9 @@ class PackedLayer(CacheLayerMixin):
 class PackedCache(Cache):
     """Cache of packed tokens: `cache.plan = plan`, then call the text stack with it."""
 
-    def __init__(self, layers: int, sizes: tuple[int, int]) -> None:
-        super().__init__(layers=[PackedLayer(n, sizes) for n in range(layers)])
+    def __init__(self, shape: Shape) -> None:
+        kinds = [None if place is None else shape.kinds[place[0]] for place in shape.layers]
+        super().__init__(layers=[PackedLayer(n, kind) for n, kind in enumerate(kinds)])
 
     def set_plan(self, plan: Plan) -> None:
         """The plan of the next call."""
@@ -125,29 +132,27 @@ def register() -> None:
     AttentionMaskInterface.register(NAME, sdpa_mask)
 
 
-@contextlib.contextmanager
-def attending(text_model: Any) -> Iterator[None]:
+def attending(text_model: Any) -> contextlib.AbstractContextManager[None]:
     """The text stack attends to packed tokens inside, and as before afterwards."""
     register()
-    config = text_model.config
-    before = config._attn_implementation
-    config._attn_implementation = PACKED
-    try:
-        yield
-    finally:
-        config._attn_implementation = before
+    return attending_by(text_model, PACKED)
+
+
+def refusal(text_model: Any) -> str:
+    """Why a text stack cannot be called with packed tokens, in words; empty where it can. Cheap from the second call
+    on."""
+    with alone(text_model):
+        odd = odd_layers(text_model)
+    if not odd:
+        layers = layers_of(text_model)
+        odd = layers.odd
+        if not odd and layers.windows:
+            odd = f"layers with a sliding window of {', '.join(map(str, layers.windows))} tokens"
+    return f"{type(text_model).__name__} has {odd}, which the engine does not know" if odd else ""
 
 
 def check(text_model: Any) -> None:
     """Raise ModelError for a text stack whose layers do something that packed tokens have no form for."""
-    config, name = text_model.config, type(text_model).__name__
-    window = getattr(config, "sliding_window", None)
-    kinds = getattr(config, "layer_types", None) or ()
-    if window and (getattr(config, "use_sliding_window", True) or "sliding_attention" in kinds):
-        raise ModelError(
-            f"{name} has layers with a sliding window of {window} tokens, which the engine does not know; use a model "
-            "with full attention"
-        )
-    odd = odd_layers(text_model)
-    if odd:
-        raise ModelError(f"{name} has {odd}, which the engine does not know; use a model with full attention")
+    reason = refusal(text_model)
+    if reason:
+        raise ModelError(f"{reason}; use a model with full attention")

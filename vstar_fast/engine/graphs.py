@@ -218,7 +218,7 @@ def together(store: Store, pages: Sequence[Node], wanted: int) -> None:
         return
     arena = Arena(store.shape, PAGE, max(wanted, len(pages)) * 5 // 4 + 1)
     for slot, page in enumerate(pages):
-        for mine, theirs in ((arena.keys, page.arena.keys), (arena.values, page.arena.values)):
+        for mine, theirs in zip(arena.tensors, page.arena.tensors, strict=True):
             mine[:, slot] = theirs[:, page.slot]
         store.give_back(Node(page.arena, page.slot))
         page.arena, page.slot = arena, slot

@@ -45,7 +45,8 @@ class Slab:
         """The segment with the keys and values of one layer."""
         rows = slice(None) if self.rows is None else self.rows
         cut = (rows, slice(None), slice(self.start, self.stop))
-        return Segment(self.arena.keys[layer][cut], self.arena.values[layer][cut], self.groups)
+        keys, values = self.arena.layer(layer)
+        return Segment(keys[cut], values[cut], self.groups)
 
 
 class Write(NamedTuple):
@@ -69,8 +70,8 @@ class Plan:
         """Put keys and values [N, heads, width] of a layer in their places."""
         for arena, tokens, slots, places in self.writes:
             k, v = (keys, values) if tokens is None else (keys[tokens], values[tokens])
-            arena.keys[layer].transpose(1, 2).index_put_((slots, places), k.to(arena.keys.dtype))
-            arena.values[layer].transpose(1, 2).index_put_((slots, places), v.to(arena.values.dtype))
+            for held, new in zip(arena.layer(layer), (k, v), strict=True):
+                held.transpose(1, 2).index_put_((slots, places), new.to(held.dtype))
 
     def segments(self, layer: int) -> list[list[Segment]]:
         """The levels for `prefix_attention`."""

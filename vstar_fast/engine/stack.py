@@ -9,10 +9,11 @@ import torch
 
 from vstar_fast.engine import plan as plans
 from vstar_fast.engine.cache import PackedCache, attending, check
+from vstar_fast.engine.layers import shape_of
 from vstar_fast.engine.pieces import BETWEEN_STEPS, Prompt, pieces, whole
 from vstar_fast.engine.plan import Plan, Span
 from vstar_fast.engine.recurrent import Run, in_waves, mixers_in, running
-from vstar_fast.engine.store import Node, Store, shape_of
+from vstar_fast.engine.store import Node, Store
 from vstar_fast.kernels.linear import fast_linears
 from vstar_fast.models.hf_cache import CACHE
 
@@ -32,7 +33,7 @@ class Stack:
         check(self.text_model)
         self.mixers = mixers_in(self.text_model)
         self.store = Store(shape_of(self.text_model, lm.device))
-        self._cache = PackedCache(self.store.shape.layers, (self.store.shape.heads, self.store.shape.width))
+        self._cache = PackedCache(self.store.shape)
 
     def call(
         self, embeds: torch.Tensor, positions: torch.Tensor, plan: Plan, extras: dict[str, Any] | None = None
@@ -110,7 +111,7 @@ def copy_front(nodes: Sequence[Node], target: Node, tokens: int) -> None:
     for node in nodes:
         n = min(node.length, tokens - at)
         if n > 0:
-            for mine, theirs in ((target.arena.keys, node.arena.keys), (target.arena.values, node.arena.values)):
+            for mine, theirs in zip(target.arena.tensors, node.arena.tensors, strict=True):
                 mine[:, target.slot, :, at : at + n] = theirs[:, node.slot, :, :n]
         at += max(n, 0)
 
@@ -118,7 +119,7 @@ def copy_front(nodes: Sequence[Node], target: Node, tokens: int) -> None:
 def copy(source: Node, span: Span) -> None:
     """Copy tokens `span.first` to `span.end` of `source` to positions `start` to `stop` of the span's node."""
     target = span.node
-    for mine, theirs in ((target.arena.keys, source.arena.keys), (target.arena.values, source.arena.values)):
+    for mine, theirs in zip(target.arena.tensors, source.arena.tensors, strict=True):
         mine[:, target.slot, :, span.start : span.stop] = theirs[:, source.slot, :, span.first : span.end]
 
 

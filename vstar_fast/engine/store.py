@@ -1,10 +1,15 @@
-"""Keys and values in preallocated arenas: each prompt and each page of an answer is one slot, stored once."""
+"""Keys and values in preallocated arenas: each prompt and each page of an answer is one slot, stored once.
+
+Layers with as many heads of the same widths are of one kind and lie in one tensor; a layer that keeps none has none.
+"""
 
 from __future__ import annotations
 
 import heapq
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from functools import cached_property
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
@@ -22,42 +27,81 @@ ARENA_BYTES = 256 << 20
 """An arena has as many slots as fit both, one at least."""
 
 
-class Shape(NamedTuple):
-    """One token's keys and values."""
+class LayerShape(NamedTuple):
+    """What a layer keeps of one token: so many heads of a key and a value."""
 
-    layers: int
     heads: int
-    width: int
+    key_width: int
+    value_width: int
+
+
+@dataclass(frozen=True)
+class Shape:
+    """One token's keys and values: the `kinds` of layers, and per layer of the stack (kind, row among its like).
+
+    None: the layer keeps no keys, or attends to those of another one.
+    """
+
+    kinds: tuple[LayerShape, ...]
+    layers: tuple[tuple[int, int] | None, ...]
     dtype: torch.dtype
     device: torch.device
 
-    @property
+    @classmethod
+    def of(cls, layers: Sequence[LayerShape | None], dtype: torch.dtype, device: torch.device) -> Shape:
+        """From what each layer keeps."""
+        kinds = tuple(dict.fromkeys(layer for layer in layers if layer is not None))
+        counts = [0] * len(kinds)
+        places: list[tuple[int, int] | None] = []
+        for layer in layers:
+            kind = None if layer is None else kinds.index(layer)
+            places.append(None if kind is None else (kind, counts[kind]))
+            if kind is not None:
+                counts[kind] += 1
+        return cls(kinds, tuple(places), dtype, device)
+
+    @cached_property
+    def counts(self) -> tuple[int, ...]:
+        """Layers of each kind."""
+        return tuple(sum(place is not None and place[0] == n for place in self.layers) for n in range(len(self.kinds)))
+
+    @cached_property
     def token_bytes(self) -> int:
         """Bytes of the keys and values of one token in all layers."""
-        return 2 * self.layers * self.heads * self.width * self.dtype.itemsize
-
-
-def shape_of(text_model: Any, device: torch.device) -> Shape:
-    """What the text stack's config says of its keys and values."""
-    config = text_model.config
-    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    return Shape(config.num_hidden_layers, heads, width, text_model.dtype, device)
+        numbers = (n * k.heads * (k.key_width + k.value_width) for n, k in zip(self.counts, self.kinds, strict=True))
+        return sum(numbers) * self.dtype.itemsize
 
 
 class Arena:
-    """`keys`, `values` [layers, slots, heads, capacity, width]; slots are given out lowest first."""
+    """`keys`, `values` per kind of layer [layers, slots, heads, capacity, width]; slots are given out lowest first."""
 
     def __init__(self, shape: Shape, capacity: int, slots: int) -> None:
-        size = (shape.layers, slots, shape.heads, capacity, shape.width)
-        self.keys, self.values = (torch.zeros(size, dtype=shape.dtype, device=shape.device) for _ in range(2))
+        def zeros(count: int, heads: int, width: int) -> torch.Tensor:
+            return torch.zeros(count, slots, heads, capacity, width, dtype=shape.dtype, device=shape.device)
+
+        kinds = list(zip(shape.counts, shape.kinds, strict=True))
+        self.keys = [zeros(count, kind.heads, kind.key_width) for count, kind in kinds]
+        self.values = [zeros(count, kind.heads, kind.value_width) for count, kind in kinds]
+        self.layers = [None if p is None else (self.keys[p[0]][p[1]], self.values[p[0]][p[1]]) for p in shape.layers]
+        """Keys and values [slots, heads, capacity, width] by layer of the stack."""
         self.capacity, self.slots = capacity, slots
         self.free = list(range(slots))
 
     @property
+    def tensors(self) -> list[torch.Tensor]:
+        """All that is held, in one order for all arenas of a store: the slots are dimension 1, tokens dimension 3."""
+        return [*self.keys, *self.values]
+
+    @property
     def nbytes(self) -> int:
         """Bytes held."""
-        return self.keys.nbytes + self.values.nbytes
+        return sum(t.nbytes for t in self.tensors)
+
+    def layer(self, number: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys and values [slots, heads, capacity, width] of a layer of the stack, which keeps some."""
+        found = self.layers[number]
+        assert found is not None
+        return found
 
 
 @dataclass(slots=True, eq=False)
@@ -111,7 +155,7 @@ class Store:
 
 def slots_of(capacity: int, token_bytes: int, held: int, device: str) -> int:
     """Slots of a new arena beside `held` ones of its capacity; as many again on a GPU, where an arena is a launch."""
-    most = min(ARENA_TOKENS // capacity, ARENA_BYTES // (capacity * token_bytes))
+    most = min(ARENA_TOKENS // capacity, ARENA_BYTES // max(1, capacity * token_bytes))
     return max(1, most, held if device == "cuda" else 0)
 
 

@@ -138,6 +138,13 @@ class Fit:
     def _restore(self) -> int:
         """Go on from the newest checkpoint, if there is any; steps done."""
         found = self._checkpoints.load()
+        seen = self._ranks.merged({str(self._ranks.rank): found.step if found else 0})
+        if len(set(seen.values())) > 1:
+            named = ", ".join(f"process {rank} step {step}" for rank, step in seen.items())
+            raise RunError(
+                f"the newest checkpoint is not the same for all ({named}); all need the same run folder: wait until "
+                "its file system shows the same everywhere, and start again"
+            )
         if found is None:
             return 0
         from peft import load_peft_weights, set_peft_model_state_dict
