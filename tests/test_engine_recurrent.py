@@ -8,15 +8,16 @@ import pytest
 import torch
 from transformers import DynamicCache
 
-import families
+import recurrent_family
 import tiny
 from test_engine import SIZES, drawn, prompts, request, theirs
+from test_engine_families import asked
+from test_engine_families import theirs as of_generate
 from test_families import batch_of
 from vstar_fast import models, ops
 from vstar_fast.engine import Crew, Request, Scheduler, Scorer, Settings, TextLM, crew, graphs, pieces, score
 from vstar_fast.engine.recurrent import States, running
 from vstar_fast.engine.stack import Stack
-from vstar_fast.errors import ModelError
 from vstar_fast.models.hf_cache import CACHE
 from vstar_fast.models.mixers import mixers_of
 
@@ -179,3 +180,67 @@ def test_labels_score_as_a_row_each(lm, most, monkeypatch):
         wanted = [log_likelihood(lm, ids, surface) for (surface,) in labels]
         assert scores == pytest.approx(wanted, abs=2e-5, rel=2e-5)
     assert not states_alive()
+
+
+@pytest.fixture(scope="module")
+def video_lm(tmp_path_factory):
+    return models.load(str(recurrent_family.write(tmp_path_factory.mktemp("qwen3_5") / "model")))
+
+
+@pytest.mark.parametrize("most", [1 << 62, 7])
+def test_a_videos_tokens_go_through_once_for_all_its_questions(video_lm, most, monkeypatch):
+    monkeypatch.setitem(pieces.BETWEEN_STEPS, "cpu", most)
+    first, second = video_lm.encode(batch_of((56, 84), (70, 56)))
+    features = [first, second, first, None, first, second]
+    texts = ["which colour", "is it red?", "", "see a ball", "see a ball", "which colour"]
+    requests = asked(video_lm, features[:3], texts[:3]) + asked(video_lm, features[4:], texts[4:])
+    plain = video_lm.text_ids(texts[3])
+    requests.insert(3, Request(plain[:0], plain, None, [1, 2], Settings(max_new_tokens=24)))
+    scheduler = Scheduler(video_lm, max_rows=6)
+    found = {id(r): [a.token_ids for a in answers] for r, answers in scheduler.run(requests)}
+    for r, text, feature in zip(requests, texts, features, strict=True):
+        if feature is not None:
+            assert found[id(r)] == [of_generate(video_lm, text, feature)] * 2
+    once = sum(len(r.head) + len(r.tail) for r in requests) + sum(len(f.ids) for f in (first, second))
+    assert scheduler.counts.prefilled <= once and not states_alive()
+
+
+def test_each_mixer_has_its_own_forward_again_however_a_call_ends(hybrid):
+    mixers = mixers_of(hybrid.text_model)
+    first = next(iter(mixers)).module
+    first.forward = own = first.forward
+    try:
+        with pytest.raises(ZeroDivisionError), running(mixers, lambda: 1 / 0):
+            assert all("forward" in vars(mixer.module) for mixer in mixers) and first.forward is not own
+            hybrid.text_model(inputs_embeds=torch.zeros(1, 2, 48))
+        assert first.forward is own and not any("forward" in vars(m.module) for m in list(mixers)[1:])
+    finally:
+        del first.forward
+
+
+def test_steps_are_not_recorded(hybrid, monkeypatch, caplog):
+    monkeypatch.setattr(graphs.backends, "choose", lambda *_: SimpleNamespace(name="triton"))
+    stack = SimpleNamespace(**vars(Stack(hybrid)) | {"lm": SimpleNamespace(device=torch.device("cuda"))})
+    with caplog.at_level(logging.INFO):
+        assert graphs.made_for(SimpleNamespace(stack=stack)) is None
+    assert "Qwen3_5TextModel has layers with a state: every step is made anew" in caplog.text
+
+
+def test_layers_that_an_adapter_has_copied_are_looked_up_again(hybrid):
+    from peft import LoraConfig, get_peft_model
+
+    (ids,) = prompts(20)
+    scheduler = Scheduler(hybrid)
+    before = drawn(scheduler, [request(ids)])
+    peft = get_peft_model(hybrid.model, LoraConfig(target_modules=["q_proj"], modules_to_save=["linear_attn"]))
+    try:
+        with torch.no_grad():
+            for name, p in peft.named_parameters():
+                if "modules_to_save" in name:
+                    p.add_(0.05)
+        want = [[theirs(hybrid.model, ids, 64)] * 3]
+        assert drawn(scheduler, [request(ids)]) == want != before
+        with peft.disable_adapter():
+            assert drawn(scheduler, [request(ids)]) == before
+    finally:
+        peft.unload()

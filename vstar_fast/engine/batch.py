@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -10,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from vstar_fast.engine import plan as plans
-from vstar_fast.engine.lanes import Lane, Tracked
+from vstar_fast.engine.lanes import Lane, Tracked, pick
 from vstar_fast.engine.plan import Plan, Span
 from vstar_fast.engine.prompts import Prefix
-from vstar_fast.engine.recurrent import Held, Run, Waves, in_waves
+from vstar_fast.engine.recurrent import Held
 from vstar_fast.engine.request import Answer, Counts, Request, Settings
 from vstar_fast.engine.stack import Stack, copy
 from vstar_fast.engine.store import PAGE, Node
@@ -156,7 +155,7 @@ class Batch:
         width = max(g.prefix.rows for g in self.groups)
         lm = self.stack.lm
         positions = torch.tensor(places, device=lm.device).expand(width, len(places))
-        plan.waves, after = self._waves(rows)
+        plan.waves, after = self.stack.waves([(len(row.pending), row.state) for row in rows], moving=True)
         hidden = self.stack.call(lm.embed_tokens(ids.to(lm.device))[None], positions, plan)
         logits = lm.logits(hidden if last is None else hidden[last])
         for i, (row, state) in enumerate(zip(rows, after, strict=True)):
@@ -185,14 +184,6 @@ class Batch:
         levels += [plans.level(spans, device, "last") for spans in columns.values()]
         last = None if first[-1] == len(rows) else torch.tensor(first[1:], device=device) - 1
         return Plan(plans.writes(new, first[-1], device), levels), last
-
-    def _waves(self, rows: Sequence[Row]) -> tuple[Waves | None, Sequence[Held | None]]:
-        """How this step's tokens go through layers with a state, and the states behind them."""
-        if not self.stack.mixers:
-            return None, [None] * len(rows)
-        ends = itertools.accumulate((len(row.pending) for row in rows), initial=0)
-        runs = [Run(first, len(row.pending), row.state) for row, first in zip(rows, ends, strict=False)]
-        return in_waves(runs, self.stack.lm.device, moving=True)
 
     def prefix_spans(self, first: Sequence[int]) -> list[list[Span]]:
         """Per depth, what each group sees before its own tokens."""
@@ -229,7 +220,7 @@ class Batch:
         keep_open(golds)
 
     def _draw_lane(self, lane: Lane, logits: torch.Tensor, new: dict[int, list[int]]) -> None:
-        ids, logprobs = lane.draw(_pick(logits, [row.index for row in lane.rows]))
+        ids, logprobs = lane.draw(pick(logits, [row.index for row in lane.rows]))
         most = lane.settings.max_new_tokens
         follow = lane.forced() if self.skip_forced else [[]] * len(lane.rows)
         drawn = zip(lane.rows, ids.tolist(), logprobs.tolist(), follow, strict=True)
@@ -288,13 +279,6 @@ class Batch:
         empty = [g for g in self.groups if not g.rows]
         self.groups = [g for g in self.groups if g.rows]
         return empty
-
-
-def _pick(logits: torch.Tensor, index: list[int]) -> torch.Tensor:
-    """Rows of logits in this order; a view where they stand together."""
-    if index == list(range(index[0], index[0] + len(index))):
-        return logits[index[0] : index[0] + len(index)]
-    return logits[torch.tensor(index, device=logits.device)]
 
 
 def keep_open(held: dict[Any, Any]) -> None:

@@ -16,6 +16,7 @@ from vstar_fast.errors import ModelError
 
 if TYPE_CHECKING:
     from vstar_fast.kernels.prefix_attention.tree import Tree
+    from vstar_fast.models.mixers import Mixers
 
 CHUNK = 64
 """Layers in chunks round a run up to so many tokens."""
@@ -26,7 +27,7 @@ PADDED, HALF = 0.8, 0.5
 class Trie:
     """Nodes of one token: `parents` [M] counts from 1, 0 is the prompt; node 1 stands at token `first` of the call."""
 
-    def __init__(self, prompt: Held, parents: Sequence[int], first: int) -> None:
+    def __init__(self, prompt: Held | None, parents: Sequence[int], first: int) -> None:
         self.prompt, self.first = prompt, first
         self.children: list[list[int]] = [[] for _ in range(len(parents) + 1)]
         for node, parent in enumerate(parents, 1):
@@ -41,11 +42,11 @@ def of_tries(tries: Sequence[Trie], most: int, device: torch.device) -> Waves:
     waves: list[Wave] = []
     places: list[int] = []
 
-    def walk(level: list[tuple[Trie, int, Held]]) -> None:
+    def walk(level: list[tuple[Trie, int, Held | None]]) -> None:
         for start in range(0, len(level), most):
             part = level[start : start + most]
             after = States(len(part)) if any(trie.children[node] for trie, node, _ in part) else None
-            behind = [
+            behind: list[tuple[Trie, int, Held | None]] = [
                 (trie, child, Held(after, row))
                 for row, (trie, node, _) in enumerate(part)
                 for child in trie.children[node]
@@ -85,18 +86,34 @@ def along_trees(text_model: Any) -> Iterator[None]:
 
     Nothing is kept from one call of a layer to another, so that a layer which is run again does the same again.
     """
+    mixers = mixers_in(text_model)
     known: WeakKeyDictionary[Tree, Waves] = WeakKeyDictionary()
+    given: list[Tree] = []
+    """The tree of the layer that is being called: some hand it on to their attention only."""
 
-    def waves_of(given: dict[str, Any]) -> Waves:
-        tree = given.get(TREE)
-        if tree is None:
-            raise ModelError("layers do not hand on their arguments to those with a state; set finetune.pack = false")
-        if tree not in known:
-            known[tree] = of_tree(tree, text_model.device)
-        return known[tree]
+    def note(_module: Any, _args: Any, kwargs: dict[str, Any]) -> None:
+        if TREE in kwargs:
+            given[:] = [kwargs[TREE]]
 
-    with running(mixers_in(text_model), waves_of):
+    def waves_of() -> Waves:
+        if not given:
+            raise ModelError("layers are not handed on what the text stack is given; set finetune.pack = false")
+        if given[0] not in known:
+            known[given[0]] = of_tree(given[0], text_model.device)
+        return known[given[0]]
+
+    with contextlib.ExitStack() as stack:
+        for module in _around(text_model, mixers):
+            stack.callback(module.register_forward_pre_hook(note, with_kwargs=True).remove)
+        stack.enter_context(running(mixers, waves_of))
         yield
+
+
+def _around(text_model: Any, mixers: Mixers) -> list[torch.nn.Module]:
+    """The modules of a text stack that mixers are in."""
+    inside = {mixer.module for mixer in mixers}
+    modules = text_model.modules()
+    return [m for m in modules if m is not text_model and m not in inside and not inside.isdisjoint(m.modules())]
 
 
 def of_tree(tree: Tree, device: torch.device) -> Waves:
@@ -114,7 +131,7 @@ def of_tree(tree: Tree, device: torch.device) -> Waves:
         if group[0].parent is not None:
             length = max(length, 2)
         padded = [b.tokens + b.tokens[-1:] * (length - len(b.tokens)) for b in group]
-        before = sources([b.parent and b.parent.after for b in group], device)
+        before = sources([None if b.parent is None else b.parent.after for b in group], device)
         after = None if group[0].leaf else States(len(group))
         waves.append(Wave(torch.tensor(padded, device=device).flatten(), len(group), before, after, kept=False))
         for row, branch in enumerate(group):

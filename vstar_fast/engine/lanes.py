@@ -103,3 +103,10 @@ def _budget(settings: Settings, grammar: Grammar) -> int:
             f"{grammar.shortest + 1} tokens; raise it, or draw without a template (generate.constrain = false)"
         )
     return settings.max_new_tokens - 1
+
+
+def pick(logits: torch.Tensor, index: list[int]) -> torch.Tensor:
+    """Rows of logits in this order; a view where they stand together."""
+    if index == list(range(index[0], index[0] + len(index))):
+        return logits[index[0] : index[0] + len(index)]
+    return logits[torch.tensor(index, device=logits.device)]

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate, pairwise
 from typing import Any, NamedTuple
 
 import torch
@@ -26,11 +27,11 @@ TREE = "vstar_tree"
 
 @dataclass(slots=True, eq=False)
 class States:
-    """The states of `rows` sequences by mixer; `moving`: nobody looks at them after the next wave behind them."""
+    """The states of `rows` sequences by layer; `moving`: nobody looks at them after the next wave behind them."""
 
     rows: int
     moving: bool = False
-    mixers: dict[int, Tensors] = field(default_factory=dict)
+    layers: dict[int, Tensors] = field(default_factory=dict)
 
 
 class Held(NamedTuple):
@@ -44,24 +45,20 @@ class Held(NamedTuple):
         if self.states.rows == 1:
             return self
         own = States(1)
-        for number, tensors in self.states.mixers.items():
-            own.mixers[number] = [None if t is None else t[self.row : self.row + 1].clone() for t in tensors]
+        for number, tensors in self.states.layers.items():
+            own.layers[number] = [None if t is None else t[self.row : self.row + 1].clone() for t in tensors]
         return Held(own, 0)
 
 
-class Run(NamedTuple):
-    """Tokens `first` to `first + count` of a call, behind a state (None: nothing before them)."""
-
-    first: int
-    count: int
-    before: Held | None
+Run = tuple[int, "Held | None"]
+"""So many tokens behind a state (None: nothing before them); the next run's tokens follow."""
 
 
 class Source(NamedTuple):
     """Rows of a batch, in this order; None: all of them as they are."""
 
     states: States
-    index: torch.Tensor | None
+    rows: torch.Tensor | None
 
 
 @dataclass(slots=True)
@@ -99,9 +96,9 @@ def gathered(wave: Wave, number: int, made: dict[int, Tensors]) -> Tensors | Non
     """The states that a wave starts from in a mixer; a copy unless they are moving as a whole."""
     if not wave.before:
         return None
-    parts = [(source, made.get(id(source.states)) or source.states.mixers[number]) for source in wave.before]
+    parts = [(source, made.get(id(source.states)) or source.states.layers[number]) for source in wave.before]
     (first, tensors), *others = parts
-    if not others and first.index is None:
+    if not others and first.rows is None:
         return tensors if first.states.moving else [None if t is None else t.clone() for t in tensors]
     return [None if t is None else _joined(parts, n) for n, t in enumerate(tensors)]
 
@@ -111,15 +108,15 @@ def _joined(parts: list[tuple[Source, Tensors]], n: int) -> torch.Tensor:
     for source, tensors in parts:
         held = tensors[n]
         assert held is not None
-        found.append(held if source.index is None else held.index_select(0, source.index))
+        found.append(held if source.rows is None else held.index_select(0, source.rows))
     return found[0] if len(found) == 1 else torch.cat(found)
 
 
 def mixed(
-    mixer: Mixer, number: int, forward: Callable[..., Any], hidden: torch.Tensor, waves: Waves, given: dict[str, Any]
+    mixer: Mixer, forward: Callable[..., Any], hidden: torch.Tensor, waves: Waves, given: dict[str, Any]
 ) -> torch.Tensor:
     """What a mixer makes of packed tokens [1, N, H], wave by wave."""
-    packed, outs = hidden[0], []
+    number, packed, outs = mixer.layer, hidden[0], []
     made: dict[int, Tensors] = {}
     for wave in waves.waves:
         tokens = packed[wave.tokens] if isinstance(wave.tokens, slice) else packed.index_select(0, wave.tokens)
@@ -128,25 +125,25 @@ def mixed(
         out, states = mixer.call(forward, x, states, given)
         outs.append(out.reshape(-1, out.shape[-1]))
         if wave.after is not None:
-            (wave.after.mixers if wave.kept else made)[number if wave.kept else id(wave.after)] = states
+            (wave.after.layers if wave.kept else made)[number if wave.kept else id(wave.after)] = states
         for dropped in wave.drops:
             made.pop(id(dropped), None)
-    for states in waves.over:
-        states.mixers.pop(number, None)
+    for left in waves.over:
+        left.layers.pop(number, None)
     joined = outs[0] if len(outs) == 1 else torch.cat(outs)
     return (joined if waves.order is None else joined.index_select(0, waves.order))[None]
 
 
 @contextlib.contextmanager
-def running(mixers: Mixers, waves_of: Callable[[dict[str, Any]], Waves]) -> Iterator[None]:
-    """Inside, mixers take packed tokens; `waves_of` says in which waves, from the arguments of a call.
+def running(mixers: Mixers, waves_of: Callable[[], Waves | None]) -> Iterator[None]:
+    """Inside, mixers take packed tokens; `waves_of` says in which waves.
 
     Each mixer's own forward is called, with a cache that holds its own states.
     """
     before = [mixer.module.__dict__.get("forward") for mixer in mixers]
     try:
-        for number, mixer in enumerate(mixers):
-            mixer.module.forward = _stand_in(mixer, number, mixer.module.forward, waves_of)
+        for mixer in mixers:
+            mixer.module.forward = _stand_in(mixer, mixer.module.forward, waves_of)
         yield
     finally:
         for mixer, own in zip(mixers, before, strict=True):
@@ -156,17 +153,19 @@ def running(mixers: Mixers, waves_of: Callable[[dict[str, Any]], Waves]) -> Iter
 
 
 def _stand_in(
-    mixer: Mixer, number: int, own: Callable[..., Any], waves_of: Callable[[dict[str, Any]], Waves]
+    mixer: Mixer, own: Callable[..., Any], waves_of: Callable[[], Waves | None]
 ) -> Callable[..., torch.Tensor]:
     def forward(*args: Any, **kwargs: Any) -> torch.Tensor:
         hidden, given = mixer.arguments(args, kwargs)
-        waves = waves_of(given)
+        waves = waves_of()
+        if waves is None:
+            raise ModelError(f"{type(mixer.module).__name__} has a state, and nothing says whose tokens these are")
         given.pop(TREE, None)
         by_token = [name for name, value in given.items() if isinstance(value, torch.Tensor) and value.ndim]
         if by_token:
             name = type(mixer.module).__name__
             raise ModelError(f"{name} is given {', '.join(by_token)}, which cannot be told apart by run")
-        return mixed(mixer, number, own, hidden, waves, given)
+        return mixed(mixer, own, hidden, waves, given)
 
     return forward
 
@@ -177,24 +176,22 @@ def in_waves(runs: Sequence[Run], device: torch.device, moving: bool = False) ->
     `moving`: the runs take the states before and behind them along, nobody else has them.
     """
     groups: dict[tuple[int, bool], list[int]] = {}
-    for i, run in enumerate(runs):
-        groups.setdefault((run.count, run.before is None), []).append(i)
+    for i, (tokens, before) in enumerate(runs):
+        groups.setdefault((tokens, before is None), []).append(i)
+    spans = list(pairwise(accumulate((tokens for tokens, _ in runs), initial=0)))
     waves, after = [], [Held(States(0), 0)] * len(runs)
-    for (count, _), members in groups.items():
-        before = sources([runs[i].before for i in members], device)
-        same = len(groups) == 1 and bool(before) and before[0].states.moving and _whole(before)
-        states = before[0].states if same else States(len(members), moving)
-        waves.append(Wave(_tokens([(runs[i].first, count) for i in members], device), len(members), before, states))
+    for members in groups.values():
+        sourced = sources([runs[i][1] for i in members], device)
+        same = len(groups) == 1 and len(sourced) == 1 and sourced[0].rows is None and sourced[0].states.moving
+        states = sourced[0].states if same else States(len(members), moving)
+        waves.append(Wave(_tokens([spans[i] for i in members], device), len(members), sourced, states))
         for row, i in enumerate(members):
             after[i] = Held(states, row)
     kept = {id(wave.after) for wave in waves}
     moved = {id(s.states): s.states for wave in waves for s in wave.before if s.states.moving}
     over = [states for key, states in moved.items() if key not in kept]
-    return Waves(waves, _order([(runs[i].first, k[0]) for k, m in groups.items() for i in m], device), over), after
-
-
-def _whole(before: list[Source]) -> bool:
-    return len(before) == 1 and before[0].index is None
+    order = [spans[i] for members in groups.values() for i in members]
+    return Waves(waves, _order(order, device), over), after
 
 
 def sources(held: Sequence[Held | None], device: torch.device) -> list[Source]:
@@ -213,17 +210,14 @@ def sources(held: Sequence[Held | None], device: torch.device) -> list[Source]:
 
 
 def _tokens(spans: Sequence[tuple[int, int]], device: torch.device) -> torch.Tensor | slice:
-    """Tokens of spans (first, count), one span after the other."""
-    first = spans[0][0]
-    if all(start == first + i * count for i, (start, count) in enumerate(spans)):
-        return slice(first, first + len(spans) * spans[0][1])
-    return torch.cat([torch.arange(start, start + count) for start, count in spans]).to(device)
+    """Tokens `start` to `stop` of spans, one after the other."""
+    if all(stop == start for (_, stop), (start, _) in pairwise(spans)):
+        return slice(spans[0][0], spans[-1][1])
+    return torch.cat([torch.arange(*span) for span in spans]).to(device)
 
 
 def _order(spans: Sequence[tuple[int, int]], device: torch.device) -> torch.Tensor | None:
-    """Where each token stands among spans (first, count) in this order, which hold all of them; None: at its place."""
-    firsts = [start for start, _ in spans]
-    if firsts == sorted(firsts):
+    """Where each token stands among spans in this order, which hold all of them; None: at its place."""
+    if all(stop == start for (_, stop), (start, _) in pairwise(spans)):
         return None
-    places = torch.cat([torch.arange(start, start + count) for start, count in spans])
-    return places.argsort().to(device)
+    return torch.cat([torch.arange(*span) for span in spans]).argsort().to(device)

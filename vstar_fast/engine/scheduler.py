@@ -86,6 +86,7 @@ class Scheduler:
         source = iter(requests)
         waiting: deque[Flight] = deque()
         try:
+            self.stack.look()
             while stop is None or not stop.is_set():
                 self._look_ahead(source, waiting)
                 if not waiting and not len(self._batch) and self._arriving is None:

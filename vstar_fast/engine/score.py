@@ -156,6 +156,7 @@ class Scorer:
 
     def _in_turn(self, requests: Sequence[Request], labels: Sequence[Labels], norm: str) -> list[torch.Tensor]:
         found: list[torch.Tensor] = []
+        self.stack.look()
         try:
             while len(found) < len(requests):
                 first = len(found)

@@ -12,7 +12,7 @@ from vstar_fast.engine.cache import PackedCache, attending, check
 from vstar_fast.engine.layers import shape_of
 from vstar_fast.engine.pieces import BETWEEN_STEPS, Prompt, pieces, whole
 from vstar_fast.engine.plan import Plan, Span
-from vstar_fast.engine.recurrent import Run, in_waves, mixers_in, running
+from vstar_fast.engine.recurrent import Held, Run, Waves, in_waves, mixers_in, running
 from vstar_fast.engine.store import Node, Store
 from vstar_fast.kernels.linear import fast_linears
 from vstar_fast.models.hf_cache import CACHE
@@ -31,9 +31,13 @@ class Stack:
         self.lm = lm
         self.text_model = lm.text_model
         check(self.text_model)
-        self.mixers = mixers_in(self.text_model)
+        self.look()
         self.store = Store(shape_of(self.text_model, lm.device))
         self._cache = PackedCache(self.store.shape)
+
+    def look(self) -> None:
+        """Look the layers with a state up again: an adapter may have put copies in their places."""
+        self.mixers = mixers_in(self.text_model)
 
     def call(
         self, embeds: torch.Tensor, positions: torch.Tensor, plan: Plan, extras: dict[str, Any] | None = None
@@ -41,7 +45,7 @@ class Stack:
         """Hidden states [N, H] of packed tokens with inputs_embeds [1, N, H] and position_ids [R, N]."""
         self._cache.set_plan(plan)
         positions = positions if positions.shape[0] == 1 else positions[:, None]
-        with attending(self.text_model), running(self.mixers, lambda _: plan.waves), fast_linears():
+        with attending(self.text_model), running(self.mixers, lambda: plan.waves), fast_linears():
             out = self.text_model(
                 inputs_embeds=embeds,
                 position_ids=positions,
@@ -53,6 +57,10 @@ class Stack:
         self._cache.set_plan(Plan())  # what it names may go
         hidden: torch.Tensor = out.last_hidden_state[0]
         return hidden
+
+    def waves(self, runs: Sequence[Run], moving: bool = False) -> tuple[Waves | None, Sequence[Held | None]]:
+        """How the runs of a call go through layers with a state, if there are any, and the states behind them."""
+        return in_waves(runs, self.lm.device, moving) if self.mixers else (None, [None] * len(runs))
 
     def prefill(self, prompts: Sequence[Prompt]) -> torch.Tensor:
         """Put prompts into their nodes; hidden states [len(prompts), H] of their last tokens."""
@@ -79,8 +87,7 @@ class Stack:
             end += count
         depth = max(len(p.seen) for p in prompts)
         levels = [self._seen(prompts, spans, i) for i in range(depth)]
-        runs = [Run(s.first, s.end - s.first, p.before) for p, s in zip(prompts, spans, strict=True)]
-        waves, after = in_waves(runs, device) if self.mixers else (None, [None] * len(runs))
+        waves, after = self.waves([(p.inputs_embeds.shape[1], p.before) for p in prompts])
         plan = Plan(plans.writes(spans, end, device), [*levels, plans.level(spans, device, "causal")], waves)
         embeds = torch.cat([p.inputs_embeds for p in prompts], 1)
         positions = torch.cat([p.position_ids for p in prompts], 1)

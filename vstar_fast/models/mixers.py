@@ -7,9 +7,10 @@ transformers makes for the model's config; no family is named here.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator
-from functools import cached_property
-from typing import Any
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import cache
+from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 import torch
@@ -30,6 +31,8 @@ CACHES = (CACHE, "past_key_values", "cache_params")
 MASK = "attention_mask"
 NO_MIXER = ("moe", "mlp")
 """Layer types whose place in a cache is of no use; some versions make it one for a state."""
+COPIES = re.compile(r"\.(original_module|modules_to_save\.[^.]+)$")
+"""End of the names of a module and its copies inside PEFT's wrapper, one of which is called."""
 TOLERANCE = 0.05
 """Of the size of a layer's output: more than rounding."""
 
@@ -51,10 +54,11 @@ class StateLayer(LinearAttentionLayer):
         self.conv_states, self.recurrent_states = dict(enumerate(conv)), dict(enumerate(recurrent))
         self.is_conv_states_initialized = {i: t is not None for i, t in enumerate(conv)}
         self.is_recurrent_states_initialized = {i: t is not None for i, t in enumerate(recurrent)}
-        self.has_previous_state = {i: given is not None for i in range(count)}
+        self.has_previous_state = dict.fromkeys(range(count), given is not None)
         self.conv_kernel_size = {i: None if t is None else t.shape[-1] for i, t in enumerate(conv)}
         there = next((t for t in conv if t is not None), None)
-        self.dtype, self.device = (None, None) if there is None else (there.dtype, there.device)
+        self.dtype: torch.dtype | None = None if there is None else there.dtype
+        self.device: torch.device | None = None if there is None else there.device
 
     def take(self) -> Tensors:
         """The states as they stand, which are let go of."""
@@ -90,14 +94,19 @@ class StateLayer(LinearAttentionLayer):
 
 
 class Mixer:
-    """The token mixer of one layer, called by hand on batches of sequences of one length."""
+    """The token mixer of a layer, or its copy in an adapter, called by hand on batches of sequences of one length."""
 
     def __init__(self, module: torch.nn.Module, layer: int, states: int) -> None:
         self.module, self.layer = module, layer
-        self.names = _parameters(module)
+        self.names = _parameters(type(module).forward)
         self._cache_name = next(name for name in CACHES if name in self.names)
         self._layer = StateLayer(number_of_states=states)
         self._cache = Cache(layers=[self._layer] * (layer + 1))
+
+    @property
+    def kind(self) -> Any:
+        """Mixers of one kind have states of one shape."""
+        return type(self.module), tuple((name, tuple(p.shape)) for name, p in self.module.named_parameters())
 
     def call(
         self, forward: Callable[..., Any], hidden: torch.Tensor, before: Tensors | None, given: dict[str, Any]
@@ -121,15 +130,15 @@ class Mixer:
 
 
 class Mixers:
-    """All mixers of a text stack, in the order of its layers; the `types` of layers that have one, by their config.
+    """The mixers of a text stack as it is now: an adapter may put others in place.
 
-    `odd`: in words, what is not known of them. `hidden` [1, 4, H]: to try them on.
+    `types`: what the config calls them; `odd`: in words, what is not known of them;
+    `each_bytes`: of the states of one sequence, by layer.
     """
 
-    def __init__(self, found: list[Mixer], types: frozenset[str], hidden: torch.Tensor) -> None:
-        self.found, self.types = found, types
-        self.odd = ""
-        self._hidden = hidden
+    def __init__(self, found: Sequence[Mixer], types: Iterable[str], odd: str, each_bytes: Sequence[int]) -> None:
+        self.found, self.types, self.odd, self.each_bytes = tuple(found), frozenset(types), odd, tuple(each_bytes)
+        self.row_bytes = sum(each_bytes)
 
     def __len__(self) -> int:
         return len(self.found)
@@ -137,97 +146,63 @@ class Mixers:
     def __iter__(self) -> Iterator[Mixer]:
         return iter(self.found)
 
-    @cached_property
-    def row_bytes(self) -> int:
-        """Bytes of the states of one sequence in all layers."""
-        return sum(self.each_bytes)
 
-    @cached_property
-    def each_bytes(self) -> list[int]:
-        """Bytes of the states of one sequence in each layer."""
-        sizes: dict[Any, int] = {}
-        for mixer in self.found:
-            if (kind := _kind(mixer.module)) not in sizes:
-                _, after = mixer.call(mixer.module, self._hidden[:, :1], None, {})
-                sizes[kind] = sum(t.nbytes for t in after if t is not None)
-        return [sizes[_kind(mixer.module)] for mixer in self.found]
+class _Tried(NamedTuple):
+    """What a few tokens show of a kind of mixer."""
 
-    def forgetful(self) -> str:
-        """The first kind of mixer that takes no heed of a state before several tokens; empty where all do."""
-        seen = set()
-        for mixer in self.found:
-            if (kind := _kind(mixer.module)) not in seen and not self._goes_on(mixer):
-                return type(mixer.module).__name__
-            seen.add(kind)
-        return ""
-
-    def _goes_on(self, mixer: Mixer) -> bool:
-        """Whether two tokens behind the state of two others come out as those of four together."""
-        x = self._hidden
-        whole, _ = mixer.call(mixer.module, x, None, {})
-        _, state = mixer.call(mixer.module, x[:, :2], None, {})
-        rest, _ = mixer.call(mixer.module, x[:, 2:], state, {})
-        if not isinstance(whole, torch.Tensor) or whole.shape != x.shape or rest.shape != x[:, 2:].shape:
-            return False
-        wanted = whole[:, 2:].float()
-        same = (rest.float() - wanted).norm() <= TOLERANCE * wanted.norm()
-        return bool(same) and all(self._reads(mixer, state, n, rest) for n, t in enumerate(state) if t is not None)
-
-    def _reads(self, mixer: Mixer, state: Tensors, number: int, rest: torch.Tensor) -> bool:
-        """Whether what comes behind a state, `rest`, is another thing where one of its tensors is."""
-        other = [None if t is None else t + (n == number) for n, t in enumerate(state)]
-        changed, _ = mixer.call(mixer.module, self._hidden[:, 2:], other, {})
-        return not torch.equal(changed, rest)
+    state_bytes: int
+    goes_on: bool
+    """Whether tokens behind the state of others come out as those of all together."""
 
 
-_FOUND: WeakKeyDictionary[Any, Mixers] = WeakKeyDictionary()
+_TRIED: WeakKeyDictionary[Any, dict[Any, _Tried]] = WeakKeyDictionary()
 
 
 def mixers_of(text_model: Any) -> Mixers:
     """The mixers of a text stack; each kind of them is called on a few tokens, the first time."""
-    if text_model not in _FOUND:
-        found = _looked_up(text_model)
-        if len(found):
-            with torch.no_grad(), evaluating(text_model):
-                odd = found.forgetful()
-            found.odd = odd and f"layers of {odd}, which take up a state one token at a time"
-        _FOUND[text_model] = found
-    return _FOUND[text_model]
-
-
-def _looked_up(text_model: Any) -> Mixers:
     config = text_model.config
     try:
         layers = DynamicCache(config=config).layers
     except (KeyError, AttributeError, TypeError):  # a layer type, or config, that transformers has no cache for
         layers = []
-    found, odd = [], set()
-    for number, layer in enumerate(layers):
-        if not isinstance(layer, LinearAttentionCacheLayerMixin) or _type_of(config, number) in NO_MIXER:
+    places = [n for n, layer in enumerate(layers) if isinstance(layer, LinearAttentionCacheLayerMixin)]
+    places = [n for n in places if _type_of(config, n) not in NO_MIXER]
+    by_layer = _by_layer(text_model) if places else {}
+    found, types, odd, sizes = [], set(), set(), []
+    for number in places:
+        own = by_layer.get(number, {})
+        if len(own) != 1 or isinstance(layers[number], CacheLayerMixin):
+            odd.add(f"layers of {_type_of(config, number)}")
             continue
-        modules = _mixers_in(text_model, number)
-        if len(modules) == 1 and not isinstance(layer, CacheLayerMixin):
-            found.append(Mixer(modules[0], number, layer.number_of_states))
-        else:
-            odd.add(_type_of(config, number))
-    types = {_type_of(config, mixer.layer) for mixer in found} - odd
-    hidden = torch.randn(1, 4, config.hidden_size, generator=torch.Generator().manual_seed(0))
-    return Mixers(found, frozenset(types), hidden.to(text_model.device, text_model.dtype))
+        mixers = [Mixer(module, number, layers[number].number_of_states) for module in next(iter(own.values()))]
+        tried = _tried(text_model, mixers[0])
+        if not tried.goes_on:
+            odd.add(f"layers of {type(mixers[0].module).__name__}, which take up a state one token at a time")
+        found += mixers
+        types.add(_type_of(config, number))
+        sizes.append(tried.state_bytes)
+    return Mixers(found, types, ", ".join(sorted(odd)), sizes)
 
 
-def _mixers_in(text_model: Any, layer: int) -> list[torch.nn.Module]:
-    """Modules of a layer that are given a cache and hold no other such module."""
-    taking = [m for m in text_model.modules() if getattr(m, "layer_idx", None) == layer and _takes_cache(m)]
-    return [m for m in taking if not any(o is not m and o in taking for o in m.modules())]
+def _by_layer(text_model: Any) -> dict[int, dict[str, list[torch.nn.Module]]]:
+    """By layer, modules that are given a cache and hold no other such module; copies of one under one name."""
+    taking = {m: name for name, m in text_model.named_modules() if _takes_cache(m)}
+    found: dict[int, dict[str, list[torch.nn.Module]]] = {}
+    for module, name in taking.items():
+        if not any(inner is not module and inner in taking for inner in module.modules()):
+            found.setdefault(module.layer_idx, {}).setdefault(COPIES.sub("", name), []).append(module)
+    return found
 
 
 def _takes_cache(module: torch.nn.Module) -> bool:
-    return any(name in _parameters(module) for name in CACHES)
+    named = isinstance(getattr(module, "layer_idx", None), int)
+    return named and any(name in _parameters(type(module).forward) for name in CACHES)
 
 
-def _parameters(module: torch.nn.Module) -> list[str]:
+@cache
+def _parameters(forward: Callable[..., Any]) -> tuple[str, ...]:
     """Names of the arguments of a module's forward, as its class has it."""
-    return list(inspect.signature(type(module).forward).parameters)[1:]
+    return tuple(inspect.signature(forward).parameters)[1:]
 
 
 def _type_of(config: Any, layer: int) -> str:
@@ -235,6 +210,29 @@ def _type_of(config: Any, layer: int) -> str:
     return kinds[layer] if layer < len(kinds) else "a state"
 
 
-def _kind(module: torch.nn.Module) -> Any:
-    """Modules of one kind have states of one shape."""
-    return type(module), tuple((name, tuple(p.shape)) for name, p in module.named_parameters())
+def _tried(text_model: Any, mixer: Mixer) -> _Tried:
+    known = _TRIED.setdefault(text_model, {})
+    if mixer.kind not in known:
+        made = torch.randn(1, 4, text_model.config.hidden_size, generator=torch.Generator().manual_seed(0))
+        with torch.no_grad(), evaluating(text_model):
+            known[mixer.kind] = _try(mixer, made.to(text_model.device, text_model.dtype))
+    return known[mixer.kind]
+
+
+def _try(mixer: Mixer, x: torch.Tensor) -> _Tried:
+    """Four tokens [1, 4, H] together, and two behind the state of the other two."""
+
+    def rest(state: Tensors | None) -> torch.Tensor:
+        return mixer.call(mixer.module, x[:, 2:], state and [None if t is None else t.clone() for t in state], {})[0]
+
+    whole, _ = mixer.call(mixer.module, x, None, {})
+    _, state = mixer.call(mixer.module, x[:, :2], None, {})
+    size = sum(t.nbytes for t in state if t is not None)
+    found = rest(state)
+    if not isinstance(whole, torch.Tensor) or whole.shape != x.shape or found.shape != x[:, 2:].shape:
+        return _Tried(size, False)
+    wanted = whole[:, 2:].float()
+    same = bool((found.float() - wanted).norm() <= TOLERANCE * wanted.norm())
+    others = ([None if t is None else t + (i == n) for i, t in enumerate(state)] for n in range(len(state)))
+    read = all(state[n] is None or not torch.equal(rest(other), found) for n, other in enumerate(others))
+    return _Tried(size, same and read)

@@ -27,9 +27,11 @@ def odd_layers(text_model: Any) -> str:
     from vstar_fast.models.mixers import mixers_of
 
     mixers = mixers_of(text_model)
+    if mixers.odd:
+        return mixers.odd
     odd = set(getattr(text_model.config, "layer_types", None) or ()) - KNOWN - mixers.types
-    if odd or mixers.odd:
-        return ", ".join([*([f"layers of {', '.join(sorted(odd))}"] if odd else []), *filter(None, [mixers.odd])])
+    if odd:
+        return f"layers of {', '.join(sorted(odd))}"
     if not _by_interface(text_model):
         return "attention in code of its own, not through transformers' AttentionInterface"
     return ""
