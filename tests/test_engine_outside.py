@@ -352,7 +352,7 @@ def test_a_text_model_takes_templates_and_no_videos():
     [
         ("Bloom", {"n_head": 6, "n_layer": 2}, "BloomModel has attention in code of its own"),
         ("FalconH1", {}, "FalconH1Model has layers of hybrid"),
-        ("Jamba", {"attn_layer_offset": 1, "attn_layer_period": 2}, "JambaMambaMixer, which take up a state one token"),
+        ("Jamba", {"attn_layer_offset": 1, "attn_layer_period": 2}, "JambaMambaMixer takes up a state one token"),
     ],
 )
 def test_a_model_whose_layers_are_not_known_is_refused_by_name(kind, more, said):

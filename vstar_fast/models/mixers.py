@@ -151,8 +151,8 @@ class _Tried(NamedTuple):
     """What a few tokens show of a kind of mixer."""
 
     state_bytes: int
-    goes_on: bool
-    """Whether tokens behind the state of others come out as those of all together."""
+    odd: str
+    """Why it cannot go on from a state with several tokens; empty where it can."""
 
 
 _TRIED: WeakKeyDictionary[Any, dict[Any, _Tried]] = WeakKeyDictionary()
@@ -176,8 +176,9 @@ def mixers_of(text_model: Any) -> Mixers:
             continue
         mixers = [Mixer(module, number, layers[number].number_of_states) for module in next(iter(own.values()))]
         tried = _tried(text_model, mixers[0])
-        if not tried.goes_on:
-            odd.add(f"layers of {type(mixers[0].module).__name__}, which take up a state one token at a time")
+        if tried.odd:
+            odd.add(f"layers of {_type_of(config, number)} ({type(mixers[0].module).__name__} {tried.odd})")
+            continue
         found += mixers
         types.add(_type_of(config, number))
         sizes.append(tried.state_bytes)
@@ -214,8 +215,13 @@ def _tried(text_model: Any, mixer: Mixer) -> _Tried:
     known = _TRIED.setdefault(text_model, {})
     if mixer.kind not in known:
         made = torch.randn(1, 4, text_model.config.hidden_size, generator=torch.Generator().manual_seed(0))
-        with torch.no_grad(), evaluating(text_model):
-            known[mixer.kind] = _try(mixer, made.to(text_model.device, text_model.dtype))
+        try:
+            with torch.no_grad(), evaluating(text_model):
+                known[mixer.kind] = _try(mixer, made.to(text_model.device, text_model.dtype))
+        except (torch.OutOfMemoryError, MemoryError):
+            raise
+        except Exception as error:  # whatever a module does with hidden states and a cache alone; it is reported
+            known[mixer.kind] = _Tried(0, f"cannot be called by itself: {type(error).__name__}: {str(error)[:120]}")
     return known[mixer.kind]
 
 
@@ -230,9 +236,9 @@ def _try(mixer: Mixer, x: torch.Tensor) -> _Tried:
     size = sum(t.nbytes for t in state if t is not None)
     found = rest(state)
     if not isinstance(whole, torch.Tensor) or whole.shape != x.shape or found.shape != x[:, 2:].shape:
-        return _Tried(size, False)
+        return _Tried(size, "gives something other than hidden states")
     wanted = whole[:, 2:].float()
     same = bool((found.float() - wanted).norm() <= TOLERANCE * wanted.norm())
     others = ([None if t is None else t + (i == n) for i, t in enumerate(state)] for n in range(len(state)))
     read = all(state[n] is None or not torch.equal(rest(other), found) for n, other in enumerate(others))
-    return _Tried(size, same and read)
+    return _Tried(size, "" if same and read else "takes up a state one token at a time")
