@@ -7,7 +7,7 @@ import tiny
 from test_engine import drawn, prompts, request, text_model, theirs
 from vstar_fast import models, ops
 from vstar_fast.engine import Engine, Scheduler, Settings, SharedPrefixCache, TextLM
-from vstar_fast.errors import ConfigError, DataError, ModelError
+from vstar_fast.errors import ConfigError, DataError
 from vstar_fast.frames import FrameRequest, FramesConfig, FrameSource
 from vstar_fast.models.hf_cache import CACHE
 
@@ -78,12 +78,6 @@ def test_the_attention_by_name_in_a_plain_model_and_its_generate():
     )
     assert torch.equal(found, want.repeat_interleave(3, 0))
     assert cache.layers[0].prefix[0].shape[0] == 2
-
-
-def test_a_sliding_window_is_refused():
-    lm = TextLM(text_model("Mistral", sliding_window=8))
-    with pytest.raises(ModelError, match="sliding window of 8 tokens"):
-        drawn(Scheduler(lm), [request(prompts(4)[0])])
 
 
 def test_an_adapter_is_merged_for_the_while_and_the_model_is_as_before():

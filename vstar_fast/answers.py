@@ -114,6 +114,7 @@ class Answers:
                 lambda q: questions.prompt_text(q, reason=how.reason),
                 lambda q, n: stream_seed(s.config.seed, how.mode, q.id, n),
                 max_rows=rows,
+                engine=s.config.generate.engine,
                 counts=self._count,
             )
             for question, batch in drawn:
@@ -151,7 +152,8 @@ class Answers:
         closed = [(q, v) for q, v in zip(asked, videos, strict=True) if slots.scored(q)]
         prompts = [questions.prompt_text(q, reason=False) for q, _ in closed]
         names = [slots.scored(q) for q, _ in closed]
-        found = label_scores.score(lm, [q for q, _ in closed], [v for _, v in closed], prompts, names)
+        engine = self._session.config.generate.engine
+        found = label_scores.score(lm, [q for q, _ in closed], [v for _, v in closed], prompts, names, engine=engine)
         self._session.profiler.count("scored", len(found))
 
         def each(question: Question, labels: Sequence[Sequence[str]]) -> list[Grammar]:
@@ -183,7 +185,8 @@ class Answers:
             blank = label_scores.blank_video(lm, s.config.frames.count) if norm == "pmi" else None
             with s.profiler.stage("evaluate"):
                 names = [slots.scored(q) for q in kept]
-                found = label_scores.score(lm, kept, videos, prompts, names, norm=norm, blank=blank)
+                engine = s.config.generate.engine
+                found = label_scores.score(lm, kept, videos, prompts, names, norm=norm, blank=blank, engine=engine)
                 s.profiler.count("scored", len(found))
             return [asdict(x) for x in found], [f for f in features.values() if isinstance(f, Rejected)]
 

@@ -123,13 +123,22 @@ def choose(op: str, device: object = "cpu", backend: str = "auto") -> Choice:
 
 
 _ran: dict[str, Counter[str]] = {}
+_why: dict[str, str] = {}
 _lock = threading.Lock()
 
 
-def ran(op: str, backend: str, count: int = 1) -> None:
-    """Note that op or stage `op` ran `count` times on `backend`."""
+def ran(op: str, backend: str, count: int = 1, why: str = "") -> None:
+    """Note that op or stage `op` ran `count` times on `backend`, and `why` where a model decided it."""
     with _lock:
         _ran.setdefault(op, Counter())[backend] += count
+        if why:
+            _why[op] = f"{backend}: {why}"
+
+
+def reasons() -> dict[str, str]:
+    """Stage -> what ran last in this process and why, of the stages that a model decides."""
+    with _lock:
+        return dict(sorted(_why.items()))
 
 
 def report() -> dict[str, dict[str, int]]:
@@ -157,6 +166,7 @@ def reset_report() -> None:
     """Forget what ran so far."""
     with _lock:
         _ran.clear()
+        _why.clear()
 
 
 def device() -> str:

@@ -117,6 +117,9 @@ class GenerateConfig:
     max_new_tokens: int = 48
     batch_size: int = 64
     """Answers drawn at once (on a CPU by each of several workers); does not change any sample."""
+    engine: str = "auto"
+    """`packed`: what answers share is read once; `plain`: by the model's own forward, slower, for layers that cannot be
+    packed; `auto`: packed where the model can be. For evaluation and label scores too; changes no answer."""
     reason: bool = True
     """Ask for step-by-step reasoning before `Answer:`. False: for the answer alone; nothing is rationalized then."""
     constrain: bool = True
@@ -128,6 +131,7 @@ class GenerateConfig:
     them: candidate i ends in the label of rank i mod n. 0: a candidate chooses its label itself."""
 
     def __post_init__(self) -> None:
+        one_of("generate.engine", self.engine, ("auto", "packed", "plain"))
         in_range("generate", self)
         need(
             self.constrain or not self.propose, "generate.propose holds the slot to a label; it needs constrain = true"

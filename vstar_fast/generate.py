@@ -51,19 +51,20 @@ def stream(
     seed: Seeder,
     *,
     max_rows: int = 64,
+    engine: str = "auto",
     counts: Callable[[Counts], None] | None = None,
 ) -> Iterator[tuple[Question, CandidateBatch]]:
     """`sampling.samples` answers to each question, as they get done; questions come in as rows get free.
 
     `prompt` gives the user's text of a question, `seed` the random stream of (question, sample). A sample does not
-    depend on what else is drawn. `max_rows`: answers drawn at once, on a CPU by each worker of a `Crew`. `counts` is
-    told at the end what was done.
+    depend on what else is drawn. `max_rows`: answers drawn at once, on a CPU by each worker of a `Crew`. `engine`: see
+    `engine.ways.choose`. `counts` is told at the end what was done.
     """
     from vstar_fast.engine import Crew, memory
     from vstar_fast.engine.merged import merged
 
     with merged(lm.model, lm.device):
-        crew = Crew(lm, max_rows=max_rows)
+        crew = Crew(lm, max_rows=max_rows, engine=engine)
         with contextlib.closing(crew.run(_requests(lm, asked, sampling, prompt, seed))) as drawn:
             for request, answers in drawn:
                 yield request.tag, _batch(lm, request.tag, answers, sampling)

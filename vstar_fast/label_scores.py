@@ -42,6 +42,7 @@ def score(
     *,
     norm: str = "sum",
     blank: Features | None = None,
+    engine: str = "auto",
 ) -> list[Scored]:
     """Shares of the labels of each question right behind `Answer:`, in the order of the questions.
 
@@ -49,7 +50,7 @@ def score(
     written in an answer. `norm`: "sum", a label's probability is the sum over its surfaces; "mean", that a token of
     its likeliest surface; "pmi", "sum" against that behind `blank`, a video without content (see `blank_video`):
     what the video speaks for, less what the words alone make likely. A video goes through the model once for all its
-    questions.
+    questions. `engine`: see `engine.ways.choose`.
     """
     from vstar_fast.engine import Scorer
 
@@ -60,7 +61,7 @@ def score(
     labels = [known.setdefault(_key(names), _spelt(lm, names)) for names in surfaces]
     behind = _ids(lm, ANSWER)
     requests = [_request(lm, prompts[i], behind, features[i]) for i in order]
-    scorer, plain = Scorer(lm), "sum" if norm == "pmi" else norm
+    scorer, plain = Scorer(lm, engine=engine), "sum" if norm == "pmi" else norm
     found = scorer.score_each(requests, [labels[i] for i in order], norm=plain)
     if blank is not None and norm == "pmi":
         found = _less_blank(lm, scorer, found, [(prompts[i], labels[i]) for i in order], behind, blank)

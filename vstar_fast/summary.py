@@ -30,6 +30,7 @@ SCHEMA = {
     "stages.<name>": "seconds, cpu_seconds, peak_mib, items and rates",
     "frames": "decoded, encoded, cached; stalls (the model waited), stall_s, decode_cpu_s, *_hit, route:*, error:*",
     "backends": "op or stage -> backend -> calls: what really ran, earlier processes of the run included",
+    "reasons": "stage -> the way that its model goes, and why: packed, plain, or row by row",
     "processes": "how many worked at the run; stages and frames are those of the first",
     "best_cycle": "cycle with the best dev accuracy (-1: the base model)",
 }
@@ -52,6 +53,8 @@ class Record:
         frames = session.folder.root / "frames.json"
         self._frames_before = Counter(read_json(frames) if frames.is_file() else {})
         self._ran = backends.Since(read_json(ran) if ran.is_file() else {})
+        summary = session.folder.root / "summary.json"
+        self._reasons = read_json(summary).get("reasons", {}) if summary.is_file() else {}
 
     def write(self, state: str) -> dict[str, Any]:
         """Write and return the summary as it stands."""
@@ -75,6 +78,7 @@ class Record:
             "stages": stages,
             "frames": frames,
             "backends": self._ran.report(),
+            "reasons": self._reasons | backends.reasons(),
             "versions": versions(),
             "processes": s.ranks.size,
         }

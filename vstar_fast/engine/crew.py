@@ -23,7 +23,8 @@ from typing import Any
 
 import torch
 
-from vstar_fast.engine import memory
+from vstar_fast import backends
+from vstar_fast.engine import memory, ways
 from vstar_fast.engine.request import Answer, Counts, Request
 from vstar_fast.engine.scheduler import LOOKAHEAD, Scheduler
 from vstar_fast.engine.turn import meanwhile
@@ -66,18 +67,26 @@ class Crew:
     """`Scheduler` several times over; see there for `max_rows` (of each worker) and `memory_bytes` (of all together).
 
     Videos are dealt out in turn, with their requests, so that the batches, and with them the rounding, are the same
-    every time. `workers`: how many; None: `workers_for`. With one, the caller's thread does it all.
+    every time. `workers`: how many; None: `workers_for`. With one, the caller's thread does it all. `engine`: `packed`,
+    `plain`, or `auto`, see `ways.choose`.
     """
 
     def __init__(
-        self, lm: Any, *, max_rows: int = 64, memory_bytes: int | None = None, workers: int | None = None
+        self,
+        lm: Any,
+        *,
+        max_rows: int = 64,
+        memory_bytes: int | None = None,
+        workers: int | None = None,
+        engine: str = "auto",
     ) -> None:
         self.workers = workers_for(lm) if workers is None else workers
         if self.workers < 1:
             raise ConfigError(f"workers is {self.workers}; at least 1 scheduler must work")
         self._room = memory.free_bytes(lm.device) // 2 if memory_bytes is None else memory_bytes
         self.lm = lm
-        self._made = partial(Scheduler, max_rows=max_rows, memory_bytes=self._room // self.workers)
+        self.way = ways.chosen(lm, engine)
+        self._made = partial(ways.WAYS[self.way.name], max_rows=max_rows, memory_bytes=self._room // self.workers)
         self.first = self._made(lm)
         self._others = Counts()
         self._busy = threading.Lock()
@@ -97,6 +106,7 @@ class Crew:
         """
         if not self._busy.acquire(blocking=False):
             raise ModelError("this crew has a run that is not at its end; finish or close() it, or make another one")
+        backends.ran("generation", self.way.name, why=self.way.reason)
         try:
             yield from self._run(iter(requests))
         finally:

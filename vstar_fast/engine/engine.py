@@ -39,11 +39,12 @@ class Engine:
         max_rows: int = 64,
         memory_bytes: int | None = None,
         cache_bytes: int = CACHE_BYTES,
+        engine: str = "auto",
     ) -> None:
-        """`max_rows`, `memory_bytes`: see `Crew`. `cache_bytes`: features to keep, of a tower that stays."""
+        """`max_rows`, `memory_bytes`, `engine`: see `Crew`. `cache_bytes`: features to keep, of a tower that stays."""
         self.lm = as_lm(model, processor)
         self._kept = clips.Kept(cache_bytes)
-        self.crew = Crew(self.lm, max_rows=max_rows, memory_bytes=memory_bytes)
+        self.crew = Crew(self.lm, max_rows=max_rows, memory_bytes=memory_bytes, engine=engine)
 
     @property
     def scheduler(self) -> Scheduler:

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 
 from vstar_fast import backends
-from vstar_fast.engine.batch import Batch, Row, keep_open
+from vstar_fast.engine.batch import Batch, Row
 from vstar_fast.engine.burst import IDLE, MOST_STEPS, Filling, Shape, Step
+from vstar_fast.engine.drawing import keep_open
 from vstar_fast.engine.plan import Span
 from vstar_fast.engine.store import PAGE, Arena, Node, Store
 from vstar_fast.errors import ModelError
@@ -107,13 +108,21 @@ class Graphs:
         self.recorded.clear()
 
     def step(self) -> None:
-        """A burst; where a row has several tokens to feed, one step made anew."""
+        """A burst; where a row has several tokens to feed, or outgrows a sliding window, one step made anew."""
         rows = [row for g in self.batch.groups for row in g.rows]
-        if any(len(row.pending) != 1 for row in rows):
+        if any(len(row.pending) != 1 for row in rows) or self._outgrown(rows):
             self.batch.step()
             return
         with on(self.batch.stack.lm.device):
             self._burst(rows)
+
+    def _outgrown(self, rows: Sequence[Row]) -> bool:
+        """Whether a row may come to be longer than a layer's window within a burst: a recording has no windows."""
+        window = self.batch.stack.window
+        if not window or max(row.before + row.stored + min(MOST_STEPS, _left(row)) for row in rows) <= window:
+            return False
+        backends.ran("decode", "steps made anew for sliding windows")
+        return True
 
     def _burst(self, rows: Sequence[Row]) -> None:
         steps = min(MOST_STEPS, max(map(_left, rows)))

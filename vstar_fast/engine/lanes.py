@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -87,6 +88,13 @@ class Lane:
         else:
             self.tracked.keep(index)
 
+    def take(self, index: Sequence[int]) -> Lane:
+        """These rows once more, in a lane of their own."""
+        part = copy.copy(self)
+        part.tracked = None if self.tracked is None else copy.copy(self.tracked)
+        part.keep(index)
+        return part
+
     def join(self, other: Lane) -> None:
         """The rows of another lane of the same settings and grammar come behind."""
         self.seeds = torch.cat([self.seeds, other.seeds])
@@ -103,10 +111,3 @@ def _budget(settings: Settings, grammar: Grammar) -> int:
             f"{grammar.shortest + 1} tokens; raise it, or draw without a template (generate.constrain = false)"
         )
     return settings.max_new_tokens - 1
-
-
-def pick(logits: torch.Tensor, index: list[int]) -> torch.Tensor:
-    """Rows of logits in this order; a view where they stand together."""
-    if index == list(range(index[0], index[0] + len(index))):
-        return logits[index[0] : index[0] + len(index)]
-    return logits[torch.tensor(index, device=logits.device)]

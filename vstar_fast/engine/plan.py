@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from vstar_fast.engine.store import PAGE, Arena, Node
+from vstar_fast.errors import ModelError
 from vstar_fast.kernels.prefix_attention import Groups, Segment
 
 if TYPE_CHECKING:
@@ -21,13 +22,24 @@ DENSE = 0.7
 
 
 class Span(NamedTuple):
-    """Tokens `first` to `end` of the step see positions `start` to `stop` of a node."""
+    """Tokens `first` to `end` of the step see positions `start` to `stop` of a node.
+
+    `offset`: place of the node's position 0 in the rows that see it.
+    """
 
     node: Node
     first: int
     end: int
     start: int
     stop: int
+    offset: int = 0
+
+
+class Level(NamedTuple):
+    """Spans of which a token is in one at most; `kind` as `level` takes it."""
+
+    kind: str
+    spans: Sequence[Span]
 
 
 @dataclass(slots=True)
@@ -60,11 +72,17 @@ class Write(NamedTuple):
 
 @dataclass(slots=True)
 class Plan:
-    """Writes and levels of one call of the text stack; waves, where it has layers with a state."""
+    """Writes and levels of one call of the text stack."""
 
     writes: list[Write] = field(default_factory=list)
     levels: list[list[Slab]] = field(default_factory=list)
+    longest: int = 0
+    """Tokens that the step's last token of the longest row sees, itself included."""
+    cut: Callable[[int], list[list[Slab]]] | None = None
+    """The levels as layers with a sliding window of so many tokens see them."""
     waves: Waves | None = None
+    """How the step goes through layers with a state."""
+    _cut: dict[int, list[list[Slab]]] = field(default_factory=dict)
 
     def write(self, layer: int, keys: torch.Tensor, values: torch.Tensor) -> None:
         """Put keys and values [N, heads, width] of a layer in their places."""
@@ -73,9 +91,18 @@ class Plan:
             for held, new in zip(arena.layer(layer), (k, v), strict=True):
                 held.transpose(1, 2).index_put_((slots, places), new.to(held.dtype))
 
-    def segments(self, layer: int) -> list[list[Segment]]:
+    def segments(self, layer: int, window: int | None = None) -> list[list[Segment]]:
         """The levels for `prefix_attention`."""
-        return [[slab.segment(layer) for slab in level] for level in self.levels]
+        return [[slab.segment(layer) for slab in level] for level in self._seen(window)]
+
+    def _seen(self, window: int | None) -> list[list[Slab]]:
+        if window is None or window >= self.longest:
+            return self.levels
+        if window not in self._cut:
+            if self.cut is None:
+                raise ModelError(f"a layer asks for a sliding window of {window} tokens, which was not seen before")
+            self._cut[window] = self.cut(window)
+        return self._cut[window]
 
 
 def writes(spans: Iterable[Span], tokens: int, device: torch.device) -> list[Write]:
@@ -111,17 +138,22 @@ def level(spans: Sequence[Span], device: torch.device, kind: str) -> list[Slab]:
     return [_slab(sorted(group, key=lambda s: s.node.slot), device, kind) for group in by_arena.values()]
 
 
+def placed(slots: np.ndarray) -> tuple[slice | None, int, np.ndarray]:
+    """(slots that are read in place, None: by name; groups; each one's group) of slots in order, one a span."""
+    low, high = int(slots[0]), int(slots[-1]) + 1
+    unique = len(slots) == 1 or bool((np.diff(slots) > 0).all())
+    if unique and len(slots) >= DENSE * (high - low):
+        return slice(low, high), high - low, slots - low
+    return None, len(slots), np.arange(len(slots))
+
+
 def _slab(spans: list[Span], device: torch.device, kind: str) -> Slab:
     slots = np.array([s.node.slot for s in spans])
-    low, high = int(slots[0]), int(slots[-1]) + 1
     each = max(s.end - s.first for s in spans)
     stop = min(spans[0].node.arena.capacity, max(s.stop for s in spans))
     if kind == "causal":
         stop = spans[0].start + each
-    unique = len(spans) == 1 or bool((np.diff(slots) > 0).all())
-    dense = unique and len(spans) >= DENSE * (high - low)
-    groups = high - low if dense else len(spans)
-    place = slots - low if dense else np.arange(len(spans))
+    rows, groups, place = placed(slots)
     first, end, length = (np.zeros(groups, np.int64) for _ in range(3))
     first[place], end[place] = [s.first for s in spans], [s.end for s in spans]
     length[place] = [s.stop - s.start for s in spans]
@@ -129,10 +161,10 @@ def _slab(spans: list[Span], device: torch.device, kind: str) -> Slab:
     there = tokens < end[:, None]
     tokens = np.where(there, tokens, -1)
     visible = _visible(kind, there, length, end - first, stop - spans[0].start)
-    named = None if dense else torch.from_numpy(slots).to(device)
+    named = None if rows is not None else torch.from_numpy(slots).to(device)
     shown = None if visible is None else torch.from_numpy(visible).to(device)
     made = Groups(torch.from_numpy(tokens).to(device), named, shown, causal=kind == "causal")
-    return Slab(spans[0].node.arena, slice(low, high) if dense else None, spans[0].start, stop, made)
+    return Slab(spans[0].node.arena, rows, spans[0].start, stop, made)
 
 
 def _visible(kind: str, there: np.ndarray, length: np.ndarray, count: np.ndarray, positions: int) -> np.ndarray | None:
@@ -146,10 +178,10 @@ def _visible(kind: str, there: np.ndarray, length: np.ndarray, count: np.ndarray
     return None if bool((seen[there] == positions).all()) else seen
 
 
-def page_spans(pages: Sequence[Node], first: int, count: int, stored: int) -> list[Span]:
-    """The span of each page of an answer whose `count` new tokens come behind `stored` ones."""
+def page_spans(pages: Sequence[Node], first: int, count: int, stored: int, offset: int) -> list[Span]:
+    """Spans of an answer's pages, which begin at place `offset`: `count` new tokens come behind `stored` ones."""
     end = stored + count
-    return [Span(page, first, first + count, 0, end - n * PAGE) for n, page in enumerate(pages)]
+    return [Span(page, first, first + count, 0, end - n * PAGE, offset + n * PAGE) for n, page in enumerate(pages)]
 
 
 def new_spans(pages: Sequence[Node], first: int, count: int, stored: int) -> list[Span]:

@@ -54,19 +54,22 @@ class Scheduler:
         self.lm = lm
         if lm.device.type == "cpu":
             memory.keep_freed()
-        self.stack = Stack(lm)
         self.counts = Counts()
         self._rows = memory.RowLimit(max_rows)
         self.memory_bytes = memory.free_bytes(lm.device) // 2 if memory_bytes is None else memory_bytes
-        self._prompts = Prompts(self.stack)
-        short = threshold.plain_below(lm.device) if plain_below is None else plain_below
-        self._batch = Batch(self.stack, lm.eos_ids, self.counts, short, skip_forced)
-        self._graphs = graphs.made_for(self._batch)
+        self._begin(plain_below, skip_forced)
         self._inbound: list[Flight] = []
         self._arriving: Iterator[int] | None = None
         self._busy = threading.Lock()
         self.clock: Callable[[], float] = time.process_time
         """CPU seconds, for `counts.seconds`."""
+
+    def _begin(self, plain_below: int | None, skip_forced: bool) -> None:
+        self.stack: Any = Stack(self.lm)
+        self._prompts: Any = Prompts(self.stack)
+        short = threshold.plain_below(self.lm.device) if plain_below is None else plain_below
+        self._batch: Any = Batch(self.stack, self.lm.eos_ids, self.counts, short, skip_forced)
+        self._graphs = graphs.made_for(self._batch)
 
     @property
     def max_rows(self) -> int:
@@ -172,7 +175,7 @@ class Scheduler:
             flight.todo = flight.todo[self.max_rows :]
             picked.append((flight, answers))
             taken, reserved = taken + len(answers), reserved + need
-            room -= _prompt(flight)
+            room -= prompt_tokens(flight)
             if flight.todo:
                 break
             waiting.popleft()
@@ -188,7 +191,7 @@ class Scheduler:
         prefixes = yield from self._prompts.arriving([f.request for f, _ in picked], later)
         groups = []
         for (flight, answers), prefix in zip(picked, prefixes, strict=True):
-            rows = [Row(flight, answer, prefix.next_position) for answer in answers]
+            rows = [Row(flight, answer, prefix.next_position, prefix.length) for answer in answers]
             groups.append(Group(flight, prefix, rows, self._need(flight, answers)))
         self._batch.join(groups)
         self._inbound = []
@@ -199,7 +202,7 @@ class Scheduler:
         drawn = flight.todo if drawn is None else drawn
         answers = sum(flight.request.settings_of(a.sample).max_new_tokens for a in drawn)
         states = (1 + len(drawn)) * self.stack.mixers.row_bytes
-        return (_prompt(flight) + answers) * self.stack.store.shape.token_bytes + states
+        return (prompt_tokens(flight) + answers) * self.stack.store.shape.token_bytes + states
 
     def _let_go(self, waiting: deque[Flight]) -> list[Flight]:
         """Finished rows leave; the requests that are done with it."""
@@ -249,7 +252,7 @@ class _Clock:
         self.seconds[self.name] = self.seconds.get(self.name, 0.0) + self.clock() - self.began
 
 
-def _prompt(flight: Flight) -> int:
+def prompt_tokens(flight: Flight) -> int:
     """Tokens of a request's prompt."""
     r = flight.request
     return len(r.head) + len(r.tail) + (0 if r.features is None else len(r.features.ids))

@@ -11,11 +11,15 @@ import threading
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 
-from vstar_fast.engine import branches
+from vstar_fast import backends
 from vstar_fast.engine import plan as plans
-from vstar_fast.engine.plan import Plan, Slab, Span
+from vstar_fast.engine import branches, ways, windows
+from vstar_fast.engine.plain_nodes import plain_nodes
+from vstar_fast.engine.plain_prompts import PlainPrompts, PlainStack
+from vstar_fast.engine.plan import Level, Plan, Slab, Span
 from vstar_fast.engine.prompts import Prefix, Prompts
 from vstar_fast.engine.recurrent import WAVE_BYTES, Waves
 from vstar_fast.engine.request import Request
@@ -30,6 +34,7 @@ MOST_LOGITS = 1 << 25
 NEXT = 64
 """Requests that are looked at before their turn, to see which videos will be asked about again."""
 NORMS = ("sum", "mean")
+PARTS: dict[str, tuple[Any, Any]] = {"packed": (Stack, Prompts), "plain": (PlainStack, PlainPrompts)}
 
 
 class Trie(NamedTuple):
@@ -94,12 +99,17 @@ class Labels:
 
 
 class Scorer:
-    """Scores labels behind prompts; prompts and videos are stored as for generation. Threads take turns."""
+    """Scores labels behind prompts; prompts and videos are stored as for generation. Threads take turns.
 
-    def __init__(self, lm: Any) -> None:
+    `engine`: `packed`, `plain`, or `auto`, see `ways.choose`.
+    """
+
+    def __init__(self, lm: Any, *, engine: str = "auto") -> None:
         self.lm = lm
-        self.stack = Stack(lm)
-        self._prompts = Prompts(self.stack)
+        self.way = ways.chosen(lm, engine)
+        stacked, prompted = PARTS[self.way.name]
+        self.stack = stacked(lm)
+        self._prompts = prompted(self.stack)
         self._turn = threading.Lock()
 
     @property
@@ -151,6 +161,7 @@ class Scorer:
     def _score(self, requests: Sequence[Request], labels: Sequence[Labels], norm: str) -> list[torch.Tensor]:
         if norm not in NORMS:
             raise ConfigError(f"norm is {norm!r}; use one of {', '.join(NORMS)}")
+        backends.ran("label_scores", self.way.name, why=self.way.reason)
         with self._turn:
             return self._in_turn(requests, labels, norm)
 
@@ -187,7 +198,8 @@ class Scorer:
         """Summed log-probability [surfaces] of each surface's tokens behind each prompt."""
         prefixes = self._prompts.put(requests, later)
         trees = [listed.tree for listed in labels]
-        inner = self._nodes(prefixes, trees).split([len(tree.tokens) for tree in trees])
+        nodes = plain_nodes(self.stack, prefixes, trees) if self.way.name == "plain" else self._nodes(prefixes, trees)
+        inner = nodes.split([len(tree.tokens) for tree in trees])
         for prefix in prefixes:
             self._prompts.let_go(prefix, later)
         hidden, first, steps = [], 0, []
@@ -212,16 +224,30 @@ class Scorer:
         nodes = [self.stack.store.take(len(tree.tokens)) for _, tree, _ in held]
         own = [Span(n, at, at + len(t.tokens), 0, len(t.tokens)) for n, (_, t, at) in zip(nodes, held, strict=True)]
         seen = [
-            [Span(p.nodes[d], at, at + len(t.tokens), 0, p.nodes[d].length) for p, t, at in held if d < len(p.nodes)]
+            [
+                Span(p.nodes[d], at, at + len(t.tokens), 0, p.nodes[d].length, sum(n.length for n in p.nodes[:d]))
+                for p, t, at in held
+                if d < len(p.nodes)
+            ]
             for d in range(max(len(p.nodes) for p, _, _ in held))
         ]
-        tries = [_slab(span, tree, device) for span, (_, tree, _) in zip(own, held, strict=True)]
-        levels = [plans.level(spans, device, "whole") for spans in seen]
-        plan = Plan(plans.writes(own, ends[-1], device), [*levels, tries], self._waves(held))
+        levels = [Level("whole", spans) for spans in seen]
+        rows = np.array([depth + p.length for p, tree, _ in held for depth in tree.depths])
+
+        def tries(window: int | None = None) -> list[Slab]:
+            return [_slab(span, tree, device, window) for span, (_, tree, _) in zip(own, held, strict=True)]
+
+        plan = Plan(
+            plans.writes(own, ends[-1], device),
+            [*(plans.level(level.spans, device, level.kind) for level in levels), tries()],
+            int(rows.max()) + 1,
+            lambda window: [*windows.within(window, levels, rows, device), tries(window)],
+        )
+        plan.waves = self._waves(held)
         places = [depth + p.next_position for p, tree, _ in held for depth in tree.depths]
-        rows = max(p.rows for p in prefixes)
+        position_rows = max(p.rows for p in prefixes)
         ids = torch.tensor([token for tree in trees for token in tree.tokens], device=device)
-        positions = torch.tensor(places, device=device).expand(rows, ends[-1])
+        positions = torch.tensor(places, device=device).expand(position_rows, ends[-1])
         hidden = self.stack.call(self.lm.embed_tokens(ids)[None], positions, plan)
         for node in nodes:
             self.stack.store.give_back(node)
@@ -248,10 +274,14 @@ class Scorer:
         return out
 
 
-def _slab(span: Span, tree: Trie, device: torch.device) -> Slab:
-    """The trie's tokens, each of which sees itself and its ancestors."""
+def _slab(span: Span, tree: Trie, device: torch.device, window: int | None) -> Slab:
+    """The trie's tokens, each of which sees itself and its ancestors, those within the window if there is one."""
     tokens = torch.arange(span.first, span.end, device=device)[None]
-    groups = Groups(tokens, None, tree_mask(tree.parents)[None].to(device))
+    seen = tree_mask(tree.parents)
+    if window is not None:
+        depths = torch.tensor(tree.depths)
+        seen &= depths[:, None] - depths < window
+    groups = Groups(tokens, None, seen[None].to(device))
     return Slab(span.node.arena, slice(span.node.slot, span.node.slot + 1), 0, span.stop, groups)
 
 

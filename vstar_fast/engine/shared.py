@@ -70,8 +70,6 @@ class SharedLayer(CacheLayerMixin):
 class SharedHandle:
     """Stands for all keys of a layer whose prefix is shared."""
 
-    takes_mask = True
-
     def __init__(self, layer: SharedLayer) -> None:
         self.layer = layer
 

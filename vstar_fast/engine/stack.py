@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 
 from vstar_fast.engine import plan as plans
+from vstar_fast.engine import windows
 from vstar_fast.engine.cache import PackedCache, attending, check
-from vstar_fast.engine.layers import shape_of
+from vstar_fast.engine.layers import layers_of
 from vstar_fast.engine.pieces import BETWEEN_STEPS, Prompt, pieces, whole
-from vstar_fast.engine.plan import Plan, Span
+from vstar_fast.engine.plan import Level, Plan, Slab, Span
 from vstar_fast.engine.recurrent import Held, Run, Waves, in_waves, mixers_in, running
 from vstar_fast.engine.store import Node, Store
 from vstar_fast.kernels.linear import fast_linears
@@ -32,8 +34,11 @@ class Stack:
         self.text_model = lm.text_model
         check(self.text_model)
         self.look()
-        self.store = Store(shape_of(self.text_model, lm.device))
-        self._cache = PackedCache(self.store.shape)
+        layers = layers_of(self.text_model)
+        self.store = Store(layers.shape(self.text_model.dtype, lm.device))
+        self.window = min(layers.windows, default=0)
+        """Tokens of the shortest sliding window; 0 without one."""
+        self._cache = PackedCache(layers)
 
     def look(self) -> None:
         """Look the layers with a state up again: an adapter may have put copies in their places."""
@@ -62,6 +67,17 @@ class Stack:
         """How the runs of a call go through layers with a state, if there are any, and the states behind them."""
         return in_waves(runs, self.lm.device, moving) if self.mixers else (None, [None] * len(runs))
 
+    def plan(self, new: Iterable[Span], levels: Sequence[Level], places: Sequence[tuple[int, int]]) -> Plan:
+        """A plan that writes the `new` spans; `places`: (place of the first in its row, count) of runs of tokens."""
+        device, tokens = self.lm.device, sum(count for _, count in places)
+        made = [plans.level(level.spans, device, level.kind) for level in levels]
+
+        def cut(window: int) -> list[list[Slab]]:
+            each = np.concatenate([np.arange(first, first + count) for first, count in places])
+            return windows.within(window, levels, each, device)
+
+        return Plan(plans.writes(new, tokens, device), made, max(map(sum, places)), cut)
+
     def prefill(self, prompts: Sequence[Prompt]) -> torch.Tensor:
         """Put prompts into their nodes; hidden states [len(prompts), H] of their last tokens."""
         return whole(self.prefilling(prompts))
@@ -80,15 +96,16 @@ class Stack:
         return torch.stack([last[id(p.node)] for p in prompts])
 
     def _prefill(self, prompts: Sequence[Prompt]) -> torch.Tensor:
-        device, spans, end = self.lm.device, [], 0
+        device, spans, places, end = self.lm.device, [], [], 0
         for p in prompts:
-            count = p.inputs_embeds.shape[1]
-            spans.append(Span(p.node, end, end + count, p.start, p.start + count))
+            count, before = p.inputs_embeds.shape[1], sum(node.length for node in p.seen)
+            spans.append(Span(p.node, end, end + count, p.start, p.start + count, before - p.start))
+            places.append((before, count))
             end += count
         depth = max(len(p.seen) for p in prompts)
-        levels = [self._seen(prompts, spans, i) for i in range(depth)]
-        waves, after = self.waves([(p.inputs_embeds.shape[1], p.before) for p in prompts])
-        plan = Plan(plans.writes(spans, end, device), [*levels, plans.level(spans, device, "causal")], waves)
+        levels = [Level("whole", _seen(prompts, spans, i)) for i in range(depth)]
+        plan = self.plan(spans, [*levels, Level("causal", spans)], places)
+        plan.waves, after = self.waves([(p.inputs_embeds.shape[1], p.before) for p in prompts])
         embeds = torch.cat([p.inputs_embeds for p in prompts], 1)
         positions = torch.cat([p.position_ids for p in prompts], 1)
         hidden = self.call(embeds, positions, plan, prompts[0].extras)
@@ -98,18 +115,19 @@ class Stack:
                 copy_front(p.seen, p.node, p.start)
         return hidden[torch.tensor([s.end - 1 for s in spans], device=device)]
 
-    def _seen(self, prompts: Sequence[Prompt], spans: Sequence[Span], depth: int) -> list[plans.Slab]:
-        """Level `depth` of what prompts see before themselves; neighbours behind one node are one group."""
-        found: list[Span] = []
-        for p, span in zip(prompts, spans, strict=True):
-            if depth >= len(p.seen):
-                continue
-            node = p.seen[depth]
-            if found and found[-1].node is node and found[-1].end == span.first:
-                found[-1] = found[-1]._replace(end=span.end)
-            else:
-                found.append(Span(node, span.first, span.end, 0, node.length))
-        return plans.level(found, self.lm.device, "whole")
+
+def _seen(prompts: Sequence[Prompt], spans: Sequence[Span], depth: int) -> list[Span]:
+    """Level `depth` of what prompts see before themselves; neighbours behind one node are one group."""
+    found: list[Span] = []
+    for p, span in zip(prompts, spans, strict=True):
+        if depth >= len(p.seen):
+            continue
+        node, before = p.seen[depth], sum(n.length for n in p.seen[:depth])
+        if found and found[-1].node is node and found[-1].end == span.first:
+            found[-1] = found[-1]._replace(end=span.end)
+        else:
+            found.append(Span(node, span.first, span.end, 0, node.length, before))
+    return found
 
 
 def copy_front(nodes: Sequence[Node], target: Node, tokens: int) -> None:

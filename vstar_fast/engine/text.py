@@ -59,6 +59,14 @@ class TextLM(Head):
         """(no tokens, the tokens of `text`)."""
         return torch.empty(0, dtype=torch.long), self.text_ids(text)
 
+    def row_inputs(self, ids: torch.Tensor, _features: None = None) -> dict[str, Any]:
+        """What the decoder's own forward is called with for one row of ids [T]."""
+        self.check_ids(ids)
+        return {"input_ids": ids[None].to(self.device)}
+
+    def forget_positions(self) -> None:
+        """Nothing is kept from one call to the next."""
+
     def embed(self, ids: torch.Tensor, _features: None = None) -> TextInputs:
         """Inputs of the text stack for one row of ids [T]."""
         self.check_ids(ids)

@@ -13,6 +13,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from vstar_fast.errors import DataError, ModelError
 from vstar_fast.kernels.linear import fast_linears
+from vstar_fast.models.targets import targets_of
 from vstar_fast.models.text_inputs import forward_of
 
 STACKS = ("model.language_model", "language_model", "model.text_model", "text_model")
@@ -150,11 +151,9 @@ class Modules(Head):
 
     def language_linears(self, named: tuple[str, ...] = ()) -> str:
         """Regular expression over module names: linear layers of the text stack (LoRA targets), all or those named."""
-        inner = self.text_model
-        leaves = sorted({n.rsplit(".", 1)[-1] for n, m in inner.named_modules() if isinstance(m, torch.nn.Linear)})
-        if not leaves:
+        wanted = named or targets_of(self.text_model)
+        if not wanted:
             raise ModelError(f"text stack {self.stack_name!r} of {self.path} has no linear layers")
-        wanted = named or leaves
         return rf".*\b{self.stack_name.replace('.', chr(92) + '.')}\..*\.({'|'.join(wanted)})"
 
 

@@ -172,13 +172,8 @@ class VideoLM(Prompts, Modules):
         if features is not None:
             self._uploads.ahead(features.kwargs.values())
 
-    @fast_linears()
-    def embed(self, ids: torch.Tensor, features: Features | None = None) -> TextInputs:
-        """What the text stack is called with for one row of ids int64 `[T]` that holds the video's tokens, or none.
-
-        Differentiable through the projector where gradients are enabled. Raises ModelError when `ids` lack the
-        tokens of `features`, DataError for ids (on the host) that are not in the model's vocabulary.
-        """
+    def row_inputs(self, ids: torch.Tensor, features: Features | None = None) -> dict[str, Any]:
+        """What the body's own forward is called with for one row of ids int64 `[T]`; raises as `embed` does."""
         self.check_ids(ids, None if features is None else features.ids)
         inputs = self._on_device({"input_ids": ids[None]})
         if features is not None:
@@ -186,8 +181,17 @@ class VideoLM(Prompts, Modules):
             behind = len(ids) - start - len(features.ids)
             tokens = {k: between(v, start, behind)[None] for k, v in features.token_kwargs.items()}
             inputs |= self._on_device(tokens) | self._video_inputs([features])
+        return inputs
+
+    @fast_linears()
+    def embed(self, ids: torch.Tensor, features: Features | None = None) -> TextInputs:
+        """What the text stack is called with for one row of ids int64 `[T]` that holds the video's tokens, or none.
+
+        Differentiable through the projector where gradients are enabled. Raises ModelError when `ids` lack the
+        tokens of `features`, DataError for ids (on the host) that are not in the model's vocabulary.
+        """
         try:
-            called = text_inputs.call_of(self.text_model, self.body, inputs)
+            called = text_inputs.call_of(self.text_model, self.body, self.row_inputs(ids, features))
         except ValueError as error:
             raise ModelError(
                 f"{type(self.body).__name__} cannot take a row made by its processor: {error}; do the processor and "

@@ -1,0 +1,73 @@
+"""Which way a model's answers are drawn: packed, or by its own forward where its layers cannot be packed."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+
+from vstar_fast.backends import Choice
+from vstar_fast.engine.cache import refusal
+from vstar_fast.engine.plain import PlainScheduler
+from vstar_fast.engine.scheduler import Scheduler
+from vstar_fast.engine.turn import alone
+from vstar_fast.errors import ConfigError, ModelError
+from vstar_fast.models.modules import evaluating
+from vstar_fast.models.preprocessing import probe_clip
+from vstar_fast.records import FrameBatch
+
+WAYS = {"packed": Scheduler, "plain": PlainScheduler}
+ENGINES = ("auto", *WAYS)
+_said: set[Choice] = set()
+_inputs: WeakKeyDictionary[Any, str] = WeakKeyDictionary()
+"""What `obstacle` found out about a model's inputs."""
+
+
+def obstacle(lm: Any) -> str:
+    """Why a model's prompts cannot be packed, in words; empty where they can. Seen on a random clip, once a model."""
+    why = refusal(lm.text_model)
+    if why or not hasattr(lm, "encode") or lm.device.type == "meta":
+        return why
+    if lm not in _inputs:
+        _inputs[lm] = _of_inputs(lm)
+    return _inputs[lm]
+
+
+@torch.inference_mode()
+def _of_inputs(lm: Any) -> str:
+    data, times_s = probe_clip()
+    with alone(lm.text_model), evaluating(lm.model):
+        (features,) = lm.encode(FrameBatch([data], [times_s], []))
+        head, tail = lm.split("a b")
+        try:
+            given = lm.embed(torch.cat([head, features.ids, tail]), features)
+        except ModelError as error:
+            return str(error)
+    own = getattr(given, "mask", None) is not None
+    return f"{type(lm.model).__name__} has tokens that see others behind them" if own else ""
+
+
+def choose(lm: Any, engine: str = "auto") -> Choice:
+    """`packed` or `plain`, and why. `auto`: packed where the text stack can be.
+
+    Raises ModelError for `packed` where it cannot be, ConfigError for an engine that there is not.
+    """
+    if engine not in ENGINES:
+        raise ConfigError(f"engine is {engine!r}; use one of {', '.join(ENGINES)}")
+    why = obstacle(lm)
+    if engine == "packed" and why:
+        raise ModelError(f"{why}; use generate.engine = auto or plain, which take the model's own forward")
+    if engine == "auto":
+        return Choice("plain", why) if why else Choice("packed", "all its layers can be")
+    return Choice(engine, "asked for by name")
+
+
+def chosen(lm: Any, engine: str = "auto") -> Choice:
+    """As `choose`; where that makes a run slower without having been asked for, a warning says so, once."""
+    found = choose(lm, engine)
+    if found.name == "plain" and engine == "auto" and found not in _said:
+        _said.add(found)
+        logging.getLogger(__name__).warning("answers and label scores go the plain way, slower: %s", found.reason)
+    return found
