@@ -85,30 +85,29 @@ def log_likelihood(lm, ids, tokens):
     return sum(found)
 
 
-@pytest.mark.parametrize("plain_below", [0, 64])
-def test_greedy_answers_are_generates(lm, plain_below):
-    asked = prompts(1, 2, 3, 63, 64, 65, 65, 130)
-    scheduler = Scheduler(lm, max_rows=7, plain_below=plain_below)
-    found = drawn(scheduler, [request(ids, max_new_tokens=5 + 7 * n) for n, ids in enumerate(asked)])
+def test_greedy_answers_are_generates(lm):
+    asked = prompts(1, 2, 3, 64, 65, 65, 130)
+    scheduler = Scheduler(lm, max_rows=7, plain_below=64)
+    found = drawn(scheduler, [request(ids, max_new_tokens=3 + 5 * n) for n, ids in enumerate(asked)])
     for n, (ids, answers) in enumerate(zip(asked, found, strict=True)):
-        assert answers == [theirs(lm.model, ids, 5 + 7 * n)] * 3
+        assert answers == [theirs(lm.model, ids, 3 + 5 * n)] * 3
     assert scheduler.stack.store.nbytes == 0 and not states_alive()
 
 
 def test_samples_have_the_log_likelihood_of_the_models_own_forward_in_any_batch(lm):
-    asked = [request(ids, temperature=1.0, max_new_tokens=20) for ids in prompts(4, 70, 4, 33)]
-    runs = [{id(r): answers for r, answers in Scheduler(lm, max_rows=rows).run(asked)} for rows in (1, 5, 64)]
+    asked = [request(ids, temperature=1.0, max_new_tokens=12) for ids in prompts(4, 70, 4, 33)]
+    runs = [{id(r): answers for r, answers in Scheduler(lm, max_rows=rows).run(asked)} for rows in (1, 5)]
     for r in asked:
         first, *others = [[a.token_ids for a in run[id(r)]] for run in runs]
         assert all(other == first for other in others)
-        for answer in runs[1][id(r)]:
+        for answer in runs[1][id(r)][:2]:
             assert answer.logprob == pytest.approx(log_likelihood(lm, r.tail, answer.token_ids), abs=1e-3)
 
 
-@pytest.mark.parametrize("most", [1, 7, 40])
+@pytest.mark.parametrize("most", [1, 40])
 def test_long_prompts_in_pieces_give_the_same_answers(lm, most, monkeypatch):
-    asked = [request(ids, max_new_tokens=12) for ids in prompts(12, 9, 150)]
-    want = [[theirs(lm.model, r.tail, 12)] * 3 for r in asked]
+    asked = [request(ids, max_new_tokens=8) for ids in prompts(12, 9, 150)]
+    want = [[theirs(lm.model, r.tail, 8)] * 3 for r in asked]
     monkeypatch.setitem(pieces.BETWEEN_STEPS, "cpu", most)
     scheduler = Scheduler(lm, max_rows=6)
     assert drawn(scheduler, asked) == want
@@ -168,12 +167,12 @@ def test_forced_tokens_go_through_in_one_run():
     assert found[True] == found[False]
 
 
-@pytest.mark.parametrize("most", [1, 3, 1000])
+@pytest.mark.parametrize("most", [2, 1000])
 def test_labels_score_as_a_row_each(lm, most, monkeypatch):
     each = max(mixers_of(lm.text_model).each_bytes)
     monkeypatch.setattr(score, "WAVE_BYTES", most * each)
     made = torch.Generator().manual_seed(0)
-    labels = [[torch.randint(6, 9 if n % 2 else 97, (1 + n % 6,), generator=made).tolist()] for n in range(24)]
+    labels = [[torch.randint(6, 9 if n % 2 else 97, (1 + n % 6,), generator=made).tolist()] for n in range(14)]
     asked = prompts(1, 30, 30)
     found = Scorer(lm).score([request(ids) for ids in asked], labels)
     for ids, scores in zip(asked, found.tolist(), strict=True):

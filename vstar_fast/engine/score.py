@@ -15,8 +15,8 @@ import numpy as np
 import torch
 
 from vstar_fast import backends
-from vstar_fast.engine import plan as plans
 from vstar_fast.engine import branches, ways, windows
+from vstar_fast.engine import plan as plans
 from vstar_fast.engine.plain_nodes import plain_nodes
 from vstar_fast.engine.plain_prompts import PlainPrompts, PlainStack
 from vstar_fast.engine.plan import Level, Plan, Slab, Span
