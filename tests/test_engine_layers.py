@@ -73,7 +73,8 @@ def test_what_layers_keep_is_seen_layer_by_layer_and_equal_ones_lie_together():
     [
         ("Llama", {}, ""),
         ("Gemma2", {"head_dim": 16}, "Gemma2Model has attention with softcap"),
-        ("Lfm2", {"layer_types": ["conv", "full_attention"]}, "Lfm2Model has layers of conv"),
+        ("Lfm2", {"layer_types": ["conv", "full_attention"]}, ""),
+        ("FalconH1", {}, "FalconH1Model has layers of hybrid"),
     ],
 )
 def test_the_reason_why_a_stack_is_refused_is_told_and_the_model_is_called_once(kind, more, said, monkeypatch):
@@ -167,6 +168,13 @@ def test_rows_within_their_windows_go_in_bursts_and_longer_ones_step_by_step_and
         assert drawn(made, chosen) == drawn(Scheduler(lm), chosen)
         ran = backends.report()["decode"]
         assert ("steps made anew for sliding windows" in ran) == stepped and ("eager" in ran) == (not stepped)
+
+
+@pytest.mark.parametrize("name", STACKS)
+def test_a_stack_without_weights_can_be_looked_at(name):
+    kind, more = STACKS[name]
+    found = text_model(kind, **more).to("meta").get_decoder()
+    assert cache.refusal(found) == ""
 
 
 @pytest.mark.parametrize("change", ["keeps quiet", "looks ahead", "reads its keys"])

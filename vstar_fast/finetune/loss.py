@@ -56,12 +56,15 @@ def attention(
 
 @contextlib.contextmanager
 def packed_rows(lm: VideoLM) -> Iterator[None]:
-    """Inside, the text stack attends along the tree it is given. Backward belongs inside: it may run layers again.
+    """Inside, the text stack attends along the tree it is given, and layers with a state follow its branches.
+
+    Backward belongs inside: it may run layers again.
 
     Raises NotPacked for layers that would mix the branches of a row.
     """
     from transformers import AttentionInterface
 
+    from vstar_fast.engine.branches import along_trees
     from vstar_fast.engine.layers import layers_of
 
     odd = odd_layers(lm.text_model) or layers_of(lm.text_model).odd
@@ -74,7 +77,8 @@ def packed_rows(lm: VideoLM) -> Iterator[None]:
     before = config._attn_implementation
     config._attn_implementation = NAME
     try:
-        yield
+        with along_trees(lm.text_model):
+            yield
     finally:
         config._attn_implementation = before
 
