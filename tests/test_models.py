@@ -113,7 +113,7 @@ def test_incomplete_folders_are_named(tmp_path, missing, message):
 
 
 def test_unknown_family_and_missing_folder_are_named(tmp_path):
-    with pytest.raises(ModelError, match="unknown model family 'qwen9'; known: vstar_demo, qwen2_vl, "):
+    with pytest.raises(ModelError, match="unknown model family 'qwen9'; known: vstar_demo, cohere_compass, "):
         models.load(str(tiny.write_model(tmp_path / "m")), family="qwen9")
     with pytest.raises(ModelError, match="no model given"):
         models.load("")
