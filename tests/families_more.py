@@ -115,7 +115,7 @@ def glmga(folder: Path) -> Path:
 
 def glm5_next(folder: Path) -> Path:
     """GLM 5 Next: linear and indexed latent attention, experts, several residual streams."""
-    kinds = {"layer_types": ["linear_attention", "indexed_attention"], "mlp_layer_types": ["dense", "sparse"]}
+    kinds = {"layer_types": ["linear_attention", "full_attention"], "mlp_layer_types": ["dense", "sparse"]}
     experts = {"moe_intermediate_size": 16, "n_routed_experts": 4, "num_experts_per_tok": 2}
     latent = {"kv_lora_rank": 16, "q_lora_rank": 16, "qk_nope_head_dim": 8, "v_head_dim": 8}
     index = {"index_topk": 16, "index_head_dim": 8, "index_n_heads": 2, "index_kpool": 4}

@@ -64,6 +64,8 @@ def kimi_k25(folder: Path) -> Path:
     """Kimi K2.5: four frames a chunk, each behind its time; latent attention, experts."""
     import transformers as t
 
+    if tuple(map(int, t.__version__.split(".")[:2])) < (5, 24):
+        pytest.skip("Kimi's own features of a video fail before transformers 5.24")
     video_token = "<|kimi_k25_video_placeholder|>"
     tokens = byte_bpe("<|media_pad|>", video_token, "<|media_begin|>", "<|media_content|>", "<|media_end|>")
     experts = {**EXPERTS, "n_group": 1, "topk_group": 1, "first_k_dense_replace": 1}

@@ -44,9 +44,10 @@ def row(lm, text, features):
 
 
 def through_stack(lm, given):
-    """Hidden states `[1, T, H]` of the text stack alone."""
+    """Hidden states `[1, T, H]` of the text stack alone. Without a mask, positions that repeat may look like rows."""
+    mask = torch.ones(1, given.inputs_embeds.shape[1]) if given.mask is None else given.mask
     call = {"inputs_embeds": given.inputs_embeds, "position_ids": given.stack_positions, "use_cache": False}
-    return lm.text_model(**call, attention_mask=given.mask, **given.extras).last_hidden_state
+    return lm.text_model(**call, attention_mask=mask, **given.extras).last_hidden_state
 
 
 @torch.no_grad()

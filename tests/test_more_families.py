@@ -53,8 +53,9 @@ def test_a_row_for_training_is_the_models_own_forward(lm):
     (features,) = lm.encode(batch_of((56, 84)))
     inputs = lm.inputs([TEXTS[0]], [features], ["red"])
     labels = inputs.pop("labels")
+    row = lm.row_inputs(inputs["input_ids"][0], features) | {"attention_mask": torch.ones_like(labels)}
     lm.model.train()
-    hidden = lm.hidden(lm.row_inputs(inputs["input_ids"][0], features))
+    hidden = lm.hidden(row)
     lm.model.eval()
     lm.forget_positions()
     out = lm.model(**inputs, labels=labels)

@@ -97,6 +97,10 @@ def _settings(processor: Any) -> dict[str, bool]:
     if given is None:  # before transformers 5.24
         given = getattr(getattr(processor, "valid_processor_kwargs", None), "_defaults", {}).get("videos_kwargs", {})
     settings = {"cap_pixels_per_frame": True} if capped is None else {}
+    if getattr(processor, "return_mm_token_type_ids", False) and not hasattr(
+        type(processor), "return_mm_token_type_ids"
+    ):
+        settings["return_mm_token_type_ids"] = True  # where it is no attribute of processors yet
     return settings | ({"do_resize": True} if given.get("do_resize") is False else {})
 
 

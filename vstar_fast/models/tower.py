@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from vstar_fast import attention
+from vstar_fast.errors import ModelError
 from vstar_fast.models.cuts import CUTS, Cut, Source, same
 from vstar_fast.models.modules import evaluating
 
@@ -81,6 +82,7 @@ class Tower:
         `double`: the inputs of two such videos; None for a model that takes one at a time.
         """
         self.cut = None
+        self._check(inputs)
         why = ""
         for kind in CUTS:
             cut = kind(self.body)
@@ -89,6 +91,20 @@ class Tower:
                 self.cut = cut
                 return
         self._keep_pixels(why)
+
+    @torch.no_grad()
+    def _check(self, inputs: dict[str, torch.Tensor]) -> None:
+        try:
+            self.run(inputs)
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:  # whatever a model's code stumbles over
+            import transformers
+
+            raise ModelError(
+                f"{type(self.body).__name__} of transformers {transformers.__version__} cannot take a clip made by its "
+                f"processor: {error}; do weights and processor belong together? else try another transformers"
+            ) from error
 
     def _keep_pixels(self, why: str) -> None:
         self.why_pixels = why
