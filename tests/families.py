@@ -190,8 +190,8 @@ def qwen3_vl(folder: Path) -> Path:
     return save(folder, Qwen3VLForConditionalGeneration(config), processor, tokens)
 
 
-def llava_onevision(folder: Path) -> Path:
-    """LLaVA-OneVision: pooled frames and a newline token."""
+def llava_onevision(folder: Path, text: Callable[[Any], dict[str, Any]] | None = None) -> Path:
+    """LLaVA-OneVision: pooled frames and a newline token. `text`: configuration of another text stack."""
     from transformers import (
         LlavaOnevisionConfig,
         LlavaOnevisionForConditionalGeneration,
@@ -204,7 +204,7 @@ def llava_onevision(folder: Path) -> Path:
     size = {"height": 28, "width": 28}
     vision = {**CLIP, "model_type": "siglip_vision_model", "vision_use_head": False}
     config = LlavaOnevisionConfig(
-        text_config=text_of(tokens, "qwen2"),
+        text_config=text(tokens) if text else text_of(tokens, "qwen2"),
         vision_config={k: v for k, v in vision.items() if k != "projection_dim"},
         image_token_index=tokens.convert_tokens_to_ids("<image>"),
         video_token_index=tokens.convert_tokens_to_ids("<video>"),

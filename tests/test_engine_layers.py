@@ -72,7 +72,8 @@ def test_what_layers_keep_is_seen_layer_by_layer_and_equal_ones_lie_together():
     [
         ("Llama", {}, ""),
         ("Gemma2", {"head_dim": 16}, "Gemma2Model has attention with softcap"),
-        ("Lfm2", {"layer_types": ["conv", "full_attention"]}, "Lfm2Model has layers of conv"),
+        ("Lfm2", {"layer_types": ["conv", "full_attention"]}, ""),
+        ("FalconH1", {}, "FalconH1Model has layers of hybrid"),
     ],
 )
 def test_the_reason_why_a_stack_is_refused_is_told_and_the_model_is_called_once(kind, more, said, monkeypatch):

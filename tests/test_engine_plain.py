@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import families
+import odd_stacks
 from test_engine import SIZES, drawn, prompts, request, text_model, theirs
 from test_families import batch_of
 from vstar_fast import backends, models, ops
@@ -15,28 +16,6 @@ from vstar_fast.engine.caches import NoRows, copied, dims_of, gathered, nbytes, 
 from vstar_fast.engine.plain import PlainScheduler
 from vstar_fast.engine.plain_nodes import paths_of
 from vstar_fast.errors import ConfigError, ModelError
-
-MLA = {"kv_lora_rank": 16, "qk_nope_head_dim": 8, "qk_rope_head_dim": 8, "v_head_dim": 6, "num_key_value_heads": 6}
-LINEAR = {"linear_key_head_dim": 8, "linear_value_head_dim": 8, "linear_num_key_heads": 2, "linear_num_value_heads": 4}
-MIXED = {"layer_types": ["linear_attention", "full_attention"], "head_dim": 8}
-EXPERTS = {"n_routed_experts": 4, "num_experts_per_tok": 2, "n_group": 1, "topk_group": 1, "moe_intermediate_size": 16}
-ODD = {
-    "Qwen3_5Text": {**MIXED, **LINEAR},
-    "Lfm2": {"layer_types": ["conv", "full_attention"]},
-    "Gemma2": {"sliding_window": 16, "head_dim": 8},
-    "DeepseekV3": {"q_lora_rank": None, **MLA, **EXPERTS, "first_k_dense_replace": 1},
-    "MiniMax": {**MIXED, "num_local_experts": 2, "block_size": 8},
-    "RecurrentGemma": {"attention_window_size": 16, "block_types": ["recurrent", "attention"], "lru_width": 48},
-}
-"""Kinds of text stacks. MiniMax's cache has states that do not follow its rows; RecurrentGemma's lies in its layers."""
-
-
-def odd_model(kind):
-    import transformers
-
-    torch.manual_seed(0)
-    config = getattr(transformers, f"{kind}Config")(**SIZES | ODD[kind])
-    return getattr(transformers, f"{kind.removesuffix('Text')}ForCausalLM")(config).eval()
 
 
 def answers(scheduler, requests):
@@ -53,9 +32,9 @@ def same(ours, others):
 # -- stacks that only the plain way takes --------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", ODD)
+@pytest.mark.parametrize("kind", odd_stacks.ODD)
 def test_greedy_answers_are_generates_and_labels_score_as_rows(kind):
-    model = odd_model(kind)
+    model = odd_stacks.text_model(kind, SIZES)
     lm = TextLM(model)
     asked = prompts(3, 9, 40, 9)
     found = drawn(PlainScheduler(lm, max_rows=4), [request(ids, max_new_tokens=12) for ids in asked])
@@ -77,9 +56,9 @@ def separate(model, ids, surfaces):
     return torch.stack(sums).logsumexp(0).item()
 
 
-@pytest.mark.parametrize("kind", ["Qwen3_5Text", "MiniMax"])
+@pytest.mark.parametrize("kind", ["qwen3_5_text", "minimax"])
 def test_a_sample_depends_on_its_own_seed_and_prompt_only(kind):
-    lm = TextLM(odd_model(kind))
+    lm = TextLM(odd_stacks.text_model(kind, SIZES))
     asked = [request(ids, temperature=1.0, max_new_tokens=10) for ids in prompts(4, 9, 4, 9, 20)]
     alone = [drawn(PlainScheduler(lm, max_rows=1), [r])[0] for r in asked]
     assert drawn(PlainScheduler(lm), asked) == drawn(PlainScheduler(lm, max_rows=5), asked) == alone
@@ -197,7 +176,7 @@ def test_workers_draw_what_one_does(lm):
 
 
 def test_a_refused_stack_goes_the_plain_way_and_it_is_said_once(caplog):
-    lm = TextLM(odd_model("MiniMax"))
+    lm = TextLM(odd_stacks.text_model("minimax", SIZES))
     backends.reset_report()
     with caplog.at_level(logging.WARNING):
         engine = Engine(lm.model, None)

@@ -200,7 +200,7 @@ def test_a_model_is_described_without_its_weights(tmp_path):
     folder = families.write("qwen3_vl", tmp_path / "m")
     for weights in folder.glob("*.safetensors"):
         weights.unlink()
-    found = models.describe(str(folder))
-    assert found["model type"] == "qwen3_vl" and found["adapter"] == "QwenVL"
+    found = models.without_weights(str(folder)).facts()
+    assert found["model class"] == "Qwen3VLForConditionalGeneration" and found["adapter"] == "QwenVL"
     assert found["text stack"] == "model.language_model, 3 row(s) of positions"
     assert "visual.deepstack_merger_list.1" in found["may be trained"]

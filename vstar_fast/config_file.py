@@ -140,7 +140,8 @@ def _typed(name: str, value: Any, hint: Any) -> Any:
         need(isinstance(value, dict), f"{name} must be a table, got {value!r}")
         return {k: _typed(f"{name}.{k}", v, typing.get_args(hint)[1]) for k, v in value.items()}
     if origin in (types.UnionType, typing.Union):
-        hint = typing.get_args(hint)[0]
+        kinds = typing.get_args(hint)
+        hint = next((kind for kind in kinds if type(value) is kind), kinds[0])
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     ok = isinstance(value, hint) and not (hint is not bool and isinstance(value, bool))

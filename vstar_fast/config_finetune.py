@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 from vstar_fast.config_file import need, one_of
 from vstar_fast.config_ranges import in_range
@@ -11,6 +12,12 @@ TRACKERS = {"tensorboard": "tensorboard", "wandb": "wandb", "mlflow": "mlflow", 
 """Name of a tracker -> package that it needs."""
 CHANGE_NO_WEIGHT = ("checkpoint_steps", "checkpoints_kept", "track", "split")
 """Settings that leave the trained weights as they are, to the last bit."""
+
+
+def weighty(config: FinetuneConfig) -> dict[str, Any]:
+    """The settings that trained weights depend on. `pack = "auto"` counts as true, which it is where both can be."""
+    values = {name: value for name, value in asdict(config).items() if name not in CHANGE_NO_WEIGHT}
+    return values | {"pack": config.pack is not False}
 
 
 @dataclass(frozen=True)
@@ -49,8 +56,9 @@ class FinetuneConfig:
     """Packed tokens at most in one forward and backward. An example that is longer alone is left out and counted."""
     cut_long: bool = False
     """Cut the answer of an example that is too long instead of leaving it out."""
-    pack: bool = True
-    """Read what the examples of a video share once. False: row by row, for models that cannot be packed."""
+    pack: bool | str = "auto"
+    """true: what the examples of a video share is read once; false: row by row, slower, for models that cannot be
+    packed; `auto`: packed where that gives the loss of rows, which is tried before the first step."""
     loss_per: str = "token"
     """`token`: mean over all answer tokens of a batch; `example`: mean over examples, however long their answers."""
     gradient_checkpointing: bool = False
@@ -94,4 +102,4 @@ class FinetuneConfig:
         trackers = [x.strip() for x in self.track.split(",")]
         for name in [] if self.track in ("auto", "none") else trackers:
             one_of("finetune.track", name, ("auto", "none", *TRACKERS))
-        need(self.pack or not self.cut_long, "finetune.cut_long needs finetune.pack = true")
+        need(self.pack in (True, False, "auto"), f"finetune.pack = {self.pack!r} is not one of auto, true, false")

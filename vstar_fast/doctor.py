@@ -18,10 +18,8 @@ def examine(model: str | None = None) -> dict[str, Any]:
 
     Raises ModelError where the model folder or hub id cannot be used.
     """
-    from vstar_fast import models
-
     return {
-        "model": models.describe(model) if model else {},
+        "model": _model(model) if model else {},
         "machine": {
             "vstar-fast": __version__,
             "python": platform.python_version(),
@@ -32,6 +30,23 @@ def examine(model: str | None = None) -> dict[str, Any]:
         },
         "versions": {name: _version(name) for name in VERSIONS},
         "backends": [row._asdict() for row in [*backends.doctor(), _routing()]],
+    }
+
+
+def _model(path: str) -> dict[str, str]:
+    """What the adapter of a model folder will do with it, and which way its layers let generation and training go."""
+    from vstar_fast import models
+    from vstar_fast.engine import ways
+    from vstar_fast.finetune import packing
+
+    lm = models.without_weights(path)
+    way, why = ways.choose(lm)
+    rows = packing.refusal(lm)
+    return {
+        "model type": models.model_type(path),
+        **lm.facts(),
+        "generation": way if way == "packed" else f"{way}, slower: {why}",
+        "training": f"row by row, slower: {rows}" if rows else "packed",
     }
 
 

@@ -21,6 +21,10 @@ class ModelError(VstarError):
     """A model folder, processor or adapter cannot be used."""
 
 
+class NotPacked(ModelError):
+    """Rows would not come out packed as they do alone; they can be trained on one by one."""
+
+
 class RunError(VstarError):
     """The run folder cannot be written, belongs to another configuration, or has nothing usable left."""
 

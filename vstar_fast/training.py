@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vstar_fast import config as settings
 from vstar_fast import instructions, questions
-from vstar_fast.config_finetune import CHANGE_NO_WEIGHT, FinetuneConfig
+from vstar_fast.config_finetune import FinetuneConfig, weighty
 from vstar_fast.errors import DataError, NothingKept, RunError
 from vstar_fast.features import clip_key_of
 from vstar_fast.finetune import Places, finetune, lora_settings
@@ -128,9 +127,8 @@ class Training:
         s = self._session
         origin = s.teacher_key(start) if start else s.model_keys[s.runtime.init_path]
         clips = [self._clip_of(e) for e in examples]
-        weighty = {name: value for name, value in asdict(tuning).items() if name not in CHANGE_NO_WEIGHT}
         rows = [to_dict(e) for e in examples]
-        return content_key(rows, clips, weighty, origin, s.seen_through, s.config.seed, reason)
+        return content_key(rows, clips, weighty(tuning), origin, s.seen_through, s.config.seed, reason)
 
     def _prompts(self, reason: bool) -> dict[str, str]:
         asked = self._session.questions.values()

@@ -4,20 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from vstar_fast.engine import plan as plans
+from vstar_fast.engine.drawing import Drawing
 from vstar_fast.engine.lanes import Lane, Tracked
 from vstar_fast.engine.plan import Level, Plan, Span
 from vstar_fast.engine.prompts import Prefix
-from vstar_fast.engine.request import Answer, Counts, Request, Settings
+from vstar_fast.engine.recurrent import Held
+from vstar_fast.engine.request import Answer, Counts, Request
 from vstar_fast.engine.stack import Stack, copy
 from vstar_fast.engine.store import PAGE, Node
-
-if TYPE_CHECKING:
-    from vstar_fast.kernels.constrain import Grammar
 
 
 @dataclass(slots=True, eq=False)
@@ -53,6 +52,8 @@ class Row:
     pages: list[Node] = field(default_factory=list)
     stored: int = 0
     pending: list[int] = field(default_factory=list)
+    state: Held | None = None
+    """Behind its stored tokens, of layers that keep one."""
     index: int = 0
     """Its place among the logits of the step."""
 
@@ -68,46 +69,49 @@ class Group:
     """Bytes it may come to hold."""
 
 
-class Batch:
+class Batch(Drawing):
     """All groups in flight, and the lanes that their tokens are drawn in."""
 
     def __init__(
         self, stack: Stack, eos_ids: Sequence[int], counts: Counts, plain_below: int = 0, skip_forced: bool = True
     ) -> None:
-        self.stack = stack
-        self.plain_below, self.skip_forced = plain_below, skip_forced
-        self.eos = frozenset(eos_ids)
-        self.counts = counts
+        super().__init__(eos_ids, counts, skip_forced)
+        self.stack, self.plain_below = stack, plain_below
         self.groups: list[Group] = []
-        self.lanes: dict[Any, Lane] = {}
-        self.golds: dict[int, Tracked] = {}
 
     def __len__(self) -> int:
         return sum(len(g.rows) for g in self.groups)
 
     def clear(self) -> None:
         """Forget all rows; the store is emptied by the caller."""
-        self.groups, self.lanes, self.golds = [], {}, {}
+        super().clear()
+        self.groups = []
 
     # -- joining -------------------------------------------------------------------------------
 
     def join(self, groups: Sequence[Group]) -> None:
         """Draw the first token of new rows from their prompts' last hidden states; those that go on take part."""
+        lanes, golds = self._first(groups)
+        for group in groups:
+            for row in group.rows:
+                row.state = group.prefix.own.state
+            group.prefix.own.state = None
+            if group.prefix.length <= self.plain_below:
+                self._copy_prefix(group)
+        self.groups += groups
+        self._among(lanes, golds)
+
+    def _first(self, groups: Sequence[Group]) -> tuple[dict[Any, Lane], dict[int, Tracked]]:
+        """The lanes of new rows, their first tokens drawn."""
         rows = [row for g in groups for row in g.rows]
         forks = [i for i, g in enumerate(groups) for _ in g.rows]
         hidden = torch.stack([g.prefix.hidden for g in groups])
         logits = self.stack.lm.logits(hidden)
         index = torch.tensor(forks, device=logits.device)
-        lanes, golds = self._new_lanes(rows), self._new_golds(rows)
+        device = self.stack.lm.device
+        lanes, golds = self._new_lanes(rows, device), self._new_golds(rows, device)
         self._draw(rows, logits if len(forks) == len(groups) else logits[index], lanes, golds)
-        for group in groups:
-            if group.prefix.length <= self.plain_below:
-                self._copy_prefix(group)
-        self.groups += groups
-        for key, lane in lanes.items():
-            self.lanes[key] = joined(self.lanes.get(key), lane)
-        for gold, tracked in golds.items():
-            self.golds[gold] = joined(self.golds.get(gold), tracked)
+        return lanes, golds
 
     def _copy_prefix(self, group: Group) -> None:
         """Put the prefix in front of each row's own tokens: a short one is not worth a part of its own."""
@@ -121,23 +125,6 @@ class Batch:
                 at += node.length
         group.prefix.nodes = []
 
-    def _new_lanes(self, rows: Sequence[Row]) -> dict[Any, Lane]:
-        held: dict[Any, tuple[Settings, Grammar | None, list[Row]]] = {}
-        for row in rows:
-            asked, sample = row.flight.request, row.answer.sample
-            settings, grammar = asked.settings_of(sample), asked.grammar_of(sample)
-            held.setdefault((settings, id(grammar)), (settings, grammar, []))[2].append(row)
-        return {key: Lane(*parts, self.stack.lm.device) for key, parts in held.items()}
-
-    def _new_golds(self, rows: Sequence[Row]) -> dict[int, Tracked]:
-        by_key: dict[int, tuple[Grammar, list[Row]]] = {}
-        for row in rows:
-            gold = row.flight.request.gold
-            if gold is not None:
-                by_key.setdefault(id(gold), (gold, []))[1].append(row)
-        device = self.stack.lm.device
-        return {key: Tracked(gold, held, None, device) for key, (gold, held) in by_key.items()}
-
     # -- a step --------------------------------------------------------------------------------
 
     def step(self) -> None:
@@ -149,9 +136,11 @@ class Batch:
         width = max(g.prefix.rows for g in self.groups)
         lm = self.stack.lm
         positions = torch.tensor(places, device=lm.device).expand(width, len(places))
+        plan.waves, after = self.stack.waves([(len(row.pending), row.state) for row in rows], moving=True)
         hidden = self.stack.call(lm.embed_tokens(ids.to(lm.device))[None], positions, plan)
         logits = lm.logits(hidden if last is None else hidden[last])
-        for i, row in enumerate(rows):
+        for i, (row, state) in enumerate(zip(rows, after, strict=True)):
+            row.state = state
             row.stored += len(row.pending)
             row.position += len(row.pending)
             row.pending, row.index = [], i
@@ -195,66 +184,6 @@ class Batch:
             begin = end
         return levels
 
-    # -- drawing -------------------------------------------------------------------------------
-
-    def _draw(
-        self, rows: Sequence[Row], logits: torch.Tensor, lanes: dict[Any, Lane], golds: dict[int, Tracked]
-    ) -> None:
-        """Next tokens of `rows` from logits [len(rows), V]; rows that are done leave lanes, golds and groups."""
-        for i, row in enumerate(rows):
-            row.index = i
-        new: dict[int, list[int]] = {}
-        for lane in lanes.values():
-            if lane.rows:
-                self._draw_lane(lane, logits, new)
-        for gold in golds.values():
-            self._stop_early(gold, new, lanes)
-        keep_open(lanes)
-        keep_open(golds)
-
-    def _draw_lane(self, lane: Lane, logits: torch.Tensor, new: dict[int, list[int]]) -> None:
-        ids, logprobs = lane.draw(_pick(logits, [row.index for row in lane.rows]))
-        most = lane.settings.max_new_tokens
-        follow = lane.forced() if self.skip_forced else [[]] * len(lane.rows)
-        drawn = zip(lane.rows, ids.tolist(), logprobs.tolist(), follow, strict=True)
-        for row, token, logprob, forced in drawn:
-            answer = row.answer
-            answer.logprob += logprob
-            taken = [token, *forced]
-            end = next((i for i, t in enumerate(taken) if t in self.eos), len(taken) - 1)
-            taken = taken[: min(end + 1, most - len(answer.token_ids))]
-            answer.token_ids += taken
-            self.counts.forced += len(taken) - 1
-            if taken[-1] in self.eos:
-                answer.finish = "stop"
-            elif len(answer.token_ids) >= most:
-                answer.finish = "length"
-            row.pending = taken
-            new[id(row)] = taken
-
-    def _stop_early(self, gold: Tracked, new: dict[int, list[int]], lanes: dict[Any, Lane]) -> None:
-        """End the rows that can no longer become a wanted answer."""
-        alive = [i for i, row in enumerate(gold.rows) if not row.answer.finish and id(row) in new]
-        for column in range(max((len(new[id(gold.rows[i])]) for i in alive), default=0)):
-            index = [i for i in alive if column < len(new[id(gold.rows[i])])]
-            tokens = [new[id(gold.rows[i])][column] for i in index]
-            gold.advance(index, torch.tensor(tokens, device=gold.state.device))
-        lost = gold.state.lost.tolist()
-        stopped = {id(gold.rows[i]) for i in alive if lost[i]}
-        if stopped:
-            self.count_saved(stopped, lanes)
-        for i in alive:
-            if lost[i]:
-                gold.rows[i].answer.finish = "stopped_early"
-
-    def count_saved(self, stopped: set[int], lanes: dict[Any, Lane]) -> None:
-        self.counts.stopped_early += len(stopped)
-        for lane in lanes.values():
-            if lane.tracked is not None and any(id(row) in stopped for row in lane.rows):
-                left = lane.tracked.state.shortest_left.tolist()
-                saved = [n for row, n in zip(lane.rows, left, strict=True) if id(row) in stopped]
-                self.counts.tokens_saved += sum(saved)
-
     # -- leaving -------------------------------------------------------------------------------
 
     def leave(self) -> list[Group]:
@@ -272,27 +201,3 @@ class Batch:
         empty = [g for g in self.groups if not g.rows]
         self.groups = [g for g in self.groups if g.rows]
         return empty
-
-
-def _pick(logits: torch.Tensor, index: list[int]) -> torch.Tensor:
-    """Rows of logits in this order; a view where they stand together."""
-    if index == list(range(index[0], index[0] + len(index))):
-        return logits[index[0] : index[0] + len(index)]
-    return logits[torch.tensor(index, device=logits.device)]
-
-
-def keep_open(held: dict[Any, Any]) -> None:
-    """Only rows whose answer is not finished stay in lanes (or golds)."""
-    for key, lane in list(held.items()):
-        left = [i for i, row in enumerate(lane.rows) if not row.answer.finish]
-        if not left:
-            del held[key]
-        elif len(left) < len(lane.rows):
-            lane.keep(left)
-
-
-def joined(before: Any, new: Any) -> Any:
-    if before is None:
-        return new
-    before.join(new)
-    return before

@@ -20,6 +20,7 @@ from transformers.masking_utils import sdpa_mask
 from vstar_fast.engine.layers import UNKNOWN, Layers, attending_by, layers_of
 from vstar_fast.engine.plan import Plan
 from vstar_fast.engine.store import LayerShape
+from vstar_fast.engine.turn import alone
 from vstar_fast.errors import ModelError
 from vstar_fast.kernels.prefix_attention import prefix_attention
 from vstar_fast.kernels.prefix_attention.sinks import with_sinks
@@ -167,7 +168,8 @@ def attending(text_model: Any) -> contextlib.AbstractContextManager[None]:
 def refusal(text_model: Any) -> str:
     """Why a text stack cannot be called with packed tokens, in words; empty where it can. The first time it is called
     for that, the next ones cost nothing."""
-    odd = odd_layers(text_model) or layers_of(text_model).odd
+    with alone(text_model):
+        odd = odd_layers(text_model) or layers_of(text_model).odd
     return f"{type(text_model).__name__} has {odd}, which the engine does not know" if odd else ""
 
 

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 
 from vstar_fast import backends
-from vstar_fast.engine.batch import Batch, Row, keep_open
+from vstar_fast.engine.batch import Batch, Row
 from vstar_fast.engine.burst import IDLE, MOST_STEPS, Filling, Shape, Step
+from vstar_fast.engine.drawing import keep_open
 from vstar_fast.engine.plan import Span
 from vstar_fast.engine.store import PAGE, Arena, Node, Store
 from vstar_fast.errors import ModelError
@@ -87,6 +88,10 @@ def made_for(batch: Batch) -> Graphs | None:
     if device.type != "cuda" or os.environ.get(VARIABLE) == "0":
         return None
     if backends.choose("prefix_attention", device).name != "triton":
+        return None
+    if batch.stack.mixers:
+        name = type(batch.stack.text_model).__name__
+        logging.getLogger(__name__).info("%s has layers with a state: every step is made anew, none recorded", name)
         return None
     return Graphs(batch, CudaGraphs())
 

@@ -15,15 +15,13 @@ from typing import Any
 import torch
 
 from vstar_fast import backends
-from vstar_fast.engine.batch import Batch, Flight, Group, Row, joined
+from vstar_fast.engine.batch import Batch, Flight, Group, Row
 from vstar_fast.engine.caches import NoRows
+from vstar_fast.engine.drawing import joined
 from vstar_fast.engine.lanes import Lane
 from vstar_fast.engine.plain_prompts import PlainPrompts, PlainStack, ids_of
 from vstar_fast.engine.request import Answer
 from vstar_fast.engine.scheduler import Scheduler, prompt_tokens
-
-SHORT = -1
-"""Prompts of at most so many tokens lie in pages of their answers: none do."""
 
 
 @dataclass(slots=True, eq=False)
@@ -56,7 +54,9 @@ class PlainBatch(Batch):
 
     def join(self, groups: Sequence[Group]) -> None:
         """Draw the first token of new rows; those that go on get a cache."""
-        super().join(groups)
+        lanes, golds = self._first(groups)
+        self.groups += groups
+        self._among(lanes, golds)
         _move(self.lanes, self.parked, lambda row: len(row.pending) > 1)
         alive: list[tuple[Any, list[Row]]] = [(g.prefix, [r for r in g.rows if not r.answer.finish]) for g in groups]
         self.units += self._units([(held, rows) for held, rows in alive if rows])
@@ -143,7 +143,7 @@ class PlainScheduler(Scheduler):
     def _begin(self, _: int | None, skip_forced: bool) -> None:
         self.stack = PlainStack(self.lm)
         self._prompts = PlainPrompts(self.stack)
-        self._batch = PlainBatch(self.stack, self.lm.eos_ids, self.counts, SHORT, skip_forced)
+        self._batch = PlainBatch(self.stack, self.lm.eos_ids, self.counts, skip_forced=skip_forced)
         self._graphs = None
 
     def _picked(self, waiting: deque[Flight]) -> Iterator[int] | None:

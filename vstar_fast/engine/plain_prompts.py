@@ -17,7 +17,7 @@ from vstar_fast.engine.pieces import whole
 from vstar_fast.engine.request import Request
 from vstar_fast.kernels.linear import fast_linears
 from vstar_fast.models.hf_cache import CACHE
-from vstar_fast.models.text_inputs import from_call
+from vstar_fast.models.text_inputs import TextInputs
 
 CLOSE = {torch.float32: 1e-3, torch.float64: 1e-3}
 ROUGH = 0.1
@@ -72,6 +72,9 @@ class PlainStack:
         """Of a row's cache, a token of it; 0 until a prompt was read."""
         self._continues: bool | None = None
 
+    def look(self) -> None:
+        """Nothing: the model's own forward knows its layers."""
+
     @property
     def text_model(self) -> Any:
         """The decoder stack."""
@@ -88,14 +91,18 @@ class PlainStack:
         finally:
             self.lm.forget_positions()
         call, out = seen
-        embeds = call.get("inputs_embeds")
-        shown = {"inputs_embeds": inputs["input_ids"] if embeds is None else embeds}
-        given = from_call({"position_ids": call.get("position_ids"), **shown}, getattr(self.lm, "position_rows", 1))
-        hidden = out.last_hidden_state[0, -last:].clone()  # not a view of the whole prompt's
+        given = TextInputs(torch.empty(0), self._positions(call.get("position_ids"), len(ids)))
+        hidden = out[0][0, -last:].clone()  # not a view of the whole prompt's
         cache = out.get(CACHE)
         if cache is not None:
             self.token_bytes = max(self.token_bytes, nbytes(cache) / len(ids))
         return Held(ids, features, cache, given.position_ids, given.next_position, hidden[-1]), hidden
+
+    def _positions(self, given: torch.Tensor | None, tokens: int) -> torch.Tensor:
+        """Positions [R, T] that the text stack was called with for one row."""
+        if given is None:
+            return torch.arange(tokens, device=self.lm.device).expand(getattr(self.lm, "position_rows", 1), -1)
+        return given if given.ndim == 2 else given[:, 0]
 
     @fast_linears()
     def behind(self, cache: Any, ids: torch.Tensor, first: Sequence[int], rows: int) -> torch.Tensor:
@@ -104,7 +111,7 @@ class PlainStack:
         positions = torch.tensor(first, device=device)[:, None] + torch.arange(ids.shape[1], device=device)
         positions = positions if rows == 1 else positions.expand(rows, *positions.shape)
         out = self.text_model(input_ids=ids.to(device), position_ids=positions, use_cache=True, **{CACHE: cache})
-        hidden: torch.Tensor = out.last_hidden_state
+        hidden: torch.Tensor = out[0]
         return hidden
 
     def gathered(self, parts: Sequence[tuple[Any, Sequence[int]]], rows: int) -> Any:

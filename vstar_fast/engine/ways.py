@@ -42,10 +42,11 @@ def _of_inputs(lm: Any) -> str:
         (features,) = lm.encode(FrameBatch([data], [times_s], []))
         head, tail = lm.split("a b")
         try:
-            lm.embed(torch.cat([head, features.ids, tail]), features)
+            given = lm.embed(torch.cat([head, features.ids, tail]), features)
         except ModelError as error:
             return str(error)
-    return ""
+    own = getattr(given, "mask", None) is not None
+    return f"{type(lm.model).__name__} has tokens that see others behind them" if own else ""
 
 
 def choose(lm: Any, engine: str = "auto") -> Choice:

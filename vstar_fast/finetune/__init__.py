@@ -17,6 +17,7 @@ from vstar_fast.finetune.adapter import lora_settings
 from vstar_fast.finetune.batches import count_steps
 from vstar_fast.finetune.fit import Fit, Places
 from vstar_fast.finetune.items import Item, Reader, Rows, cut
+from vstar_fast.finetune.packing import decided
 from vstar_fast.finetune.replay import replay
 from vstar_fast.finetune.split import split_layers
 from vstar_fast.finetune.step import accumulate, checkpointed
@@ -57,11 +58,13 @@ def finetune(
     ranks = Ranks()
     if config.split:
         split_layers(lm, config, ranks)
+    note = note or _silent
     items, left_out = _usable(Reader(lm, rows)(examples), config)
-    fit = Fit(lm, peft, items, config, ranks, seed, places or Places.beside(Path(out)), key, note or _silent)
+    config = decided(lm, peft, items, config, note)
+    fit = Fit(lm, peft, items, config, ranks, seed, places or Places.beside(Path(out)), key, note)
     with checkpointed(lm, config):
         fit.run(on_step)
-    counted = {"steps": fit.steps, "examples": len(items), "left_out": left_out}
+    counted = {"steps": fit.steps, "examples": len(items), "left_out": left_out, "packed": config.pack}
     log = {**fit.log, **counted, "base": base_model.describe(lm)}
     fit.save(Path(out), log)
     return log

@@ -14,7 +14,7 @@ import torch
 
 from vstar_fast import base_model
 from vstar_fast.config import FinetuneConfig
-from vstar_fast.config_finetune import CHANGE_NO_WEIGHT
+from vstar_fast.config_finetune import weighty
 from vstar_fast.errors import RunError
 from vstar_fast.finetune import replay
 from vstar_fast.finetune.batches import batches, count_steps
@@ -164,8 +164,7 @@ class Fit:
             for tensor in features.kwargs.values():
                 digest.update(_bytes(tensor))
         rows = [(asdict(i.example), i.text, i.clip) for i in items]
-        settings = {n: v for n, v in asdict(self._config).items() if n not in CHANGE_NO_WEIGHT}
-        return content_key(base_model.key_of(self._lm), rows, settings, self._seed, digest.hexdigest())
+        return content_key(base_model.key_of(self._lm), rows, weighty(self._config), self._seed, digest.hexdigest())
 
     def _facts(self) -> dict[str, Any]:
         """What trackers are told of the run."""

@@ -10,7 +10,7 @@ import torch
 
 from vstar_fast import backends
 from vstar_fast.attention import running
-from vstar_fast.errors import ModelError
+from vstar_fast.errors import NotPacked
 from vstar_fast.finetune.items import Item
 from vstar_fast.finetune.packed import pack
 from vstar_fast.models.modules import odd_layers
@@ -46,7 +46,7 @@ def attention(
     odd += ["an attention mask"] if attention_mask is not None else []
     odd += ["layers that do not hand on their arguments"] if vstar_tree is None else []
     if odd:
-        raise ModelError(
+        raise NotPacked(
             f"{type(module).__name__} has {', '.join(odd)}: not with packed rows; set finetune.pack = false"
         )
     q, k, v = (t[0].transpose(0, 1) for t in (query, key, value))
@@ -56,25 +56,29 @@ def attention(
 
 @contextlib.contextmanager
 def packed_rows(lm: VideoLM) -> Iterator[None]:
-    """Inside, the text stack attends along the tree it is given. Backward belongs inside: it may run layers again.
+    """Inside, the text stack attends along the tree it is given, and layers with a state follow its branches.
 
-    Raises ModelError for layers that would mix the branches of a row.
+    Backward belongs inside: it may run layers again.
+
+    Raises NotPacked for layers that would mix the branches of a row.
     """
     from transformers import AttentionInterface
 
+    from vstar_fast.engine.branches import along_trees
     from vstar_fast.engine.layers import layers_of
 
     odd = odd_layers(lm.text_model) or layers_of(lm.text_model).odd
     if odd:
         name = type(lm.text_model).__name__
-        raise ModelError(f"{name} has {odd}: not with packed rows; set finetune.pack = false")
+        raise NotPacked(f"{name} has {odd}: not with packed rows; set finetune.pack = false")
 
     AttentionInterface.register(NAME, attention)
     config = lm.text_model.config
     before = config._attn_implementation
     config._attn_implementation = NAME
     try:
-        yield
+        with along_trees(lm.text_model):
+            yield
     finally:
         config._attn_implementation = before
 
@@ -103,11 +107,9 @@ def row_nll(lm: VideoLM, items: Sequence[Item]) -> torch.Tensor:
 
 
 def _one_row(lm: VideoLM, item: Item) -> torch.Tensor:
-    if item.features is None:
-        inputs: dict[str, Any] = {"input_ids": torch.cat([item.head, item.answer])[None].to(lm.device)}
-    else:
-        inputs = lm.inputs([item.text], [item.features], [item.said])
-        del inputs["labels"]
+    video = [] if item.features is None else [item.features.ids]
+    inputs = lm.row_inputs(torch.cat([item.head, *video, item.tail, item.answer]), item.features)
+    inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
     hidden = lm.body(**inputs, use_cache=False)[0][0]
     backends.ran("attention", running(lm.text_model.config))
     count = len(item.answer)

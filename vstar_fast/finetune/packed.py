@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from vstar_fast.errors import ModelError
+from vstar_fast.errors import NotPacked
 from vstar_fast.finetune.items import Item
 from vstar_fast.kernels.prefix_attention.tree import Node, Tree
 from vstar_fast.models.video_lm import Features, TextInputs, VideoLM
@@ -49,7 +49,7 @@ def pack(lm: VideoLM, items: Sequence[Item]) -> Packed:
     """Lay items out as one tree of branches: prompt head, video, question, answer.
 
     Embeddings and positions are those of the model's own forward over each item alone. Differentiable through a
-    trained projector. Raises ModelError where a model's inputs cannot be told apart by video.
+    trained projector. Raises NotPacked where a model's inputs cannot be told apart by video.
     """
     root = _Branch(torch.empty(0, dtype=torch.long))
     for number, item in enumerate(items):
@@ -153,7 +153,7 @@ def _check_counted(positions: torch.Tensor, first: int) -> None:
     """Text is numbered one by one, the same on every row, from `first` on."""
     counted = torch.arange(first, first + positions.shape[1], device=positions.device)
     if not bool((positions == counted).all()):
-        raise ModelError("this model does not number the text around a video one by one; set finetune.pack = false")
+        raise NotPacked("this model does not number the text around a video one by one; set finetune.pack = false")
 
 
 def _position_after(given: TextInputs, place: int) -> int:
@@ -192,4 +192,4 @@ def _joined(name: str, parts: Sequence[tuple[int, Any]], tokens: int) -> Any:
         return [torch.cat(layer) for layer in zip(*(part for _, part in parts), strict=True)]
     if not isinstance(first, torch.Tensor) and all(part == first for _, part in parts):
         return first
-    raise ModelError(f"this model's text stack takes {name!r}, which cannot be packed; set finetune.pack = false")
+    raise NotPacked(f"this model's text stack takes {name!r}, which cannot be packed; set finetune.pack = false")

@@ -77,9 +77,9 @@ def load(
     return loading.load(path, found, dtype=dtype, device=device, quantize=quantize)
 
 
-def describe(path: str, family: str = "auto") -> dict[str, str]:
-    """What the adapter of a model folder will do with it, found without its weights; raises as `load` does."""
+def without_weights(path: str, family: str = "auto") -> VideoLM:
+    """The same without its weights: it can be looked at, and makes prompts; raises as `load` does."""
     found = adapter(path, family)
     from vstar_fast.models import loading
 
-    return {"model type": model_type(path), **loading.without_weights(path, found).facts()}
+    return loading.without_weights(path, found)

@@ -68,7 +68,8 @@ def without_weights(path: str, cls: type[VideoLM]) -> VideoLM:
     target = torch.device("meta")
     try:
         with target:
-            model = AutoModelForImageTextToText.from_config(AutoConfig.from_pretrained(path))
+            # experts have no products of 32-bit numbers there
+            model = AutoModelForImageTextToText.from_config(AutoConfig.from_pretrained(path), dtype=torch.bfloat16)
     except (OSError, ValueError) as error:
         raise ModelError(f"cannot build the model of {path}: {error}") from None
     return cls(path, model, processor, target)
