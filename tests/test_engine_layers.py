@@ -1,7 +1,11 @@
 """Text stacks whose layers are not all of one kind: what is seen of them, and Hugging Face's own answers."""
 
+import copy
+import functools
+
 import pytest
 import torch
+from vstar_fast.kernels.prefix_attention import prefix_attention
 
 from test_engine import drawn, prompts, request, text_model, theirs
 from test_engine_score import rows
@@ -69,7 +73,8 @@ def test_what_layers_keep_is_seen_layer_by_layer_and_equal_ones_lie_together():
     [
         ("Llama", {}, ""),
         ("Gemma2", {"head_dim": 16}, "Gemma2Model has attention with softcap"),
-        ("Lfm2", {"layer_types": ["conv", "full_attention"]}, "Lfm2Model has layers of conv"),
+        ("Lfm2", {"layer_types": ["conv", "full_attention"]}, ""),
+        ("FalconH1", {}, "FalconH1Model has layers of hybrid"),
     ],
 )
 def test_the_reason_why_a_stack_is_refused_is_told_and_the_model_is_called_once(kind, more, said, monkeypatch):
@@ -165,6 +170,13 @@ def test_rows_within_their_windows_go_in_bursts_and_longer_ones_step_by_step_and
         assert ("steps made anew for sliding windows" in ran) == stepped and ("eager" in ran) == (not stepped)
 
 
+@pytest.mark.parametrize("name", STACKS)
+def test_a_stack_without_weights_can_be_looked_at(name):
+    kind, more = STACKS[name]
+    found = text_model(kind, **more).to("meta").get_decoder()
+    assert cache.refusal(found) == ""
+
+
 @pytest.mark.parametrize("change", ["keeps quiet", "looks ahead", "reads its keys"])
 def test_layers_that_would_be_got_wrong_are_refused(change, monkeypatch):
     """A window that is not handed on, attention both ways, attention in code of its own."""
@@ -188,7 +200,7 @@ def test_layers_that_would_be_got_wrong_are_refused(change, monkeypatch):
                 kwargs[CACHE].update = update
 
         monkeypatch.setattr(first, "forward", own)
-        said = "layers that do not take handles for keys"
+        said = "layers that fail with handles in place of keys"
     assert said in cache.refusal(found)
     with pytest.raises(ModelError, match=said):
         cache.check(found)
@@ -201,3 +213,29 @@ def test_torchs_own_attention_does_not_leave_sinks_out():
     model.set_attn_implementation("vstar_prefix")
     with pytest.raises(ModelError, match="asks for s_aux, which torch's attention does not have"), torch.no_grad():
         model(input_ids=prompts(4)[0][None])
+
+
+@pytest.mark.parametrize("backend", ["flash", "gemm"])
+def test_other_backends_than_this_machines_best(model, backend, monkeypatch):
+    """Fused attention of torch, and matrix products: what runs in half precision, and without AVX-512."""
+    monkeypatch.setattr(windows, "BLOCK", 16)
+    monkeypatch.setattr(cache, "prefix_attention", functools.partial(prefix_attention, backend=backend))
+    lm = TextLM(model)
+    asked = questions(max_new_tokens=12)
+    for r, answers in Scheduler(lm, plain_below=0).run(asked):
+        for answer in answers:
+            assert answer.logprob == pytest.approx(rows(lm, whole(r), answer.token_ids), abs=2e-4)
+
+
+@pytest.mark.parametrize("name", ["all layers with a window", "latent", "sinks"])
+def test_half_precision_is_as_near_to_full_as_the_models_own(name):
+    """Values of another width, masks and sinks in bf16."""
+    kind, more = STACKS[name]
+    model = text_model(kind, **more)
+    half = copy.deepcopy(model).bfloat16()
+    lm = TextLM(half)
+    for r, answers in Scheduler(lm, plain_below=0).run(questions(max_new_tokens=12)):
+        ids = whole(r)
+        for answer in answers:
+            exact, own = (rows(TextLM(m), ids, answer.token_ids) for m in (model, half))
+            assert abs(answer.logprob - exact) < 3 * abs(own - exact) + 1.0

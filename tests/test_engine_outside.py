@@ -351,7 +351,8 @@ def test_a_text_model_takes_templates_and_no_videos():
     ("kind", "more", "said"),
     [
         ("Bloom", {"n_head": 6, "n_layer": 2}, "BloomModel has attention in code of its own"),
-        ("Lfm2", {"layer_types": ["conv", "full_attention"]}, "layers of conv"),
+        ("FalconH1", {}, "FalconH1Model has layers of hybrid"),
+        ("Jamba", {"attn_layer_offset": 1, "attn_layer_period": 2}, "JambaMambaMixer takes up a state one token"),
     ],
 )
 def test_a_model_whose_layers_are_not_known_is_refused_by_name(kind, more, said):

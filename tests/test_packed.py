@@ -294,13 +294,10 @@ def test_a_model_whose_layers_ask_for_more_is_refused(loaded):
             lm.text_model(**call, use_cache=False)
 
 
-def test_a_window_shorter_than_a_row_is_refused():
+def test_what_a_layer_asks_for_that_rows_packed_together_do_not_have_is_named():
     tree = Tree([Node(0, 6, 6, 0)])
     rows = [torch.randn(1, 2, 6, 8) for _ in range(3)]
     module = torch.nn.Identity()
-    assert attention(module, *rows, None, vstar_tree=tree, sliding_window=6)[0].shape == (1, 6, 2, 8)
-    with pytest.raises(ModelError, match="a sliding window of 5 tokens, shorter than a row of 6"):
-        attention(module, *rows, None, vstar_tree=tree, sliding_window=5)
     with pytest.raises(ModelError, match="Identity has softcap, attention dropout: not with packed rows"):
         attention(module, *rows, None, dropout=0.1, vstar_tree=tree, softcap=30.0)
 

@@ -16,12 +16,15 @@ from vstar_fast import backends
 from vstar_fast.errors import ModelError
 
 from .parts import by_rows, merge
+from .sinks import sinks_back, with_sinks
 from .tree import Call, Tree
 
 __all__ = ["Tree", "tree_attention"]
 
 Tensors = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
-Run = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, Tree, float], torch.Tensor]
+Run = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, Tree, float, torch.Tensor | None, int | None], torch.Tensor]
+FUSED = ("flash", "triton")
+"""Backends that know a tree's nodes and nothing of windows, and take one width for keys and values."""
 
 
 def tree_attention(
@@ -31,56 +34,91 @@ def tree_attention(
     tree: Tree,
     scale: float | None = None,
     *,
+    sinks: torch.Tensor | None = None,
+    window: int | None = None,
     backend: str = "auto",
 ) -> torch.Tensor:
-    """Softmax attention of each packed token over what leads to it in `tree`; gradients for all three inputs.
+    """Softmax attention of each packed token over what leads to it in `tree`; gradients for all tensors.
 
     Args:
         query: [N, Hq, D] with N = tree.tokens.
-        keys, values: [N, Hkv, D], Hq a multiple of Hkv.
+        keys, values: [N, Hkv, D] and [N, Hkv, Dv], Hq a multiple of Hkv.
         scale: of the scores; default D ** -0.5.
+        sinks: [Hq], a further score of each head, whose weight goes to nothing.
+        window: a token sees so many tokens of its row at most, itself the last of them.
         backend: "auto", "flash" (segments, nothing unseen is computed), "triton" (one pass over the blocks that are
-            seen), "sdpa" (one dense mask) or "reference".
+            seen), "sdpa" (one dense mask; the only one of these for windows shorter than a row) or "reference".
 
     Returns:
-        Output [N, Hq, D] in the query's dtype.
+        Output [N, Hq, Dv] in the query's dtype.
     """
     if len(query) != tree.tokens or keys.shape[:2] != values.shape[:2] or len(keys) != tree.tokens:
         shapes = [tuple(t.shape) for t in (query, keys, values)]
         raise ModelError(f"query, keys and values must have the tree's {tree.tokens} tokens, got {shapes}")
     if query.shape[1] % keys.shape[1]:
         raise ModelError(f"{query.shape[1]} query heads are no multiple of {keys.shape[1]} key heads")
-    name = backends.choose("tree_attention", query.device, backend).name
-    if name == "flash" and backend == "auto" and not _flash_takes(query, values):
-        name = "sdpa"
-    found = _BACKENDS[name](query, keys, values, tree, query.shape[-1] ** -0.5 if scale is None else scale)
+    window = None if window is not None and window >= tree.longest else window
+    name = _chosen(query, values, window, backend)
+    scale = query.shape[-1] ** -0.5 if scale is None else scale
+    width = values.shape[-1]
+    if name in FUSED:
+        query, keys, values = (_padded(t, max(query.shape[-1], width)) for t in (query, keys, values))
+    found = _BACKENDS[name](query, keys, values, tree, scale, sinks, window)
     backends.ran("tree_attention", name)
-    return found
+    return found[..., :width]
+
+
+def _chosen(query: torch.Tensor, values: torch.Tensor, window: int | None, backend: str) -> str:
+    name = backends.choose("tree_attention", query.device, backend).name
+    if window is not None and name in FUSED:
+        if backend != "auto":
+            raise ModelError(f"backend {name!r} of tree_attention has no sliding windows; use 'sdpa'")
+        return "sdpa"
+    return "sdpa" if name == "flash" and backend == "auto" and not _flash_takes(query, values) else name
 
 
 def _flash_takes(query: torch.Tensor, values: torch.Tensor) -> bool:
-    """torch's fused attention: one width for all; on a GPU half precision and widths of 8 to 256."""
-    width = query.shape[-1]
-    if query.device.type == "cpu":
-        return values.shape[-1] == width
-    return values.shape[-1] == width and width % 8 == 0 and width <= 256 and query.dtype.itemsize == 2
+    """torch's fused attention: on a GPU half precision and widths of 8 to 256."""
+    width = max(query.shape[-1], values.shape[-1])
+    return query.device.type == "cpu" or (width % 8 == 0 and width <= 256 and query.dtype.itemsize == 2)
 
 
-def reference(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, tree: Tree, scale: float) -> torch.Tensor:
-    """The specification: all scores in fp32, those not seen left out of the softmax."""
+def _padded(states: torch.Tensor, width: int) -> torch.Tensor:
+    """[N, H, D] -> [N, H, width], zeros at the end: they change no score, and are cut off the output."""
+    return torch.nn.functional.pad(states, (0, width - states.shape[-1])) if states.shape[-1] < width else states
+
+
+def reference(
+    query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, tree: Tree, scale: float,
+    sinks: torch.Tensor | None = None, window: int | None = None,
+) -> torch.Tensor:  # fmt: skip
+    """The specification: all scores in fp32, those not seen left out of the softmax, sinks in it."""
     times = query.shape[1] // keys.shape[1]
     keys, values = keys.repeat_interleave(times, 1).float(), values.repeat_interleave(times, 1).float()
     scores = torch.einsum("nhd,mhd->hnm", query.float(), keys) * scale
-    weights = scores.masked_fill(~tree.mask(query.device), -torch.inf).softmax(-1)
+    scores = scores.masked_fill(~tree.mask(query.device, window), -torch.inf)
+    if sinks is not None:
+        scores = torch.cat([scores, sinks.float()[:, None, None].expand(-1, len(query), 1)], -1)
+    weights = scores.softmax(-1)[..., : len(keys)]
     return torch.einsum("hnm,mhd->nhd", weights, values).to(query.dtype)
 
 
-def sdpa(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, tree: Tree, scale: float) -> torch.Tensor:
-    """One call of torch's attention with the dense mask."""
-    times = query.shape[1] // keys.shape[1]
-    rows = (query, keys.repeat_interleave(times, 1), values.repeat_interleave(times, 1))
-    q, k, v = (t.transpose(0, 1)[None] for t in rows)
-    out = torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=tree.mask(query.device), scale=scale)
+def sdpa(
+    query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, tree: Tree, scale: float,
+    sinks: torch.Tensor | None = None, window: int | None = None,
+) -> torch.Tensor:  # fmt: skip
+    """One call of torch's attention with the dense mask; sinks are a key that all see, with a value of zeros."""
+    times, mask = query.shape[1] // keys.shape[1], tree.mask(query.device, window)
+    keys, values = keys.repeat_interleave(times, 1), values.repeat_interleave(times, 1)
+    if sinks is not None:
+        width, more = query.shape[-1], 8  # numbers a row stay aligned
+        query, keys = (_padded(t, width + more) for t in (query, keys))
+        one = torch.zeros_like(query[:1]).index_fill(2, torch.tensor([width], device=query.device), 1)
+        keys = torch.cat([keys, one * (sinks / scale).to(keys.dtype)[:, None]])
+        query, values = query + one, torch.cat([values, torch.zeros_like(values[:1])])
+        mask = torch.nn.functional.pad(mask, (0, 1), value=True)
+    q, k, v = (t.transpose(0, 1)[None] for t in (query, keys, values))
+    out = torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
     return out[0].transpose(0, 1)
 
 
@@ -193,6 +231,7 @@ class _TreeAttention(torch.autograd.Function):
         query: torch.Tensor,
         keys: torch.Tensor,
         values: torch.Tensor,
+        sinks: torch.Tensor | None,
         tree: Tree,
         scale: float,
         fused: _Fused,
@@ -202,32 +241,42 @@ class _TreeAttention(torch.autograd.Function):
             asked, _ = _places(level, query.device)
             other, other_lse = fused.forward(query, keys, values, level, False, scale)
             out[asked], lse[asked] = merge(out[asked], lse[asked], other, other_lse)
-        ctx.save_for_backward(query, keys, values, out, lse)
+        if sinks is not None:
+            out, lse = with_sinks(out, lse, sinks)
+        ctx.save_for_backward(query, keys, values, out, lse, sinks)
         ctx.tree, ctx.scale, ctx.fused = tree, scale, fused
         return out
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Any) -> Any:
-        query, keys, values, out, lse = ctx.saved_tensors
+        query, keys, values, out, lse, sinks = ctx.saved_tensors
         kind = torch.promote_types(query.dtype, torch.float32)  # bf16 sums over many branches lose their small parts
         grads = tuple(torch.zeros_like(t, dtype=kind) for t in (query, keys, values))
         rows = (grad_outputs[0].to(query.dtype), query, keys, values, out, lse)
         ctx.fused.backward(grads, rows, ctx.tree.own, True, ctx.scale)
         for level in ctx.tree.levels:
             ctx.fused.backward(grads, rows, level, False, ctx.scale)
-        return *(g.to(t.dtype) for g, t in zip(grads, (query, keys, values), strict=True)), None, None, None
+        to_sinks = None if sinks is None else sinks_back(sinks, out, lse, rows[0])
+        own = (g.to(t.dtype) for g, t in zip(grads, (query, keys, values), strict=True))
+        return *own, to_sinks, None, None, None
 
 
-def _flash(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, tree: Tree, scale: float) -> torch.Tensor:
+def _flash(
+    query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, tree: Tree, scale: float,
+    sinks: torch.Tensor | None = None, _window: int | None = None,
+) -> torch.Tensor:  # fmt: skip
     fused = _OnCpu if query.device.type == "cpu" else _OnGpu
-    found: torch.Tensor = _TreeAttention.apply(query, keys, values, tree, scale, fused)
+    found: torch.Tensor = _TreeAttention.apply(query, keys, values, sinks, tree, scale, fused)
     return found
 
 
-def _triton(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, tree: Tree, scale: float) -> torch.Tensor:
+def _triton(
+    query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, tree: Tree, scale: float,
+    sinks: torch.Tensor | None = None, _window: int | None = None,
+) -> torch.Tensor:  # fmt: skip
     from .training_triton import run
 
-    return run(query, keys, values, tree, scale)
+    return run(query, keys, values, tree, scale, sinks)
 
 
 _BACKENDS: dict[str, Run] = {"flash": _flash, "triton": _triton, "sdpa": sdpa, "reference": reference}

@@ -22,11 +22,12 @@ from vstar_fast.kernels.launch import on
 
 from vstar_fast.errors import ModelError
 
+from .sinks import sinks_back, with_sinks
 from .tiles import power_of_two
 from .tree import Tree
 from .tree_blocks import Blocks, blocks
 
-LOG2_E = math.log2(math.e)
+LOG2_E, LN_2 = math.log2(math.e), math.log(2)
 
 
 class Sizes(NamedTuple):
@@ -161,8 +162,9 @@ def query_back(
 class _TreeAttention(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, tree: Tree, scale: float
-    ) -> torch.Tensor:
+        ctx: Any, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, sinks: torch.Tensor | None, tree: Tree,
+        scale: float,
+    ) -> torch.Tensor:  # fmt: skip
         query, keys, values = (t if t.stride(-1) == 1 else t.contiguous() for t in (query, keys, values))
         cut, options = _options(query, keys)
         b = blocks(tree, query.device, cut.rows, cut.columns)
@@ -174,20 +176,24 @@ class _TreeAttention(torch.autograd.Function):
                     query, keys, values, out, lse, b.end, b.of_query, b.keys, scale * LOG2_E, len(query),
                     *_strides(query, keys, values), **options,
                 )  # fmt: skip
-        ctx.save_for_backward(query, keys, values, out, lse)
+        if sinks is not None:
+            out, natural = with_sinks(out, lse.t() * LN_2, sinks)
+            lse = (natural * LOG2_E).t().contiguous()
+        ctx.save_for_backward(query, keys, values, out, lse, sinks)
         ctx.blocks, ctx.scale = b, scale
         return out
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *grad_outputs: Any) -> Any:
-        query, keys, values, out, lse = ctx.saved_tensors
+        query, keys, values, out, lse, sinks = ctx.saved_tensors
         grad = grad_outputs[0].to(query.dtype).contiguous()
         delta = (grad.float() * out.float()).sum(-1).t().contiguous()
         grads = [torch.empty_like(t, memory_format=torch.contiguous_format) for t in (query, keys, values)]
         if out.numel():
             _launch_back(ctx.blocks, (query, keys, values, grad, lse, delta), grads, ctx.scale)
-        return *grads, None, None
+        to_sinks = None if sinks is None else sinks_back(sinks, out, lse.t() * LN_2, grad)
+        return *grads, to_sinks, None, None
 
 
 def _launch_back(b: Blocks, inputs: tuple[torch.Tensor, ...], grads: list[torch.Tensor], scale: float) -> None:
@@ -218,12 +224,15 @@ def _options(query: torch.Tensor, keys: torch.Tensor) -> tuple[Sizes, dict[str, 
     }  # fmt: skip
 
 
-def run(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, tree: Tree, scale: float) -> torch.Tensor:
+def run(
+    query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, tree: Tree, scale: float,
+    sinks: torch.Tensor | None = None,
+) -> torch.Tensor:  # fmt: skip
     """As `training.reference`, for fp16, bf16 and fp32 of one width; gradients once."""
     if values.shape[-1] != query.shape[-1] or not query.dtype == keys.dtype == values.dtype:
         shapes = [(tuple(t.shape), t.dtype) for t in (query, keys, values)]
         raise ModelError(f"the Triton form takes one width and one dtype, got {shapes}; use backend='sdpa'")
-    found: torch.Tensor = _TreeAttention.apply(query, keys, values, tree, scale)
+    found: torch.Tensor = _TreeAttention.apply(query, keys, values, sinks, tree, scale)
     return found
 
 

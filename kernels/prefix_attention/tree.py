@@ -40,6 +40,7 @@ class Tree:
     def __init__(self, nodes: Sequence[Node]) -> None:
         self.nodes = tuple(nodes)
         self.tokens = nodes[-1].stop if nodes else 0
+        self._masks: dict[tuple[str, int | None], torch.Tensor] = {}
         at = 0
         for node in nodes:
             if node.start != at or not node.start < node.stop <= node.end:
@@ -70,8 +71,33 @@ class Tree:
             most = max(most, sum(p.stop - p.start for p in path))
         return most
 
-    def mask(self, device: torch.device | str = "cpu") -> torch.Tensor:
-        """Bool [N, N]: row i sees column j."""
+    @cached_property
+    def places(self) -> torch.Tensor:
+        """Int64 [N]: how many tokens stand before each in its own row."""
+        path: list[Node] = []
+        found = []
+        for n in self.nodes:
+            path = [p for p in path if n.start < p.end]
+            before = sum(p.stop - p.start for p in path)
+            found.append(torch.arange(before, before + n.stop - n.start))
+            path.append(n)
+        return torch.cat(found) if found else torch.empty(0, dtype=torch.int64)
+
+    def mask(self, device: torch.device | str = "cpu", window: int | None = None) -> torch.Tensor:
+        """Bool [N, N]: row i sees column j; with a sliding window no more than the `window` places up to its own.
+
+        Kept for as long as the tree: every layer asks for the same one.
+        """
+        key = (str(device), window)
+        if key not in self._masks:
+            self._masks[key] = self._whole_mask(device) if window is None else self._window_mask(device, window)
+        return self._masks[key]
+
+    def _window_mask(self, device: torch.device | str, window: int) -> torch.Tensor:
+        places = self.places.to(device)
+        return self.mask(device) & (places[:, None] - places < window)
+
+    def _whole_mask(self, device: torch.device | str) -> torch.Tensor:
         shown = torch.zeros(self.tokens, self.tokens, dtype=torch.bool, device=device)
         for level in self.levels:
             for call in level:

@@ -131,14 +131,59 @@ def test_wrong_shapes_and_backends_are_refused():
         Tree([Node(0, 2, 2, 0), Node(3, 4, 4, 0)])
 
 
-def test_what_ran_is_reported_and_values_of_another_width_take_the_dense_form():
+def test_what_ran_is_reported_and_windows_shorter_than_a_row_take_the_dense_form():
     tree = grown([(3, [2])])
     q, k, v = inputs(tree)
     backends.reset_report()
-    tree_attention(q, k, v, tree)
-    assert tree_attention(q, k, v[..., :8], tree).shape == (5, 4, 8)
+    tree_attention(q, k, v, tree, window=5)
+    assert backends.report()["tree_attention"] == {"flash": 1}
+    tree_attention(q, k, v, tree, window=4)
     assert backends.report()["tree_attention"] == {"flash": 1, "sdpa": 1}
+    with pytest.raises(ModelError, match="'flash' of tree_attention has no sliding windows"):
+        tree_attention(q, k, v, tree, window=4, backend="flash")
     assert set(_BACKENDS) == {*NAMES, "triton"} and _OnCpu is not None
+
+
+@pytest.mark.parametrize("name", NAMES[1:])
+@pytest.mark.parametrize("widths", [(16, 16), (16, 11), (8, 20)])
+@pytest.mark.parametrize("sunk", [False, True])
+def test_values_of_another_width_and_sinks(name, widths, sunk, poison):
+    tree = grown(TREES["head, videos, questions, answers"])
+    q, k, v = inputs(tree, width=widths[0])
+    made = torch.Generator().manual_seed(3)
+    values = torch.randn(tree.tokens, 2, widths[1], generator=made).requires_grad_()
+    sinks = torch.randn(4, generator=made).requires_grad_()
+    weights = torch.randn(tree.tokens, 4, widths[1], generator=made)
+    tensors = [q, k, values, *([sinks] if sunk else [])]
+
+    def results(backend):
+        out = tree_attention(q, k, values, tree, 0.4, sinks=sinks if sunk else None, backend=backend)
+        return [out, *torch.autograd.grad((out * weights).sum(), tensors)]
+
+    close(results(name), results("reference"), 2e-5)
+
+
+@given(st.lists(SHAPES, min_size=1, max_size=3), st.integers(1, 12))
+def test_a_window_is_counted_along_the_row_of_each_branch(shapes, window):
+    tree = grown(shapes)
+    mask = tree.mask(window=window)
+    for token in range(tree.tokens):
+        row = tree.mask()[token].nonzero()[:, 0]
+        assert mask[token].nonzero()[:, 0].tolist() == row[-window:].tolist()
+        assert tree.places[token] == len(row) - 1
+    tensors = inputs(tree, width=8)
+    ours, theirs = (tree_attention(*tensors, tree, window=window, backend=name) for name in ("sdpa", "reference"))
+    torch.testing.assert_close(ours, theirs, atol=2e-6, rtol=2e-6)
+
+
+def test_gradients_of_sinks_are_those_of_finite_differences():
+    tree = grown([(2, [1, 2])])
+    tensors = [*inputs(tree, width=8, dtype=torch.float64), torch.randn(4, dtype=torch.float64, requires_grad=True)]
+
+    def run(q, k, v, sinks):
+        return tree_attention(q, k, v, tree, sinks=sinks, backend="flash")
+
+    assert torch.autograd.gradcheck(run, tensors)
 
 
 @pytest.mark.gpu

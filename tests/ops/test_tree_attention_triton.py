@@ -97,6 +97,20 @@ def test_views_and_no_tokens():
     assert all(t.numel() == 0 for t in results(training_triton.run, Tree([]), empty))
 
 
+@interpreted
+def test_sinks(poison):
+    tree = TREES["nested"]
+    tensors = [*inputs(tree), torch.randn(4, generator=torch.Generator().manual_seed(1)).requires_grad_()]
+
+    def results(run):
+        out = run(*tensors[:3], tree, 0.3, tensors[3])
+        weights = torch.randn(out.shape, generator=torch.Generator().manual_seed(9))
+        return [out, *torch.autograd.grad((out * weights).sum(), tensors)]
+
+    for ours, theirs in zip(results(training_triton.run), results(training.reference), strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
+
+
 def test_other_widths_and_dtypes_are_refused():
     tree = TREES["one row"]
     q, k, v = inputs(tree)

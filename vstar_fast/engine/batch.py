@@ -13,6 +13,7 @@ from vstar_fast.engine.drawing import Drawing
 from vstar_fast.engine.lanes import Lane, Tracked
 from vstar_fast.engine.plan import Level, Plan, Span
 from vstar_fast.engine.prompts import Prefix
+from vstar_fast.engine.recurrent import Held
 from vstar_fast.engine.request import Answer, Counts, Request
 from vstar_fast.engine.stack import Stack, copy
 from vstar_fast.engine.store import PAGE, Node
@@ -51,6 +52,8 @@ class Row:
     pages: list[Node] = field(default_factory=list)
     stored: int = 0
     pending: list[int] = field(default_factory=list)
+    state: Held | None = None
+    """Behind its stored tokens, of layers that keep one."""
     index: int = 0
     """Its place among the logits of the step."""
 
@@ -90,6 +93,9 @@ class Batch(Drawing):
         """Draw the first token of new rows from their prompts' last hidden states; those that go on take part."""
         lanes, golds = self._first(groups)
         for group in groups:
+            for row in group.rows:
+                row.state = group.prefix.own.state
+            group.prefix.own.state = None
             if group.prefix.length <= self.plain_below:
                 self._copy_prefix(group)
         self.groups += groups
@@ -130,9 +136,11 @@ class Batch(Drawing):
         width = max(g.prefix.rows for g in self.groups)
         lm = self.stack.lm
         positions = torch.tensor(places, device=lm.device).expand(width, len(places))
+        plan.waves, after = self.stack.waves([(len(row.pending), row.state) for row in rows], moving=True)
         hidden = self.stack.call(lm.embed_tokens(ids.to(lm.device))[None], positions, plan)
         logits = lm.logits(hidden if last is None else hidden[last])
-        for i, row in enumerate(rows):
+        for i, (row, state) in enumerate(zip(rows, after, strict=True)):
+            row.state = state
             row.stored += len(row.pending)
             row.position += len(row.pending)
             row.pending, row.index = [], i

@@ -20,8 +20,10 @@ from transformers.masking_utils import sdpa_mask
 from vstar_fast.engine.layers import UNKNOWN, Layers, attending_by, layers_of
 from vstar_fast.engine.plan import Plan
 from vstar_fast.engine.store import LayerShape
+from vstar_fast.engine.turn import alone
 from vstar_fast.errors import ModelError
 from vstar_fast.kernels.prefix_attention import prefix_attention
+from vstar_fast.kernels.prefix_attention.sinks import with_sinks
 from vstar_fast.models.modules import odd_layers
 
 NAME = "vstar_prefix"
@@ -50,7 +52,7 @@ class Handle:
         """Query [1, heads, N, width] -> [1, N, heads, value width]; `sinks` [heads] are scores of nothing."""
         out, lse = prefix_attention(query[0].transpose(0, 1), self.plan.segments(self.layer, window), scale)
         if sinks is not None:
-            out = out * (lse - sinks.flatten().float()).sigmoid()[..., None].to(out.dtype)
+            out, _ = with_sinks(out, lse, sinks.flatten())
         return out[None]
 
 
@@ -166,7 +168,8 @@ def attending(text_model: Any) -> contextlib.AbstractContextManager[None]:
 def refusal(text_model: Any) -> str:
     """Why a text stack cannot be called with packed tokens, in words; empty where it can. The first time it is called
     for that, the next ones cost nothing."""
-    odd = odd_layers(text_model) or layers_of(text_model).odd
+    with alone(text_model):
+        odd = odd_layers(text_model) or layers_of(text_model).odd
     return f"{type(text_model).__name__} has {odd}, which the engine does not know" if odd else ""
 
 

@@ -89,6 +89,10 @@ def made_for(batch: Batch) -> Graphs | None:
         return None
     if backends.choose("prefix_attention", device).name != "triton":
         return None
+    if batch.stack.mixers:
+        name = type(batch.stack.text_model).__name__
+        logging.getLogger(__name__).info("%s has layers with a state: every step is made anew, none recorded", name)
+        return None
     return Graphs(batch, CudaGraphs())
 
 

@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Generator
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
 from vstar_fast.engine.store import Node
+
+if TYPE_CHECKING:
+    from vstar_fast.engine.recurrent import Held
 
 BETWEEN_STEPS = {"cpu": 1 << 62, "cuda": 8192}
 """Tokens of prompts that are taken in before answers in flight go on; a longer prompt comes in pieces of so many.
@@ -33,6 +36,11 @@ class Prompt:
     inputs_embeds: torch.Tensor
     position_ids: torch.Tensor
     extras: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def before(self) -> Held | None:
+        """The state that it stands behind."""
+        return self.seen[-1].state if self.seen else None
 
 
 def pieces(prompt: Prompt, most: int) -> list[Prompt]:

@@ -72,6 +72,9 @@ class PlainStack:
         """Of a row's cache, a token of it; 0 until a prompt was read."""
         self._continues: bool | None = None
 
+    def look(self) -> None:
+        """Nothing: the model's own forward knows its layers."""
+
     @property
     def text_model(self) -> Any:
         """The decoder stack."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
@@ -13,6 +13,9 @@ import torch
 from vstar_fast.engine.store import PAGE, Arena, Node
 from vstar_fast.errors import ModelError
 from vstar_fast.kernels.prefix_attention import Groups, Segment
+
+if TYPE_CHECKING:
+    from vstar_fast.engine.recurrent import Waves
 
 DENSE = 0.7
 """Slots are read in place, unused ones between them too, when at least this share of the range is used."""
@@ -77,6 +80,8 @@ class Plan:
     """Tokens that the step's last token of the longest row sees, itself included."""
     cut: Callable[[int], list[list[Slab]]] | None = None
     """The levels as layers with a sliding window of so many tokens see them."""
+    waves: Waves | None = None
+    """How the step goes through layers with a state."""
     _cut: dict[int, list[list[Slab]]] = field(default_factory=dict)
 
     def write(self, layer: int, keys: torch.Tensor, values: torch.Tensor) -> None:

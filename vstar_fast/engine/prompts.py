@@ -134,7 +134,8 @@ class Prompts:
         if new:
             yield from self._run([prompt for prompt, _, _ in new.values()])
         for key, (prompt, text, features) in new.items():
-            rows = prompt.position_ids.shape[0]
+            rows, state = prompt.position_ids.shape[0], prompt.node.state
+            prompt.node.state = state and state.alone()
             self._videos[key] = _Video(prompt.node, text.next_position, features, rows)
 
     def _question(self, request: Request) -> tuple[Prompt, int, _Video]:

@@ -89,6 +89,7 @@ class Scheduler:
         source = iter(requests)
         waiting: deque[Flight] = deque()
         try:
+            self.stack.look()
             while stop is None or not stop.is_set():
                 self._look_ahead(source, waiting)
                 if not waiting and not len(self._batch) and self._arriving is None:
@@ -197,11 +198,11 @@ class Scheduler:
         self.counts.prefilled = self._prompts.tokens
 
     def _need(self, flight: Flight, drawn: list[Answer] | None = None) -> int:
-        """Bytes of keys and values that a request may come to hold."""
-        answers = sum(
-            flight.request.settings_of(a.sample).max_new_tokens for a in (flight.todo if drawn is None else drawn)
-        )
-        return (prompt_tokens(flight) + answers) * self.stack.store.shape.token_bytes
+        """Bytes of keys, values and states that a request may come to hold."""
+        drawn = flight.todo if drawn is None else drawn
+        answers = sum(flight.request.settings_of(a.sample).max_new_tokens for a in drawn)
+        states = (1 + len(drawn)) * self.stack.mixers.row_bytes
+        return (prompt_tokens(flight) + answers) * self.stack.store.shape.token_bytes + states
 
     def _let_go(self, waiting: deque[Flight]) -> list[Flight]:
         """Finished rows leave; the requests that are done with it."""

@@ -15,12 +15,13 @@ import numpy as np
 import torch
 
 from vstar_fast import backends
+from vstar_fast.engine import branches, ways, windows
 from vstar_fast.engine import plan as plans
-from vstar_fast.engine import ways, windows
 from vstar_fast.engine.plain_nodes import plain_nodes
 from vstar_fast.engine.plain_prompts import PlainPrompts, PlainStack
 from vstar_fast.engine.plan import Level, Plan, Slab, Span
 from vstar_fast.engine.prompts import Prefix, Prompts
+from vstar_fast.engine.recurrent import WAVE_BYTES, Waves
 from vstar_fast.engine.request import Request
 from vstar_fast.engine.stack import PREFILL_TOKENS, Stack
 from vstar_fast.engine.turn import alone
@@ -166,6 +167,7 @@ class Scorer:
 
     def _in_turn(self, requests: Sequence[Request], labels: Sequence[Labels], norm: str) -> list[torch.Tensor]:
         found: list[torch.Tensor] = []
+        self.stack.look()
         try:
             while len(found) < len(requests):
                 first = len(found)
@@ -241,6 +243,7 @@ class Scorer:
             int(rows.max()) + 1,
             lambda window: [*windows.within(window, levels, rows, device), tries(window)],
         )
+        plan.waves = self._waves(held)
         places = [depth + p.next_position for p, tree, _ in held for depth in tree.depths]
         position_rows = max(p.rows for p in prefixes)
         ids = torch.tensor([token for tree in trees for token in tree.tokens], device=device)
@@ -249,6 +252,14 @@ class Scorer:
         for node in nodes:
             self.stack.store.give_back(node)
         return hidden
+
+    def _waves(self, held: Sequence[tuple[Prefix, Trie, int]]) -> Waves | None:
+        """How the tries, (prompt, trie, first token) each, go through layers with a state."""
+        mixers = self.stack.mixers
+        if not mixers:
+            return None
+        tries = [branches.Trie(p.own.state, tree.parents, first) for p, tree, first in held]
+        return branches.of_tries(tries, max(1, WAVE_BYTES // max(mixers.each_bytes)), self.lm.device)
 
     def _logprobs(self, hidden: torch.Tensor, steps: torch.Tensor) -> torch.Tensor:
         """Log-probability [S] of (node, token) pairs `steps` [S, 2] under what the nodes predict."""

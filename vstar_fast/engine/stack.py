@@ -14,6 +14,7 @@ from vstar_fast.engine.cache import PackedCache, attending, check
 from vstar_fast.engine.layers import layers_of
 from vstar_fast.engine.pieces import BETWEEN_STEPS, Prompt, pieces, whole
 from vstar_fast.engine.plan import Level, Plan, Slab, Span
+from vstar_fast.engine.recurrent import Held, Run, Waves, in_waves, mixers_in, running
 from vstar_fast.engine.store import Node, Store
 from vstar_fast.kernels.linear import fast_linears
 from vstar_fast.models.hf_cache import CACHE
@@ -32,11 +33,16 @@ class Stack:
         self.lm = lm
         self.text_model = lm.text_model
         check(self.text_model)
+        self.look()
         layers = layers_of(self.text_model)
         self.store = Store(layers.shape(self.text_model.dtype, lm.device))
         self.window = min(layers.windows, default=0)
         """Tokens of the shortest sliding window; 0 without one."""
         self._cache = PackedCache(layers)
+
+    def look(self) -> None:
+        """Look the layers with a state up again: an adapter may have put copies in their places."""
+        self.mixers = mixers_in(self.text_model)
 
     def call(
         self, embeds: torch.Tensor, positions: torch.Tensor, plan: Plan, extras: dict[str, Any] | None = None
@@ -44,7 +50,7 @@ class Stack:
         """Hidden states [N, H] of packed tokens with inputs_embeds [1, N, H] and position_ids [R, N]."""
         self._cache.set_plan(plan)
         positions = positions if positions.shape[0] == 1 else positions[:, None]
-        with attending(self.text_model), fast_linears():
+        with attending(self.text_model), running(self.mixers, lambda: plan.waves), fast_linears():
             out = self.text_model(
                 inputs_embeds=embeds,
                 position_ids=positions,
@@ -53,8 +59,13 @@ class Stack:
                 **{CACHE: self._cache},
                 **(extras or {}),
             )
+        self._cache.set_plan(Plan())  # what it names may go
         hidden: torch.Tensor = out.last_hidden_state[0]
         return hidden
+
+    def waves(self, runs: Sequence[Run], moving: bool = False) -> tuple[Waves | None, Sequence[Held | None]]:
+        """How the runs of a call go through layers with a state, if there are any, and the states behind them."""
+        return in_waves(runs, self.lm.device, moving) if self.mixers else (None, [None] * len(runs))
 
     def plan(self, new: Iterable[Span], levels: Sequence[Level], places: Sequence[tuple[int, int]]) -> Plan:
         """A plan that writes the `new` spans; `places`: (place of the first in its row, count) of runs of tokens."""
@@ -94,11 +105,12 @@ class Stack:
         depth = max(len(p.seen) for p in prompts)
         levels = [Level("whole", _seen(prompts, spans, i)) for i in range(depth)]
         plan = self.plan(spans, [*levels, Level("causal", spans)], places)
+        plan.waves, after = self.waves([(p.inputs_embeds.shape[1], p.before) for p in prompts])
         embeds = torch.cat([p.inputs_embeds for p in prompts], 1)
         positions = torch.cat([p.position_ids for p in prompts], 1)
         hidden = self.call(embeds, positions, plan, prompts[0].extras)
-        for p, span in zip(prompts, spans, strict=True):
-            p.node.length = span.stop
+        for p, span, state in zip(prompts, spans, after, strict=True):
+            p.node.length, p.node.state = span.stop, state
             if p.node not in p.seen:
                 copy_front(p.seen, p.node, p.start)
         return hidden[torch.tensor([s.end - 1 for s in spans], device=device)]

@@ -9,11 +9,14 @@ import heapq
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
 from vstar_fast.errors import ModelError
+
+if TYPE_CHECKING:
+    from vstar_fast.engine.recurrent import Held
 
 PAGE = 64
 """Tokens of an answer that are stored together."""
@@ -108,6 +111,8 @@ class Node:
     arena: Arena
     slot: int
     length: int = 0
+    state: Held | None = None
+    """Behind its last token, of layers that keep one; not of pages."""
 
 
 class Store:

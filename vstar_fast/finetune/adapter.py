@@ -53,7 +53,7 @@ def _targets(lm: VideoLM, names: str) -> str | list[str]:
 
 
 def text_layers(lm: VideoLM) -> list[str]:
-    """Full names of the text stack's modules that hold weights, and of the head.
+    """Full names of the text stack's modules that hold weights, but of those in another one, and of the head.
 
     Where the head is tied to the token embeddings both stay as they are: PEFT would save two different copies.
     """
@@ -61,6 +61,8 @@ def text_layers(lm: VideoLM) -> list[str]:
     head, table = lm.model.get_output_embeddings(), lm.model.get_input_embeddings()
     tied = head.weight is table.weight
     held = [m for m in lm.text_model.modules() if next(m.parameters(recurse=False), None) is not None]
+    within = {inner for m in held for inner in m.modules() if inner is not m}
+    held = [m for m in held if m not in within]
     return [names[m] for m in held if not (tied and m is table)] + ([] if tied else [names[head]])
 
 

@@ -19,7 +19,7 @@ from vstar_fast.models.video_lm import VideoLM
 NAME = "vstar_tree"
 POSITIONS = 64
 """Positions whose logits are held at once."""
-REFUSED = ("softcap", "s_aux", "position_bias", "sinks")
+REFUSED = ("softcap", "position_bias", "sinks")
 
 
 def attention(
@@ -32,34 +32,42 @@ def attention(
     scaling: float | None = None,
     vstar_tree: Any = None,
     sliding_window: int | None = None,
+    s_aux: torch.Tensor | None = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
-    """transformers' attention function over packed tokens: query [1, Hq, N, D], keys and values [1, Hkv, N, D]."""
+    """transformers' attention function over packed tokens: query [1, Hq, N, D], keys and values [1, Hkv, N, D or Dv].
+
+    `s_aux`: [Hq], scores of nothing. Layers with a sliding window run on the dense backend where rows are longer.
+    """
     from vstar_fast.kernels.prefix_attention.training import tree_attention
 
     odd = [name for name in REFUSED if kwargs.get(name) is not None]
     odd += ["attention dropout"] if dropout else []
     odd += ["an attention mask"] if attention_mask is not None else []
     odd += ["layers that do not hand on their arguments"] if vstar_tree is None else []
-    if vstar_tree is not None and sliding_window is not None and sliding_window < vstar_tree.longest:
-        odd.append(f"a sliding window of {sliding_window} tokens, shorter than a row of {vstar_tree.longest}")
     if odd:
         raise NotPacked(
             f"{type(module).__name__} has {', '.join(odd)}: not with packed rows; set finetune.pack = false"
         )
     q, k, v = (t[0].transpose(0, 1) for t in (query, key, value))
-    return tree_attention(q, k, v, vstar_tree, scaling)[None], None
+    sinks = None if s_aux is None else s_aux.flatten()
+    return tree_attention(q, k, v, vstar_tree, scaling, sinks=sinks, window=sliding_window)[None], None
 
 
 @contextlib.contextmanager
 def packed_rows(lm: VideoLM) -> Iterator[None]:
-    """Inside, the text stack attends along the tree it is given. Backward belongs inside: it may run layers again.
+    """Inside, the text stack attends along the tree it is given, and layers with a state follow its branches.
+
+    Backward belongs inside: it may run layers again.
 
     Raises NotPacked for layers that would mix the branches of a row.
     """
     from transformers import AttentionInterface
 
-    odd = odd_layers(lm.text_model)
+    from vstar_fast.engine.branches import along_trees
+    from vstar_fast.engine.layers import layers_of
+
+    odd = odd_layers(lm.text_model) or layers_of(lm.text_model).odd
     if odd:
         name = type(lm.text_model).__name__
         raise NotPacked(f"{name} has {odd}: not with packed rows; set finetune.pack = false")
@@ -69,7 +77,8 @@ def packed_rows(lm: VideoLM) -> Iterator[None]:
     before = config._attn_implementation
     config._attn_implementation = NAME
     try:
-        yield
+        with along_trees(lm.text_model):
+            yield
     finally:
         config._attn_implementation = before
 

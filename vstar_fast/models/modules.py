@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cached_property
@@ -18,14 +19,29 @@ from vstar_fast.models.text_inputs import forward_of
 STACKS = ("model.language_model", "language_model", "model.text_model", "text_model")
 
 
+KNOWN = frozenset({"full_attention", "sliding_attention", "moe", "mlp"})
+"""Layer types that attend, or look at one token at a time."""
+
+
 def odd_layers(text_model: Any) -> str:
     """What the layers of a text stack do, in words, that packed tokens have no form for; empty where all is known."""
-    odd = set(getattr(text_model.config, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}
+    from vstar_fast.models.mixers import mixers_of
+
+    mixers = mixers_of(text_model)
+    if mixers.odd:
+        return mixers.odd
+    odd = set(getattr(text_model.config, "layer_types", None) or ()) - KNOWN - mixers.types
     if odd:
         return f"layers of {', '.join(sorted(odd))}"
-    if not getattr(text_model, "_supports_attention_backend", False):
+    if not _by_interface(text_model):
         return "attention in code of its own, not through transformers' AttentionInterface"
     return ""
+
+
+def _by_interface(text_model: Any) -> bool:
+    """Whether attention functions can be exchanged; not every family that lets them be says so."""
+    code = sys.modules.get(type(text_model).__module__)
+    return getattr(text_model, "_supports_attention_backend", False) or hasattr(code, "ALL_ATTENTION_FUNCTIONS")
 
 
 @contextmanager
