@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import DynamicCache
 
-import recurrent_family
+import families
 import tiny
 from test_engine import SIZES, drawn, prompts, request, theirs
 from test_engine_families import asked
@@ -185,7 +185,7 @@ def test_labels_score_as_a_row_each(lm, most, monkeypatch):
 
 @pytest.fixture(scope="module")
 def video_lm(tmp_path_factory):
-    return models.load(str(recurrent_family.write(tmp_path_factory.mktemp("qwen3_5") / "model")))
+    return models.load(str(families.write("qwen3_5", tmp_path_factory.mktemp("qwen3_5") / "model")))
 
 
 @pytest.mark.parametrize("most", [1 << 62, 7])
