@@ -9,8 +9,7 @@ from vstar_fast.kernels.prefix_attention import prefix_attention
 
 from test_engine import drawn, prompts, request, text_model, theirs
 from test_engine_score import rows
-from vstar_fast import backends
-from vstar_fast.engine import Request, Scheduler, Scorer, Settings, TextLM, cache, graphs, pieces, windows
+from vstar_fast.engine import Request, Scheduler, Scorer, Settings, TextLM, cache, pieces, windows
 from vstar_fast.engine.layers import layers_of
 from vstar_fast.engine.store import LayerShape, Store
 from vstar_fast.errors import ModelError
@@ -156,18 +155,6 @@ def test_a_window_changes_what_is_said():
     narrow, wide = (text_model("Mistral", sliding_window=n) for n in (8, 1 << 20))
     (ids,) = prompts(40)
     assert theirs(narrow, ids, 20) != theirs(wide, ids, 20)
-
-
-def test_rows_within_their_windows_go_in_bursts_and_longer_ones_step_by_step_and_say_so():
-    lm = TextLM(text_model("Exaone4", sliding_window=70, layer_types=HYBRID))
-    asked = [request(ids, max_new_tokens=40) for ids in prompts(10, 20, 60)]
-    for chosen, stepped in ((asked[:2], False), (asked, True)):
-        made = Scheduler(lm)
-        made._graphs = graphs.Graphs(made._batch, graphs.Again())
-        backends.reset_report()
-        assert drawn(made, chosen) == drawn(Scheduler(lm), chosen)
-        ran = backends.report()["decode"]
-        assert ("steps made anew for sliding windows" in ran) == stepped and ("eager" in ran) == (not stepped)
 
 
 @pytest.mark.parametrize("name", STACKS)

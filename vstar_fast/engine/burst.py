@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
+from vstar_fast.engine.burst_windows import Window
 from vstar_fast.engine.plan import Plan, Slab, Write
 from vstar_fast.engine.store import PAGE, Arena
 from vstar_fast.kernels.constrain import DecodeState
@@ -33,13 +34,17 @@ IDLE = -2
 
 
 class Shape(NamedTuple):
-    """Sizes of the buffers: rows (the last is nobody's), pages a row, and of each slab groups and members."""
+    """Sizes of the buffers: rows (the last is nobody's), pages a row, and of each slab groups and members.
+
+    `windows`: those that rows may outgrow.
+    """
 
     rows: int
     pages: int
     slabs: tuple[tuple[int, int], ...]
     lanes: tuple[int, ...]
     golds: tuple[int, ...]
+    windows: tuple[int, ...] = ()
 
 
 class Filling(NamedTuple):
@@ -47,12 +52,13 @@ class Filling(NamedTuple):
 
     ids: list[int]
     positions: list[int]
+    before: list[int]
     stored: list[int]
     left: list[int]
     table: list[list[int]]
     scratch: int
-    slabs: list[tuple[list[list[int]], list[int], list[int]]]
-    """tokens, slots, lengths of each group."""
+    slabs: list[tuple[list[list[int]], list[int], list[int], list[int]]]
+    """tokens, slots, lengths, offsets of each group."""
     lane_rows: list[list[int]]
     gold_rows: list[list[int]]
 
@@ -101,7 +107,7 @@ class Step:
         def zeros(*size: int, dtype: torch.dtype = torch.int64) -> torch.Tensor:
             return torch.zeros(size, dtype=dtype, device=device)
 
-        self.ids, self.positions, self.stored, self.left = (zeros(rows) for _ in range(4))
+        self.ids, self.positions, self.before, self.stored, self.left = (zeros(rows) for _ in range(5))
         self.active = zeros(rows, dtype=torch.bool)
         self.table = zeros(rows, shape.pages)
         self.eos = torch.tensor(list(eos) or [-1], device=device)
@@ -111,10 +117,14 @@ class Step:
         self.lost = zeros(MOST_STEPS, rows, dtype=torch.bool)
         self._page_groups = [self._pages_of(zeros, rows) for _ in range(shape.pages)]
         self._slab_groups = [Groups(zeros(g, m) - 1, zeros(g), zeros(g, 1)) for g, m in shape.slabs]
-        slabs = [[Slab(a, None, 0, a.capacity, g)] for a, g in zip(arenas, self._slab_groups, strict=True)]
-        slabs += [[Slab(pages, None, 0, PAGE, g)] for g in self._page_groups]
+        self._offsets = [zeros(g) for g, _ in shape.slabs]
+        prefixes = [Slab(a, None, 0, a.capacity, g) for a, g in zip(arenas, self._slab_groups, strict=True)]
+        own = [Slab(pages, None, 0, PAGE, g) for g in self._page_groups]
         self._write = Write(pages, None, zeros(rows), zeros(rows))
-        self._plan = Plan([self._write], slabs)
+        self._windows = {n: Window(n, prefixes, own) for n in shape.windows}
+        self._plan = Plan([self._write], [[slab] for slab in (*prefixes, *own)])
+        if shape.windows:
+            self._plan.longest, self._plan.cut = 1 << 62, lambda n: self._windows[n].levels
         self.lanes = [
             LaneBuffers(lane.settings, zeros(n), zeros(n), zeros(n), _padded(lane.tracked, n))
             for lane, n in zip(lanes, shape.lanes, strict=True)
@@ -132,16 +142,19 @@ class Step:
         nobody = rows - 1
         self._fill(self.ids, f.ids, 0)
         self._fill(self.positions, f.positions, 0)
+        self._fill(self.before, f.before, 0)
         self._fill(self.stored, f.stored, 0)
         self._fill(self.left, f.left, 0)
         self._fill(self.active, [True] * len(f.ids), False)
         self._fill(self.table, [r + [f.scratch] * (self.shape.pages - len(r)) for r in f.table], f.scratch)
         self.count.zero_()
-        for groups, (tokens, slots, lengths) in zip(self._slab_groups, f.slabs, strict=True):
+        given = zip(self._slab_groups, self._offsets, f.slabs, strict=True)
+        for groups, offset, (tokens, slots, lengths, offsets) in given:
             width = groups.tokens.shape[1]
             self._fill(groups.tokens, [t + [-1] * (width - len(t)) for t in tokens], -1)
             self._fill(groups.slots, slots, 0)
             self._fill(groups.visible, [[n] for n in lengths], 0)
+            self._fill(offset, offsets, 0)
         for buffers, lane, index in zip(self.lanes, lanes, f.lane_rows, strict=True):
             self._fill(buffers.index, index, nobody)
             buffers.seeds[: len(index)].copy_(lane.seeds)
@@ -173,8 +186,11 @@ class Step:
             assert groups.visible is not None and groups.slots is not None
             groups.slots.copy_(self.table[:, n])
             groups.visible.copy_((self.stored + 1 - n * PAGE).clamp(0, PAGE)[:, None])
+        for window in self._windows.values():
+            window.update(self.before, self.stored, self._offsets)
         embeds = self.stack.lm.embed_tokens(self.ids)[None]
-        hidden = self.stack.call(embeds, self.positions.expand(self.position_rows, -1), self._plan)
+        extras = self.stack.lm.text_extras(self.ids)
+        hidden = self.stack.call(embeds, self.positions.expand(self.position_rows, -1), self._plan, extras)
         logits = self.stack.lm.logits(hidden)
         ids, logprobs = torch.zeros_like(self.ids), torch.zeros_like(self.logprobs[0])
         for lane in self.lanes:

@@ -108,28 +108,25 @@ class Graphs:
         self.recorded.clear()
 
     def step(self) -> None:
-        """A burst; where a row has several tokens to feed, or outgrows a sliding window, one step made anew."""
+        """A burst; where a row has several tokens to feed, one step made anew."""
         rows = [row for g in self.batch.groups for row in g.rows]
-        if any(len(row.pending) != 1 for row in rows) or self._outgrown(rows):
+        if any(len(row.pending) != 1 for row in rows):
             self.batch.step()
             return
         with on(self.batch.stack.lm.device):
             self._burst(rows)
 
-    def _outgrown(self, rows: Sequence[Row]) -> bool:
-        """Whether a row may come to be longer than a layer's window within a burst: a recording has no windows."""
-        window = self.batch.stack.window
-        if not window or max(row.before + row.stored + min(MOST_STEPS, _left(row)) for row in rows) <= window:
-            return False
-        backends.ran("decode", "steps made anew for sliding windows")
-        return True
+    def _outgrown(self, rows: Sequence[Row], steps: int) -> tuple[int, ...]:
+        """Windows of layers that a row may come to be longer than within so many steps."""
+        longest = max(row.before + row.stored + min(steps, _left(row)) for row in rows)
+        return tuple(n for n in self.batch.stack.windows if n < longest)
 
     def _burst(self, rows: Sequence[Row]) -> None:
         steps = min(MOST_STEPS, max(map(_left, rows)))
         scratch = self._room(rows, steps)
         lanes = [lane for lane in self.batch.lanes.values() if lane.rows]
         golds = list(self.batch.golds.values())
-        step, replay = self._recording(rows, scratch, lanes, golds)
+        step, replay = self._recording(rows, scratch, lanes, golds, self._outgrown(rows, steps))
         for _ in range(steps):
             replay()
         backends.ran("decode", self.recorder.name, steps)
@@ -151,13 +148,14 @@ class Graphs:
         return scratch
 
     def _recording(
-        self, rows: Sequence[Row], scratch: Node, lanes: Sequence[Lane], golds: Sequence[Tracked]
-    ) -> tuple[Step, Callable[[], None]]:
+        self, rows: Sequence[Row], scratch: Node, lanes: Sequence[Lane], golds: Sequence[Tracked],
+        windows: tuple[int, ...],
+    ) -> tuple[Step, Callable[[], None]]:  # fmt: skip
         """The step whose buffers fit, loaded, and its replay."""
         slabs = _slabs(self.batch, [0, *range(1, len(rows) + 1)])
         filling = _filling(rows, scratch, slabs, lanes, golds)
         width = max(g.prefix.rows for g in self.batch.groups)
-        shape = _shape(filling)
+        shape = _shape(filling)._replace(windows=windows)
         arenas = [arena for arena, _ in slabs]
         kinds = [(lane.settings, id(lane.grammar)) for lane in lanes]
         key = (shape, width, id(scratch.arena), *map(id, arenas), *kinds, *(id(g.state.grammars[0]) for g in golds))
@@ -255,17 +253,22 @@ def _filling(
     return Filling(
         [row.pending[0] for row in rows],
         [row.position for row in rows],
+        [row.before for row in rows],
         [row.stored for row in rows],
         [_left(row) for row in rows],
         [[page.slot for page in row.pages] for row in rows],
         scratch.slot,
-        [
-            ([list(range(s.first, s.end)) for s in held], [s.node.slot for s in held], [s.stop for s in held])
-            for _, held in slabs
-        ],
+        [_groups(held) for _, held in slabs],
         [[place[id(row)] for row in lane.rows] for lane in lanes],
         [[place[id(row)] for row in gold.rows] for gold in golds],
     )
+
+
+def _groups(spans: Sequence[Span]) -> tuple[list[list[int]], list[int], list[int], list[int]]:
+    """Tokens, slots, lengths and offsets."""
+    found = [(list(range(s.first, s.end)), s.node.slot, s.stop, s.offset) for s in spans]
+    tokens, slots, lengths, offsets = (list(each) for each in zip(*found, strict=True))
+    return tokens, slots, lengths, offsets
 
 
 def _shape(f: Filling) -> Shape:
@@ -273,7 +276,7 @@ def _shape(f: Filling) -> Shape:
     return Shape(
         bucket(len(f.ids) + 1),
         bucket(max(map(len, f.table))),
-        tuple((bucket(len(slots)), bucket(max(map(len, tokens)))) for tokens, slots, _ in f.slabs),
+        tuple((bucket(len(slots)), bucket(max(map(len, tokens)))) for tokens, slots, _, _ in f.slabs),
         tuple(bucket(len(index)) for index in f.lane_rows),
         tuple(bucket(len(index)) for index in f.gold_rows),
     )

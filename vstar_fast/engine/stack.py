@@ -36,8 +36,7 @@ class Stack:
         self.look()
         layers = layers_of(self.text_model)
         self.store = Store(layers.shape(self.text_model.dtype, lm.device))
-        self.window = min(layers.windows, default=0)
-        """Tokens of the shortest sliding window; 0 without one."""
+        self.windows = layers.windows
         self._cache = PackedCache(layers)
 
     def look(self) -> None:
