@@ -9,6 +9,7 @@ import torch
 import families
 import odd_stacks
 from test_engine import SIZES, drawn, prompts, request, text_model, theirs
+from test_engine_families import theirs as generated
 from test_families import batch_of
 from vstar_fast import backends, models, ops
 from vstar_fast.engine import Crew, Engine, Request, Scheduler, Scorer, Settings, TextLM, ways
@@ -139,6 +140,21 @@ def test_videos_of_several_questions_are_read_once_and_answered_as_by_the_packed
     labels = [[[7, 8]], [[9], [7, 10, 11]]]
     each = [Scorer(shown, engine=name).score(asked[:4], labels) for name in ("plain", "packed")]
     torch.testing.assert_close(*each, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["gemma4_unified", "molmo2", "minimax_m3_vl", "minicpmv4_7"])
+def test_families_of_masks_and_caches_and_positions_of_their_own(name, tmp_path):
+    """Tokens of a video that see each other, sparse attention by an index, positions that hang on the whole row."""
+    lm = models.load(str(families.write(name, tmp_path / "model")))
+    first, second = lm.encode(batch_of((56, 84), (70, 56)))
+    pairs = [(first, "which colour"), (second, "is it red?"), (first, ""), (first, "a b")]
+    asked = [Request(*lm.split(text), video, [1, 2], Settings(max_new_tokens=6)) for video, text in pairs]
+    chosen, plain = ways.WAYS[ways.choose(lm).name](lm), PlainScheduler(lm)
+    found = dict(plain.run(asked))
+    for r, (video, text) in zip(asked, pairs, strict=True):
+        assert [a.token_ids for a in found[r]] == [generated(lm, text, video, 6)] * 2
+    assert plain.stack._continues is (name != "minicpmv4_7")
+    same(answers(chosen, asked), [a for r in asked for a in found[r]])
 
 
 # -- memory, threads, runs that are left ---------------------------------------------------------------

@@ -48,7 +48,8 @@ def _tried(lm: Any) -> str:
     data, times_s = probe_clip()
     with alone(lm.text_model), evaluating(lm.model), torch.inference_mode():
         (features,) = lm.encode(FrameBatch([data], [times_s], []))
-        asked = Request(*lm.split("a b"), features, [0])
+        head, tail = lm.split("a b")
+        asked = Request(head, tail, features, [0])
         try:
             lm.embed(torch.cat([asked.head, features.ids, asked.tail]), features)
             return "" if lm.model.config.model_type in FAMILIES else differs(lm, asked)

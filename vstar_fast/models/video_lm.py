@@ -243,6 +243,17 @@ class VideoLM(Prompts, Modules):
         with with_masks(self.text_model.config):
             return self.embed(features.ids, features, masked=True).mask is not None
 
+    @cached_property
+    def numbers_on(self) -> bool:
+        """Whether text behind a video has the positions that follow on the video's, whatever else its row holds."""
+        (features,) = self.encode_pixels([self.preprocess(*probe_clip())])
+        head, tail = self.split("a b")
+        front = torch.cat([head, features.ids])
+        with with_masks(self.text_model.config):
+            video, row = (self.embed(ids, features, masked=True) for ids in (front, torch.cat([front, tail])))
+        counted = torch.arange(video.next_position, video.next_position + len(tail))
+        return bool((row.position_ids[:, len(front) :].cpu() == counted).all())
+
     def refusal(self) -> str:
         """Why rows with a video cannot be packed, in words; empty where their masks allow it."""
         name = type(self.body).__name__
