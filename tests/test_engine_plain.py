@@ -182,7 +182,16 @@ def test_memory_bounds_the_rows_that_are_drawn_at_once(lm, monkeypatch):
     seen, step = [], scheduler._batch.step
     monkeypatch.setattr(scheduler._batch, "step", lambda: (seen.append(len(scheduler._batch)), step())[1])
     assert drawn(scheduler, asked) == drawn(Scheduler(lm), asked)
-    assert scheduler.stack.token_bytes == 256 and max(seen) == 4 and len(seen) > 5
+    assert scheduler.stack.row_bytes(36) == 36 * 256 and max(seen) == 4 and len(seen) > 5
+
+
+def test_rows_of_states_that_do_not_grow_are_not_taken_for_larger_ones():
+    lm = TextLM(odd_stacks.text_model("minimax", SIZES))
+    stack = PlainScheduler(lm).stack
+    assert stack.row_bytes(9) == 0
+    short, middle, long = (stack.read(ids, None)[0] for ids in prompts(4, 30, 50))
+    assert stack.row_bytes(4) == nbytes(short.cache) and stack.row_bytes(50) == nbytes(long.cache)
+    assert stack.row_bytes(30) == nbytes(middle.cache) < 30 / 4 * nbytes(short.cache)
 
 
 def test_a_run_is_left_and_another_begins(lm):
