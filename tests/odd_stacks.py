@@ -44,4 +44,6 @@ def text_model(kind: str, sizes: dict[str, Any]) -> Any:
 def write(kind: str, folder: Path) -> Path:
     """A LLaVA-OneVision whose text stack is of a kind."""
     torch.manual_seed(0)
-    return families.llava_onevision(folder, lambda tokens: family_parts.text_of(tokens, kind, **odd(kind, family_parts.TEXT)))
+    return families.llava_onevision(
+        folder, lambda tokens: family_parts.text_of(tokens, kind, **odd(kind, family_parts.TEXT))
+    )
