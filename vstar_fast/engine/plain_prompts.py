@@ -72,6 +72,8 @@ class PlainStack:
         """Tokens of the shortest and the longest prompt so far -> bytes of their caches."""
         self._continues: bool | None = None
 
+    most_prompts = 1 << 62
+
     def look(self) -> None:
         """Nothing: the model's own forward knows its layers."""
 

@@ -74,8 +74,6 @@ class Prompts:
         shared = [
             r.features is not None and (asked[id(r.features)] > 1 or id(r.features) in self._videos) for r in requests
         ]
-        if any(shared) and not self.lm.numbers_on:
-            shared = [False] * len(shared)
         yield from self._encode([r for r, both in zip(requests, shared, strict=True) if both])
         made = [self._question(r) if both else self._whole(r) for r, both in zip(requests, shared, strict=True)]
         hidden = yield from self._run([prompt for prompt, _, _ in made])

@@ -37,7 +37,7 @@ def obstacle(lm: Any) -> str:
     if why or not hasattr(lm, "encode"):
         return why
     if lm.device.type == "meta":
-        return str(lm.refusal())
+        return str(lm.refusal)
     if lm not in _seen:
         _seen[lm] = ""  # what is tried below asks for it
         _seen[lm] = _tried(lm)
