@@ -236,7 +236,7 @@ class VideoLM(Prompts, Modules):
 
     @cached_property
     def refusal(self) -> str:
-        """Why rows with a video cannot be packed; empty where they can; without weights, as far as it shows."""
+        """Why rows with a video cannot be packed, in words, or nothing; without weights, as far as it shows."""
         name = type(self.body).__name__
         ahead = f"{name} lets tokens of a video see those behind them, which packed tokens cannot"
         if self.device.type == "meta":
