@@ -15,6 +15,7 @@ from vstar_fast.engine.cache import refusal
 from vstar_fast.engine.caches import NoRows, copied, dims_of, gathered, nbytes, tensors_of
 from vstar_fast.engine.plain import PlainScheduler
 from vstar_fast.engine.plain_nodes import paths_of
+from vstar_fast.engine.plain_prompts import PlainStack
 from vstar_fast.errors import ConfigError, ModelError
 
 
@@ -99,6 +100,20 @@ def test_label_scores_are_the_packed_engines(lm, length):
     torch.testing.assert_close(plain, Scorer(lm).score([request(ids)], labels), atol=1e-4, rtol=1e-5)
 
 
+def test_a_cache_whose_rows_cannot_be_copied_takes_a_prompt_for_each_answer(lm, monkeypatch):
+    monkeypatch.setattr(PlainStack, "_learnt", no_rows)
+    asked = [request(ids, temperature=1.0, max_new_tokens=6) for ids in prompts(4, 9, 4)]
+    plain = PlainScheduler(lm)
+    assert drawn(plain, asked) == drawn(Scheduler(lm), asked)
+    labels = [[[7, 8, 9], [7, 10]], [[11]], [[12, 13, 14, 15]]]
+    found = [Scorer(lm, engine=name).score(asked, labels) for name in ("plain", "packed")]
+    torch.testing.assert_close(*found, atol=1e-4, rtol=1e-5)
+
+
+def no_rows(*_):
+    raise NoRows("none")
+
+
 def test_paths_of_a_trie_end_in_its_leaves():
     assert paths_of([0, 1, 1, 0, 4]) == [[0, 1], [0, 2], [3, 4]]
     assert paths_of([]) == []
@@ -178,6 +193,7 @@ def test_workers_draw_what_one_does(lm):
 def test_a_refused_stack_goes_the_plain_way_and_it_is_said_once(caplog):
     lm = TextLM(odd_stacks.text_model("minimax", SIZES))
     backends.reset_report()
+    ways._said.clear()
     with caplog.at_level(logging.WARNING):
         engine = Engine(lm.model, None)
         Scorer(engine.lm)
@@ -247,7 +263,7 @@ def test_rows_of_any_cache_are_taken_by_what_reordering_moves():
 @pytest.mark.parametrize(
     ("cache", "why"),
     [
-        (OwnCache(Layer(torch.zeros(2, 1), torch.zeros(1, 4))), "does not follow"),
+        (OwnCache(Layer(torch.zeros(2, 1), torch.zeros(1, 4))), "a.1 does not follow its rows"),
         (object(), "cannot be reordered"),
     ],
 )

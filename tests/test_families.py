@@ -10,6 +10,7 @@ import torch
 import families
 from vstar_fast import frames, models
 from vstar_fast.errors import ModelError
+from vstar_fast.models import cuts, tower
 from vstar_fast.models.hf_cache import CACHE
 from vstar_fast.records import Frames, Label, LabeledVideo
 from vstar_fast.runtime import unload
@@ -39,13 +40,14 @@ def row(lm, text, features):
     """Ids of a prompt, and what the text stack gets for it."""
     head, tail = lm.split(text)
     ids = torch.cat([head, features.ids, tail])
-    return ids, lm.embed(ids, features)
+    return ids, lm.embed(ids, features, masked=True)
 
 
 def through_stack(lm, given):
-    """Hidden states `[1, T, H]` of the text stack alone."""
+    """Hidden states `[1, T, H]` of the text stack alone. Without a mask, positions that repeat may look like rows."""
+    mask = torch.ones(1, given.inputs_embeds.shape[1]) if given.mask is None else given.mask
     call = {"inputs_embeds": given.inputs_embeds, "position_ids": given.stack_positions, "use_cache": False}
-    return lm.text_model(**call, **given.extras).last_hidden_state
+    return lm.text_model(**call, attention_mask=mask, **given.extras).last_hidden_state
 
 
 @torch.no_grad()
@@ -231,7 +233,7 @@ def test_training_targets_are_the_text_stacks_linear_layers(lm):
 
 def test_gradients_reach_every_projector_from_what_is_kept(lm):
     (features,) = lm.encode(batch_of((56, 84)))
-    modules = [lm.body.get_submodule(name) for name in lm.projector_names()]
+    modules = [lm.model.get_submodule(name) for name in lm.projector_names()]
     assert modules
     _, given = row(lm, TEXTS[0], features)
     through_stack(lm, given).square().sum().backward()
@@ -260,7 +262,7 @@ def test_adapters_load_switch_and_unload_on_the_same_weights(lm, tmp_path):
         torch.manual_seed(seed)
         peft = get_peft_model(lm.model, settings_of(lm))
         for module in lm.projector_names():
-            for weight in lm.body.get_submodule(module).modules_to_save["default"].parameters():
+            for weight in lm.model.get_submodule(module).modules_to_save["default"].parameters():
                 weight.add_(torch.randn_like(weight))
         answers[name] = through_stack(lm, row(lm, TEXTS[0], features)[1])
         peft.save_pretrained(str(tmp_path / name))
@@ -296,20 +298,38 @@ def test_bf16_keeps_what_pixels_give(name, tmp_path):
 
 @pytest.mark.parametrize("name", ["llava_onevision", "qwen2_5_vl", "qwen3_vl"])
 @torch.no_grad()
-def test_generic_adapter_keeps_pixels_where_it_cannot_do_better_and_says_so(name, tmp_path, caplog):
+def test_pixels_are_kept_where_no_cut_fits_and_it_is_said(name, tmp_path, caplog, monkeypatch):
     why = "its features are not the projector's output"
-    own, generic = load(name, tmp_path), models.load(str(tmp_path / "model"), family="generic")
+    cut = load(name, tmp_path)
     batch = batch_of((56, 84), (84, 56))
-    for text, a, b in zip(TEXTS, own.encode(batch), generic.encode(batch), strict=False):
-        torch.testing.assert_close(row(generic, text, b)[1].inputs_embeds, row(own, text, a)[1].inputs_embeds)
-    assert "pixel_values_videos" in b.kwargs and generic.tower.why_pixels == why
+    ours = cut.encode(batch)
+    monkeypatch.setattr(tower, "CUTS", (cuts.BeforeProjector,))
+    uncut = models.load(cut.path)
+    for text, a, b in zip(TEXTS, uncut.encode(batch), ours, strict=False):
+        torch.testing.assert_close(row(uncut, text, a)[1].inputs_embeds, row(cut, text, b)[1].inputs_embeds)
+    assert "pixel_values_videos" in a.kwargs and uncut.tower.why_pixels == why
     assert why in caplog.text
 
 
-def test_a_video_whose_features_do_not_fit_is_kept_as_pixels(tmp_path, caplog):
+@pytest.mark.parametrize("name", sorted(set(families.FAMILIES) - {"vstar_demo"}))
+@torch.no_grad()
+def test_every_family_may_be_cut_behind_its_tower(name, tmp_path, monkeypatch):
+    """The cut for unknown families: found from calls alone, for one video, and for two where the model takes two."""
+    monkeypatch.setattr(tower, "CUTS", (cuts.BehindTower,))
+    lm = load(name, tmp_path)
+    batch = batch_of((56, 84), (56, 84))
+    for pixels, features in zip(lm.pixels(batch), lm.encode(batch), strict=True):
+        theirs, ours = row(lm, TEXTS[0], pixels)[1], row(lm, TEXTS[0], features)[1]
+        torch.testing.assert_close(ours.inputs_embeds, theirs.inputs_embeds, atol=1e-5, rtol=1e-5)
+    assert lm.tower.why_pixels == "" and "tower_features" in features.kwargs
+    joined = [lm.model(**lm.inputs(TEXTS[:2], f)).logits for f in (lm.pixels(batch), lm.encode(batch))]
+    torch.testing.assert_close(joined[1], joined[0], atol=1e-5, rtol=1e-5)
+
+
+def test_a_video_whose_features_do_not_fit_is_kept_as_pixels(tmp_path, caplog, monkeypatch):
     """One window of Qwen2.5-VL's tower keeps the order of the patches, so that a small clip looks as if all did."""
-    load("qwen2_5_vl", tmp_path)
-    lm = models.load(str(tmp_path / "model"), family="generic")
+    monkeypatch.setattr(tower, "CUTS", (cuts.BeforeProjector,))
+    lm = load("qwen2_5_vl", tmp_path)
     small, large = lm.pixels(batch_of((56, 56), (56, 84)))
     lm.tower.prepare(small.kwargs)
     assert "tower_features" in lm.tower.encode(small.kwargs) and not caplog.text

@@ -113,7 +113,7 @@ def test_incomplete_folders_are_named(tmp_path, missing, message):
 
 
 def test_unknown_family_and_missing_folder_are_named(tmp_path):
-    with pytest.raises(ModelError, match="unknown model family 'qwen9'; known: vstar_demo, qwen2_vl, "):
+    with pytest.raises(ModelError, match="unknown model family 'qwen9'; known: vstar_demo, cohere_compass, "):
         models.load(str(tiny.write_model(tmp_path / "m")), family="qwen9")
     with pytest.raises(ModelError, match="no model given"):
         models.load("")
@@ -201,6 +201,6 @@ def test_a_model_is_described_without_its_weights(tmp_path):
     for weights in folder.glob("*.safetensors"):
         weights.unlink()
     found = models.without_weights(str(folder)).facts()
-    assert found["model class"] == "Qwen3VLForConditionalGeneration" and found["adapter"] == "QwenVL"
+    assert found["model class"] == "Qwen3VLForConditionalGeneration" and found["adapter"] == "VideoLM, generic"
     assert found["text stack"] == "model.language_model, 3 row(s) of positions"
     assert "visual.deepstack_merger_list.1" in found["may be trained"]

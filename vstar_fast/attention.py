@@ -80,6 +80,8 @@ def _obstacle(model: Any, part: str, config: Any, name: str) -> str:
     if not probe.ok:
         return probe.why
     if name != "sdpa":
+        if part in ("", "text_config") and not getattr(model, "_supports_flash_attn", True):
+            return f"{type(model).__name__} does not support it"  # Gemma 4's masks would be dropped, not refused
         if model.dtype not in (torch.float16, torch.bfloat16):
             return f"it takes fp16 and bf16, the model is {str(model.dtype).removeprefix('torch.')}"
         why = differs(name, _head_width(config), model.dtype, model.device)
@@ -97,6 +99,8 @@ def _obstacle(model: Any, part: str, config: Any, name: str) -> str:
 
 def _head_width(config: Any) -> int:
     """Width of an attention head; 0 for a part without attention."""
+    if getattr(config, "is_heterogeneous", False):
+        return max(_head_width(config.per_layer_config[i]) for i in range(config.num_hidden_layers))
     width = getattr(config, "head_dim", None)
     if width:
         return int(width)

@@ -137,7 +137,8 @@ class Batch(Drawing):
         lm = self.stack.lm
         positions = torch.tensor(places, device=lm.device).expand(width, len(places))
         plan.waves, after = self.stack.waves([(len(row.pending), row.state) for row in rows], moving=True)
-        hidden = self.stack.call(lm.embed_tokens(ids.to(lm.device))[None], positions, plan)
+        ids = ids.to(lm.device)
+        hidden = self.stack.call(lm.embed_tokens(ids)[None], positions, plan, lm.text_extras(ids))
         logits = lm.logits(hidden if last is None else hidden[last])
         for i, (row, state) in enumerate(zip(rows, after, strict=True)):
             row.state = state

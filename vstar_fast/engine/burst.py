@@ -189,7 +189,8 @@ class Step:
         for window in self._windows.values():
             window.update(self.before, self.stored, self._offsets)
         embeds = self.stack.lm.embed_tokens(self.ids)[None]
-        hidden = self.stack.call(embeds, self.positions.expand(self.position_rows, -1), self._plan)
+        extras = self.stack.lm.text_extras(self.ids)
+        hidden = self.stack.call(embeds, self.positions.expand(self.position_rows, -1), self._plan, extras)
         logits = self.stack.lm.logits(hidden)
         ids, logprobs = torch.zeros_like(self.ids), torch.zeros_like(self.logprobs[0])
         for lane in self.lanes:

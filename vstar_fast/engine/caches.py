@@ -1,7 +1,7 @@
 """Rows of a model's own cache, whatever its layers keep: copied, repeated, taken out, put together.
 
-transformers' caches know how to reorder their rows and nothing else that holds for all of them. Which dimension of
-each tensor counts the rows is seen by reordering a copy; a cache with a tensor that does not follow is refused.
+transformers' caches reorder their rows, and no method does more for all of them. Which dimension of each tensor counts
+the rows is seen on the caches of one row and of two; a cache with a tensor in which it does not show is refused.
 """
 
 from __future__ import annotations
@@ -49,8 +49,14 @@ def gathered(parts: Sequence[tuple[Any, Sequence[int]]], dims: Mapping[Path, int
     return _made([cache for cache, _ in parts], joined)
 
 
+def dims_between(one: Any, two: Any) -> Dims:
+    """Where the rows stand, seen on the caches of one row and of two like it. Raises NoRows where that shows none."""
+    after = dict(tensors_of(two))
+    return {path: _dim(path, tensor, after.get(path), 1, 2) for path, tensor in tensors_of(one)}
+
+
 def dims_of(cache: Any, rows: int) -> Dims:
-    """Where the rows of a cache of so many stand. Raises NoRows where it has tensors that do not go by rows."""
+    """The same, seen on one cache of so many rows by having it reorder a copy. Raises NoRows where it does not."""
     device = next((t.device for _, t in tensors_of(cache)), torch.device("cpu"))
     more = _made([cache], lambda _, tensors: tensors[0])
     try:
@@ -58,15 +64,15 @@ def dims_of(cache: Any, rows: int) -> Dims:
     except (AttributeError, NotImplementedError) as error:
         raise NoRows(f"{type(cache).__name__} cannot be reordered: {error}") from None
     after = dict(tensors_of(more))
-    return {path: _dim(path, tensor, after.get(path), rows) for path, tensor in tensors_of(cache)}
+    return {path: _dim(path, tensor, after.get(path), rows, rows + 1) for path, tensor in tensors_of(cache)}
 
 
-def _dim(path: Path, before: torch.Tensor, after: torch.Tensor | None, rows: int) -> int | None:
+def _dim(path: Path, before: torch.Tensor, after: torch.Tensor | None, rows: int, count: int) -> int | None:
     if before.ndim == 0 or before.shape == (0,):
         return None
-    grown = [d for d, n in enumerate(before.shape) if n == rows and after is not None and after.shape[d] == rows + 1]
+    grown = [d for d, n in enumerate(before.shape) if n == rows and after is not None and after.shape[d] == count]
     if after is None or after.ndim != before.ndim or len(grown) != 1:
-        raise NoRows(f"{_words(path)} does not follow when rows are reordered")
+        raise NoRows(f"{_words(path)} does not follow its rows")
     return grown[0]
 
 

@@ -160,7 +160,7 @@ def _front(source: Iterator[Request], workers: int) -> tuple[list[Request], int,
 
 def packed(lm: Any) -> contextlib.AbstractContextManager[Any]:
     """`packed_linears` of what a step calls, if there is memory for the copies."""
-    modules = [lm.text_model, lm.model.get_output_embeddings()]
+    modules = [lm.text_model, lm.head]
     weights = {id(p): p.nbytes for module in modules for p in module.parameters()}
     if lm.device.type != "cpu" or not memory.room_for_copies(sum(weights.values()), lm.device):
         return contextlib.nullcontext()

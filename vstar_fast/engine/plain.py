@@ -105,7 +105,8 @@ class PlainBatch(Batch):
     def _read(self, row: Row) -> torch.Tensor:
         request = row.flight.request
         fed = len(row.answer.token_ids) - len(row.pending) + 1
-        ids = torch.cat([ids_of(request), torch.tensor(row.answer.token_ids[:fed])])
+        asked = ids_of(request)
+        ids = torch.cat([asked, torch.tensor(row.answer.token_ids[:fed], device=asked.device)])
         hidden: torch.Tensor = self.stack.read(ids, request.features)[1]
         return hidden
 

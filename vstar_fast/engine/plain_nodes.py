@@ -67,7 +67,7 @@ def _rows(stack: PlainStack, held: Held, labels: Sequence[list[int]]) -> Iterato
         cache = stack.gathered([(held.cache, [0] * len(labels))], 1)
     except NoRows:
         for label in labels:
-            ids = torch.cat([held.ids, torch.tensor(label)])
+            ids = torch.cat([held.ids, torch.tensor(label, device=held.ids.device)])
             yield stack.read(ids, held.features, len(label))[1]
         return
     ids = torch.tensor([[*label, *[0] * (longest - len(label))] for label in labels])

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from vstar_fast.engine.caches import Dims, NoRows, copied, dims_of, gathered, nbytes
+from vstar_fast.engine.caches import Dims, NoRows, copied, dims_between, dims_of, gathered, nbytes
 from vstar_fast.engine.pieces import whole
 from vstar_fast.engine.request import Request
 from vstar_fast.kernels.linear import fast_linears
@@ -67,7 +67,7 @@ class PlainStack:
         self.lm = lm
         self.store = Nothing()
         self.dims: Dims | None = {}
-        """Of the model's caches; None: their rows cannot be copied."""
+        """Of the model's caches, empty before they were looked at; None: their rows cannot be copied."""
         self.token_bytes = 0.0
         """Of a row's cache, a token of it; 0 until a prompt was read."""
         self._continues: bool | None = None
@@ -121,14 +121,23 @@ class PlainStack:
         try:
             return gathered(parts, self.dims)
         except NoRows:
-            try:
-                self.dims |= dims_of(parts[0][0], rows)
-            except NoRows as error:
-                self.dims = None
-                name = type(self.text_model).__name__
-                logging.getLogger(__name__).info("%s reads a prompt once for each answer: %s", name, error)
-                raise
+            self.dims |= self._learnt(parts[0][0], rows)
             return gathered(parts, self.dims)
+
+    def _learnt(self, cache: Any, rows: int) -> Dims:
+        """Where rows stand, at first from two calls of the text stack; what shows later only, from this cache."""
+        try:
+            return dims_of(cache, rows) if self.dims else self._probed()
+        except NoRows as error:
+            self.dims = None
+            name = type(self.text_model).__name__
+            logging.getLogger(__name__).info("%s reads a prompt once for each answer: %s", name, error)
+            raise
+
+    def _probed(self) -> Dims:
+        ids = torch.arange(1, 4, device=self.lm.device)
+        made = [self.text_model(input_ids=ids.expand(n, -1), use_cache=True).get(CACHE) for n in (1, 2)]
+        return dims_between(*made)
 
     def continues(self, ids: torch.Tensor, features: Any, cut: int) -> bool:
         """Whether tokens from `cut` on, several at once behind the cache of those before, are what the whole row gives.

@@ -146,7 +146,8 @@ class Prompts:
         embeds = self.lm.embed_tokens(request.tail.to(self.lm.device))[None]
         positions = torch.arange(video.next_position, video.next_position + count, device=self.lm.device)
         node = self.stack.store.take(count)
-        prompt = Prompt(node, 0, [video.node], embeds, positions.expand(video.rows, count), {})
+        extras = self.lm.text_extras(request.tail)
+        prompt = Prompt(node, 0, [video.node], embeds, positions.expand(video.rows, count), extras)
         return prompt, video.next_position + count, video
 
     def _whole(self, request: Request) -> tuple[Prompt, int, None]:

@@ -248,7 +248,7 @@ class Scorer:
         position_rows = max(p.rows for p in prefixes)
         ids = torch.tensor([token for tree in trees for token in tree.tokens], device=device)
         positions = torch.tensor(places, device=device).expand(position_rows, ends[-1])
-        hidden = self.stack.call(self.lm.embed_tokens(ids)[None], positions, plan)
+        hidden = self.stack.call(self.lm.embed_tokens(ids)[None], positions, plan, self.lm.text_extras(ids))
         for node in nodes:
             self.stack.store.give_back(node)
         return hidden
@@ -264,7 +264,7 @@ class Scorer:
     def _logprobs(self, hidden: torch.Tensor, steps: torch.Tensor) -> torch.Tensor:
         """Log-probability [S] of (node, token) pairs `steps` [S, 2] under what the nodes predict."""
         out = torch.empty(len(steps), device=hidden.device)
-        width = max(1, MOST_LOGITS // self.lm.model.get_output_embeddings().weight.shape[0])
+        width = max(1, MOST_LOGITS // self.lm.head.weight.shape[0])
         for start in range(0, len(hidden), width):
             logits = self.lm.logits(hidden[start : start + width]).float()
             total = logits.logsumexp(-1)

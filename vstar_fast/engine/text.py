@@ -71,7 +71,7 @@ class TextLM(Head):
         """Inputs of the text stack for one row of ids [T]."""
         self.check_ids(ids)
         positions = torch.arange(len(ids), device=self.device)[None]
-        return TextInputs(self.embed_tokens(ids)[None], positions, {}, len(ids))
+        return TextInputs(self.embed_tokens(ids)[None], positions, self.text_extras(ids), len(ids))
 
     def expect(self, _features: None) -> None:
         """Nothing comes: there are no videos."""

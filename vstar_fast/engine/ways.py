@@ -28,8 +28,10 @@ _inputs: WeakKeyDictionary[Any, str] = WeakKeyDictionary()
 def obstacle(lm: Any) -> str:
     """Why a model's prompts cannot be packed, in words; empty where they can. Seen on a random clip, once a model."""
     why = refusal(lm.text_model)
-    if why or not hasattr(lm, "encode") or lm.device.type == "meta":
+    if why or not hasattr(lm, "encode"):
         return why
+    if lm.device.type == "meta":
+        return str(lm.refusal())
     if lm not in _inputs:
         _inputs[lm] = _of_inputs(lm)
     return _inputs[lm]

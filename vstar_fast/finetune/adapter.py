@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -26,7 +27,7 @@ def lora_settings(lm: VideoLM, config: FinetuneConfig) -> Any:
 
     whole = _listed(config.modules_to_save)
     _check_saved(lm, whole)
-    whole += lm.projector_names() if config.projector else []
+    whole += _projectors(lm) if config.projector else []
     if config.tune == "full":
         return LoraConfig(target_modules=NO_LORA, modules_to_save=[*text_layers(lm), *whole])
     return LoraConfig(
@@ -38,6 +39,13 @@ def lora_settings(lm: VideoLM, config: FinetuneConfig) -> Any:
         target_modules=_targets(lm, config.target_modules),
         modules_to_save=whole or None,
     )
+
+
+def _projectors(lm: VideoLM) -> list[str]:
+    names = lm.projector_names()
+    if not names:
+        logging.getLogger(__name__).warning("%s has no projector apart from its tower: none is trained", lm.path)
+    return names
 
 
 def _listed(names: str) -> list[str]:
@@ -58,7 +66,7 @@ def text_layers(lm: VideoLM) -> list[str]:
     Where the head is tied to the token embeddings both stay as they are: PEFT would save two different copies.
     """
     names = {module: name for name, module in lm.model.named_modules()}
-    head, table = lm.model.get_output_embeddings(), lm.model.get_input_embeddings()
+    head, table = lm.head, lm.model.get_input_embeddings()
     tied = head.weight is table.weight
     held = [m for m in lm.text_model.modules() if next(m.parameters(recurse=False), None) is not None]
     within = {inner for m in held for inner in m.modules() if inner is not m}

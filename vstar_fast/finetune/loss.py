@@ -110,7 +110,7 @@ def _one_row(lm: VideoLM, item: Item) -> torch.Tensor:
     video = [] if item.features is None else [item.features.ids]
     inputs = lm.row_inputs(torch.cat([item.head, *video, item.tail, item.answer]), item.features)
     inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
-    hidden = lm.body(**inputs, use_cache=False)[0][0]
+    hidden = lm.hidden(inputs)[0]
     backends.ran("attention", running(lm.text_model.config))
     count = len(item.answer)
     return token_nll(lm, hidden[-count - 1 : -1], item.answer.to(lm.device)).sum()
@@ -122,7 +122,7 @@ def token_nll(lm: VideoLM, hidden: torch.Tensor, targets: torch.Tensor) -> torch
     A position's loss depends on its own hidden state alone, so its gradient is known, up to a factor, as soon as its
     logits are: they are dropped then, and nothing is computed twice. A head that is trained itself needs them kept.
     """
-    head = lm.model.get_output_embeddings()
+    head = lm.head
     if torch.is_grad_enabled() and any(p.requires_grad for p in head.parameters()):
         return _nll(lm, hidden, targets)
     found: torch.Tensor = _TokenNll.apply(hidden, targets, lm)

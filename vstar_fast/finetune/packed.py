@@ -124,7 +124,9 @@ class _Layout:
         self.supervised += [(last, self.at, branch.answer, n) for n in branch.owners if branch.answer is not None]
         if len(branch.ids):
             rows = torch.arange(position, position + len(branch.ids)).expand(self.lm.position_rows, -1)
-            self._add(self.lm.embed_tokens(branch.ids.to(self.lm.device))[None], rows)
+            ids = branch.ids.to(self.lm.device)
+            self.extras += [(self.at, extras) for extras in [self.lm.text_extras(ids)] if extras]
+            self._add(self.lm.embed_tokens(ids)[None], rows)
         return position + len(branch.ids)
 
     def _lay_video(self, branch: _Branch, before: torch.Tensor) -> int:

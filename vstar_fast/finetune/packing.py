@@ -39,9 +39,10 @@ def refusal(lm: VideoLM) -> str:
     """Why a model's layers allow no packed rows, in words; empty where they may. No weights are looked at."""
     try:
         with packed_rows(lm):
-            return ""
+            pass
     except NotPacked as error:
         return _words(error)
+    return lm.refusal()
 
 
 def _words(error: NotPacked) -> str:

@@ -27,8 +27,8 @@ def load(path: str, cls: type[VideoLM], *, dtype: str, device: str, quantize: st
     )
     try:
         model = AutoModelForImageTextToText.from_pretrained(path, dtype=kind, **packed)
-    except (OSError, ValueError) as error:
-        raise ModelError(f"cannot load the model in {path}: {error}") from None
+    except (OSError, ValueError, ImportError) as error:
+        raise ModelError(f"cannot load the model in {path}: {str(error).strip()}") from None
     model = (model if packed else model.to(target)).eval()
     for part, choice in attention.use(model).items():
         logging.getLogger(__name__).info("attention of %s: %s (%s)", part or path, choice.name, choice.reason)
@@ -70,8 +70,8 @@ def without_weights(path: str, cls: type[VideoLM]) -> VideoLM:
         with target:
             # experts have no products of 32-bit numbers there
             model = AutoModelForImageTextToText.from_config(AutoConfig.from_pretrained(path), dtype=torch.bfloat16)
-    except (OSError, ValueError) as error:
-        raise ModelError(f"cannot build the model of {path}: {error}") from None
+    except (OSError, ValueError, ImportError) as error:
+        raise ModelError(f"cannot build the model of {path}: {str(error).strip()}") from None
     return cls(path, model, processor, target)
 
 
@@ -96,6 +96,11 @@ def load_processor(path: str) -> Any:
     name = type(processor).__name__
     if not hasattr(processor, "tokenizer"):
         raise ModelError(f"{path} has a {name} but no video processor; is it a video-LMM folder?")
+    if hasattr(processor, "qformer_tokenizer"):
+        raise ModelError(
+            f"{name} of {path} gives the question to a Q-Former that reads the video: a video's features then are of "
+            "one question only, and none can be kept; take a model whose tower sees the video alone"
+        )
     if getattr(processor, "video_processor", None) is None:
         raise ModelError(f"{name} of {path} has no video processor, only one for images; this model takes no videos")
     return processor

@@ -62,6 +62,16 @@ class Head:
 
     model: Any
     body: Any
+    text_model: Any
+
+    @property
+    def head(self) -> Any:
+        """The linear layer from hidden states to logits."""
+        head = self.model.get_output_embeddings()
+        if head is None:  # it is inside a language model of its own
+            inner = (m for m in self.model.children() if hasattr(m, "get_output_embeddings"))
+            head = next((h for m in inner if (h := m.get_output_embeddings()) is not None), None)
+        return head
 
     def embed_tokens(self, ids: torch.Tensor) -> torch.Tensor:
         """Embeddings `[..., H]` of text ids int64 `[...]`. Raises DataError for ids beyond the vocabulary on a CPU."""
@@ -71,6 +81,12 @@ class Head:
             self.check_ids(ids)
             raise
         return embeddings
+
+    def text_extras(self, ids: torch.Tensor) -> dict[str, torch.Tensor]:
+        """What the text stack takes for text ids int64 `[T]` beside their embeddings: of Gemma 4, one a layer."""
+        if not getattr(self.text_model.config, "hidden_size_per_layer_input", 0):
+            return {}
+        return {"per_layer_inputs": self.text_model.get_per_layer_inputs(ids.to(self.model.device)[None], None)}
 
     def check_ids(self, ids: torch.Tensor, placeholders: torch.Tensor | None = None) -> None:
         """Raise DataError for ids on the host beyond the vocabulary, but for a video's `placeholders`.
@@ -93,21 +109,22 @@ class Head:
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """Output head, with whatever the family does behind it: `[..., H]` -> `[..., V]`."""
         if self._plain_head:
-            logits: torch.Tensor = self.model.get_output_embeddings()(hidden)
+            logits: torch.Tensor = self.head(hidden)
             return logits
         return self._own_logits(hidden)
 
     def _own_logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Through the model's own forward, its body replaced by one that returns `hidden`."""
+        """Through the model's own forward, its body (its stack, without one) replaced by one that returns `hidden`."""
         rows = hidden.reshape(1, -1, hidden.shape[-1])
-        with forward_of([self.body], lambda *_, **__: _BodyOutput(last_hidden_state=rows)):
+        inner = self.text_model if self.body is self.model else self.body
+        with forward_of([inner], lambda *_, **__: _BodyOutput(last_hidden_state=rows)):
             out = self.model(inputs_embeds=rows, use_cache=False, return_dict=True)
         return out.logits.reshape(*hidden.shape[:-1], -1)
 
     @cached_property
     def _plain_head(self) -> bool:
         """Whether the logits are the head's output and nothing else, seen on random hidden states."""
-        head = self.model.get_output_embeddings()
+        head = self.head
         hidden = torch.randn(1, 4, head.weight.shape[1], generator=torch.Generator().manual_seed(0)).to(head.weight)
         with torch.no_grad():  # large values, so that a soft cap shows
             return torch.equal(self._own_logits(100 * hidden).float(), head(100 * hidden).float())
@@ -119,19 +136,12 @@ class Modules(Head):
     def __init__(self, path: str, model: Any) -> None:
         self.path = path
         self.model = model
-        names = {n for n, _ in model.named_modules()}
-        found = [name for name in STACKS if name in names]
-        if not found:
-            raise ModelError(f"{type(model).__name__} has no text stack; looked for {', '.join(STACKS)}")
-        self.stack_name = found[0]
+        self.stack_name = _stack_name(model)
 
     @property
     def body(self) -> Any:
-        """The model without its head: tower, projector, text stack."""
-        body = getattr(self.model, "model", None)
-        if body is None:
-            raise ModelError(f"{type(self.model).__name__} has no `.model` apart from its head")
-        return body
+        """The model without its head: tower, projector, text stack; all of a model that has no such part."""
+        return getattr(self.model, "model", self.model)
 
     @property
     def text_model(self) -> Any:
@@ -142,7 +152,21 @@ class Modules(Head):
     def position_rows(self) -> int:
         """Rows of positions that the text stack takes: 3 for M-RoPE (time, height, width), else 1."""
         rope = getattr(self.text_model.config, "rope_parameters", None) or {}
-        return 3 if "mrope_section" in rope else 1
+        each = [rope, *(part for part in rope.values() if isinstance(part, dict))]
+        return 3 if any("mrope_section" in part for part in each) else 1
+
+    def hidden(self, inputs: dict[str, Any]) -> torch.Tensor:
+        """Hidden states `[B, T, H]` of the model's own forward on `inputs`."""
+        if self.body is not self.model:
+            states: torch.Tensor = self.body(**inputs, use_cache=False)[0]
+            return states
+        seen: list[Any] = []
+        hook = self.text_model.register_forward_hook(lambda _m, _a, out: seen.append(out[0]))
+        try:
+            self.model(**inputs, use_cache=False)
+        finally:
+            hook.remove()
+        return seen[0]
 
     def forget_positions(self) -> None:
         """Qwen's bodies keep the last batch's `rope_deltas`; the next call must not find them."""
@@ -155,6 +179,18 @@ class Modules(Head):
         if not wanted:
             raise ModelError(f"text stack {self.stack_name!r} of {self.path} has no linear layers")
         return rf".*\b{self.stack_name.replace('.', chr(92) + '.')}\..*\.({'|'.join(wanted)})"
+
+
+def _stack_name(model: Any) -> str:
+    """Full name of the decoder stack, without a head. Raises ModelError where there is none."""
+    names = {m: n for n, m in model.named_modules()}
+    found = [n for n in STACKS if n in names.values()] or [names.get(model.get_decoder(), "")]
+    stack = model.get_submodule(found[0])
+    if stack is not model and stack.get_output_embeddings() is not None:
+        stack = stack.base_model
+    if stack is model:
+        raise ModelError(f"{type(model).__name__} has no text stack; looked for {', '.join(STACKS)}")
+    return names[stack]
 
 
 class _BodyOutput(BaseModelOutputWithPast):

@@ -49,11 +49,16 @@ def text_of(processor: Any) -> str:
     token = getattr(processor, "video_token", None)
     if not isinstance(token, str):
         raise ModelError(f"{type(processor).__name__} has no video_token; this model does not take videos")
-    rendered = rendering(processor, "?")
-    for wrapped in (f"<|vision_start|>{token}<|vision_end|>", token):
-        if wrapped in rendered:
-            return wrapped
-    raise ModelError(f"the chat template does not print {token!r} for a video; give the model folder a chat template")
+    before, found, behind = rendering(processor, "?").partition(token)
+    if not found:
+        raise ModelError(
+            f"the chat template does not print {token!r} for a video; give the model folder a chat template"
+        )
+    tokenizer = processor.tokenizer
+    marks = {t for t in tokenizer.get_added_vocab() if t not in (tokenizer.bos_token, tokenizer.eos_token)}
+    start = max((mark for mark in marks if before.endswith(mark)), key=len, default="")
+    end = max((mark for mark in marks if behind.startswith(mark)), key=len, default="")
+    return f"{start}{token}{end}" if start and end else token
 
 
 def rendering(processor: Any, text: str, before: Sequence[tuple[str, str]] = (), *, video: bool = True) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
@@ -10,7 +11,7 @@ import torch
 from vstar_fast.errors import ModelError
 from vstar_fast.models import placeholder as placeholders
 from vstar_fast.models.features import Features
-from vstar_fast.models.preprocessing import preprocess, probe_clip
+from vstar_fast.models.preprocessing import How, joined_along, preprocess, probe_clip
 
 
 class Talk(NamedTuple):
@@ -31,32 +32,68 @@ class Prompts:
         self.placeholder = placeholders.text_of(processor)
         marks = (self.placeholder, processor.video_token, getattr(processor, "image_token", None))
         self._picture_marks = [mark for mark in dict.fromkeys(marks) if isinstance(mark, str) and mark]
+        self._opening, self._whole = "", False
+        self._opening = self._put_first()
+        self._whole = self._cuts_numbers()
         self._find_cuts()
 
+    def _put_first(self) -> str:
+        """The token that a processor itself puts before a prompt (Molmo2); empty where it puts none."""
+        before, _ = self.prompt("a b").split(self.placeholder)
+        head = self._head_ids(before)
+        ids = self.processed(before + self.placeholder, *probe_clip())["input_ids"][0]
+        more = len(head) and int(ids[0]) != int(head[0]) and int(ids[1]) == int(head[0])
+        return str(self.tokenizer.convert_ids_to_tokens(int(ids[0]))) if more else ""
+
+    def _cuts_numbers(self) -> bool:
+        """Whether a processor prints other times for fractional numbers of frames than for the same as whole ones."""
+        before, _ = self.prompt("a b").split(self.placeholder)
+        said = []
+        for self._whole in (False, True):
+            said.append(self.processed(before + self.placeholder, *probe_clip())["input_ids"][0].tolist())
+        return said[0] != said[1]
+
     def _find_cuts(self) -> None:
-        """Read the cuts around a video off a random clip, and see that spliced ids are the processor's own."""
+        """Read the cuts around a video off a random clip, and see that spliced rows are the processor's own."""
         text = self.prompt("a b")
         before, _ = text.split(self.placeholder)
         ids = self.processed(before + self.placeholder, *probe_clip())["input_ids"][0]
         self._place = placeholders.find(self.placeholder, before, self._head_ids(before), ids, self.tokenizer)
-        theirs = self.processed(text, *probe_clip())["input_ids"][0]
-        ours, _ = self.row(text, self.preprocess(*probe_clip()))
-        if ours.tolist() != theirs.tolist():
+        theirs = self.processed(text, *probe_clip())
+        ours, by_token = self.row(text, self.preprocess(*probe_clip()))
+        name = type(self.processor).__name__
+        if ours.tolist() != theirs["input_ids"][0].tolist():
             raise ModelError(
                 f"the token ids of a prompt of {self.path} cannot be spliced from its text and its video: {len(ours)} "
-                f"ids where {type(self.processor).__name__} gives {len(theirs)}; it needs an adapter"
+                f"ids where {name} gives {theirs['input_ids'].shape[1]}; it needs an adapter"
             )
+        odd = [k for k, v in by_token.items() if v.tolist() != theirs[k][0].tolist()]
+        if odd:
+            raise ModelError(f"{name} of {self.path} gives {odd[0]} of a prompt's words as well; it needs an adapter")
 
     def processed(self, text: str, data: torch.Tensor, times_s: tuple[float, ...]) -> dict[str, Any]:
         """The processor's output for a prompt and frames uint8 `[F, H, W, 3]`, without an end token behind it."""
         special = self._special(text)
         try:
-            out = preprocess(self.processor, text, data, times_s, special=special)
-        except (ValueError, TypeError, ImportError) as error:
+            out = preprocess(self.processor, text, data, times_s, How(special, self._whole))
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:  # whatever a processor's code stumbles over
             size = " x ".join(str(n) for n in data.shape[:3])
-            name = type(self.processor).__name__
-            raise ModelError(f"{name} of {self.path} cannot take a clip of {size} pixels: {error}") from error
+            name, kind = type(self.processor).__name__, type(error).__name__
+            what = str(error) if isinstance(error, ValueError) else f"{kind}: {error}"
+            raise ModelError(f"{name} of {self.path} cannot take a clip of {size} pixels: {what}") from error
         return self._without_end(out) if special else out
+
+    @cached_property
+    def joined_along(self) -> dict[str, int]:
+        """The dimension along which each input of several videos is joined. Raises ModelError where they cannot be."""
+        text = self._place.before + self.placeholder
+        try:
+            return joined_along(self.processor, text, How(self._special(text), self._whole))
+        except Exception as error:  # whatever a processor's code stumbles over
+            name = type(self.processor).__name__
+            raise ModelError(f"{name} of {self.path} does not join videos: {error}; call with one row each") from error
 
     def _without_end(self, out: dict[str, Any]) -> dict[str, Any]:
         """Some tokenizers end every text with their end token."""
@@ -91,7 +128,8 @@ class Prompts:
     def _rendered(self, text: str | Talk, *, video: bool) -> str:
         talk = text if isinstance(text, Talk) else Talk((), text)
         before = [(self._words_only(asked), self._words_only(said)) for asked, said in talk.before]
-        return placeholders.rendering(self.processor, self._words_only(talk.text), before, video=video)
+        rendered = placeholders.rendering(self.processor, self._words_only(talk.text), before, video=video)
+        return self._opening + rendered
 
     def _words_only(self, text: str) -> str:
         """`text` without the tokens that stand for pictures."""
@@ -129,7 +167,7 @@ class Prompts:
                 f"the chat template of {self.path} prints the question before the video, and its processor prints "
                 "words around the video; it needs an adapter"
             )
-        head = torch.tensor(place.head) if before == place.before else self._head_ids(before)
+        head = torch.tensor(place.head, dtype=torch.long) if before == place.before else self._head_ids(before)
         tail = self._ids(place.mark_text + place.closing_text + after, special=False)
         return head, tail[tail.tolist().index(place.mark) + 1 :]
 

@@ -35,11 +35,13 @@ class TextInputs:
 
     `inputs_embeds` `[1, T, H]`; `position_ids` int64 `[R, T]` (R = 1, or 3 for M-RoPE: pass `[R, 1, T]`);
     `extras`: further arguments of the same call, needed for these tokens only (Qwen3-VL's deep-stack embeddings).
+    `mask`: the call's `attention_mask` where tokens also see others behind them, else None.
     """
 
     inputs_embeds: torch.Tensor
     position_ids: torch.Tensor
     extras: dict[str, Any] = field(default_factory=dict)
+    mask: Any = None
 
     @property
     def next_position(self) -> int:
@@ -81,10 +83,6 @@ def call_of(text_model: torch.nn.Module, body: torch.nn.Module, inputs: dict[str
 
 def from_call(kwargs: dict[str, Any], rows: int) -> TextInputs:
     """The arguments of a call of the text stack as TextInputs; `rows` of positions where the call has none."""
-    if kwargs.get("attention_mask") is not None:
-        raise ModelError(
-            "this model gives its text stack an attention mask of its own, which the engine has no form for"
-        )
     embeds = kwargs["inputs_embeds"]
     positions = kwargs.get("position_ids")
     if positions is None:

@@ -7,6 +7,7 @@ tower runs once a video as well (`tower.py`).
 
 from __future__ import annotations
 
+import inspect
 import logging
 from collections.abc import Sequence
 from functools import cached_property
@@ -14,15 +15,16 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from vstar_fast.errors import DataError, ModelError
+from vstar_fast.errors import DataError, ModelError, NotPacked
 from vstar_fast.kernels.linear import fast_linears
 from vstar_fast.models import text_inputs
 from vstar_fast.models.features import Features
+from vstar_fast.models.masks import declared, own_mask, with_masks
 from vstar_fast.models.modules import Modules
 from vstar_fast.models.preprocessing import probe_clip
 from vstar_fast.models.prompts import Prompts, Talk, between
 from vstar_fast.models.text_inputs import TextInputs
-from vstar_fast.models.tower import KEPT, PIXELS, Tower, tower_of
+from vstar_fast.models.tower import KEPT, METHODS, SHAPE, Tower, pixels_of, tower_of
 from vstar_fast.models.transfer import Uploads
 from vstar_fast.records import FrameBatch
 
@@ -40,18 +42,18 @@ class VideoLM(Prompts, Modules):
 
     small_features = False
     """Features are small enough (and past the tower) to be kept for the whole run, on disk too."""
-    tower_class: type[Tower] = Tower
 
     def __init__(self, path: str, model: Any, processor: Any, device: torch.device) -> None:
         Modules.__init__(self, path, model)
+        self._typed = "mm_token_type_ids" in inspect.signature(self.body.forward).parameters
+        if self._typed:
+            processor.return_mm_token_type_ids = True  # Cosmos 3 Edge needs them, its processor leaves them out
         Prompts.__init__(self, path, processor, _eos_ids(model, processor.tokenizer))
         self.device = device
         self._uploads = Uploads(device)
-        self.tower = tower_of(self.body, self.tower_class)
+        self.tower = tower_of(self.body)
         if not self.tower.methods:
-            raise ModelError(
-                f"{type(self.body).__name__} has neither {' nor '.join(PIXELS.values())}; it takes no videos"
-            )
+            raise ModelError(f"{type(self.body).__name__} has neither {' nor '.join(METHODS)}; it takes no videos")
         self.pad_id = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else self.eos_ids[0]
 
     @classmethod
@@ -61,6 +63,7 @@ class VideoLM(Prompts, Modules):
     def facts(self) -> dict[str, str]:
         """What `vstar-fast doctor MODEL` prints."""
         data, times_s = probe_clip()
+        trained = ", ".join(self.projector_names()) or "what follows its tower"
         frames, height, width = data.shape[:3]
         tokens = len(self.preprocess(data, times_s).ids)
         return {
@@ -68,7 +71,7 @@ class VideoLM(Prompts, Modules):
             "adapter": f"{type(self).__name__}" + (", generic" if type(self) is VideoLM else ""),
             "video goes in as": f"{self.pixel_input}, {tokens} tokens for {frames} frames of {width} x {height}",
             "text stack": f"{self.stack_name}, {self.position_rows} row(s) of positions",
-            "may be trained": f"LoRA on the text stack; {', '.join(self.projector_names())}",
+            "may be trained": f"LoRA on the text stack; {trained}",
             "kept of a video": self.tower.keeps,
         }
 
@@ -77,7 +80,7 @@ class VideoLM(Prompts, Modules):
         """The bytes of each token, for constrained decoding."""
         from vstar_fast.kernels.constrain import TokenVocab
 
-        columns = self.model.get_output_embeddings().weight.shape[0]
+        columns = self.head.weight.shape[0]
         return TokenVocab.from_hf(self.tokenizer, logits_size=columns, eos_ids=self.eos_ids)
 
     @cached_property
@@ -86,7 +89,7 @@ class VideoLM(Prompts, Modules):
         from vstar_fast.kernels.label_match import TokenBytes
 
         try:
-            return TokenBytes.from_hf(self.tokenizer, size=self.model.get_output_embeddings().weight.shape[0])
+            return TokenBytes.from_hf(self.tokenizer, size=self.head.weight.shape[0])
         except DataError as error:
             logging.getLogger(__name__).warning("answers are decoded and matched as text: %s", error)
             return None
@@ -112,21 +115,27 @@ class VideoLM(Prompts, Modules):
 
     @cached_property
     def _ready_tower(self) -> Tower:
-        self.tower.prepare(self._on_device(self.preprocess(*probe_clip()).kwargs))
+        probe = self.preprocess(*probe_clip())
+        try:
+            double = self._video_inputs([probe, probe])
+        except ModelError:
+            double = None
+        self.tower.prepare(self._on_device(probe.kwargs), double)
         return self.tower
 
     @cached_property
     def pixel_input(self) -> str:
         """Name of the model's input that takes a video's pixels."""
-        given = self.preprocess(*probe_clip()).kwargs
-        return next(name for name in PIXELS if name in given)
+        return pixels_of(self.preprocess(*probe_clip()).kwargs)
 
     def projector_names(self) -> list[str]:
         """Names of the modules between tower and text stack that may be trained, for PEFT's `modules_to_save`.
 
         What `encode` keeps is in front of them, so that training them changes nothing that is kept.
         """
-        return list(self.tower.projector_names)
+        tower = self.tower if self.device.type == "meta" else self._ready_tower
+        names = tower.projector_names
+        return names if self.body is self.model else [f"model.{name}" for name in names]
 
     # -- inputs ------------------------------------------------------------------------------------
 
@@ -153,11 +162,17 @@ class VideoLM(Prompts, Modules):
         return self._on_device(batch) | self._video_inputs(features)
 
     def _video_inputs(self, features: list[Features]) -> dict[str, torch.Tensor]:
-        """The videos' inputs, one behind the other; what is kept of a tower goes in where pixels do."""
-        each = {k: [self._uploads.take(f.kwargs[k]) for f in features] for k in features[0].kwargs}
-        joined = self._on_device({k: torch.cat(parts) for k, parts in each.items()})
+        """The videos' inputs, joined; what is kept of a tower goes in where pixels do."""
+        along = {} if len(features) == 1 else self.joined_along
+        names = [k for k in features[0].kwargs if k != SHAPE]
+        each = {k: [self._uploads.take(f.kwargs[k]) for f in features] for k in names}
+        joined = self._on_device({k: torch.cat(parts, along.get(k, 0)) for k, parts in each.items()})
         if KEPT in joined:
-            joined[self.pixel_input] = self._ready_tower.stand_in(joined.pop(KEPT))
+            shapes = torch.cat([f.kwargs[SHAPE] for f in features])
+            shape = shapes[0].tolist()
+            grown = along.get(self.pixel_input, 0)
+            shape[grown] = int(shapes[:, grown].sum())
+            joined[self.pixel_input] = self._ready_tower.stand_in(joined.pop(KEPT), shape)
         return joined
 
     def _on_device(self, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -167,6 +182,13 @@ class VideoLM(Prompts, Modules):
         there = {k: self._uploads.take(v) for k, v in inputs.items()}
         return {k: v if kinds[k] is None else v.to(kinds[k]) for k, v in there.items()}
 
+    def words(self, ids: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Inputs of the body for ids int64 `[T]` of words alone."""
+        inputs = {"input_ids": ids[None]}
+        if self._typed:
+            inputs["mm_token_type_ids"] = torch.zeros_like(ids[None])
+        return self._on_device(inputs)
+
     def expect(self, features: Features | None) -> None:
         """Begin to copy a video's inputs to the model's device: `embed` will want them soon."""
         if features is not None:
@@ -175,7 +197,7 @@ class VideoLM(Prompts, Modules):
     def row_inputs(self, ids: torch.Tensor, features: Features | None = None) -> dict[str, Any]:
         """What the body's own forward is called with for one row of ids int64 `[T]`; raises as `embed` does."""
         self.check_ids(ids, None if features is None else features.ids)
-        inputs = self._on_device({"input_ids": ids[None]})
+        inputs = self.words(ids)
         if features is not None:
             start = _start(ids.cpu(), features.ids)
             behind = len(ids) - start - len(features.ids)
@@ -184,11 +206,12 @@ class VideoLM(Prompts, Modules):
         return inputs
 
     @fast_linears()
-    def embed(self, ids: torch.Tensor, features: Features | None = None) -> TextInputs:
+    def embed(self, ids: torch.Tensor, features: Features | None = None, *, masked: bool = False) -> TextInputs:
         """What the text stack is called with for one row of ids int64 `[T]` that holds the video's tokens, or none.
 
         Differentiable through the projector where gradients are enabled. Raises ModelError when `ids` lack the
-        tokens of `features`, DataError for ids (on the host) that are not in the model's vocabulary.
+        tokens of `features`, NotPacked where tokens see others behind them unless `masked` asks for the mask as well,
+        DataError for ids (on the host) that are not in the model's vocabulary.
         """
         try:
             called = text_inputs.call_of(self.text_model, self.body, self.row_inputs(ids, features))
@@ -199,7 +222,31 @@ class VideoLM(Prompts, Modules):
             ) from error
         finally:
             self.forget_positions()
-        return text_inputs.from_call(called, self.position_rows)
+        made = called["inputs_embeds"].shape[1]
+        if made != len(ids):
+            raise ModelError(
+                f"{type(self.body).__name__} makes {made} embeddings of {len(ids)} tokens: it prunes its videos, which "
+                "cannot be undone here; switch that off in its config.json (video_pruning_rate: 0)"
+            )
+        given = text_inputs.from_call(called, self.position_rows)
+        given.mask = own_mask(called.get("attention_mask"), self.text_model.config)
+        if not masked and (given.mask is not None or (features is not None and self.sees_ahead)):
+            raise NotPacked(self.refusal())
+        return given
+
+    @cached_property
+    def sees_ahead(self) -> bool:
+        """Whether tokens of a video see those behind them; without weights, as far as it shows."""
+        if self.device.type == "meta":
+            return declared(self.text_model, self.body)
+        (features,) = self.encode_pixels([self.preprocess(*probe_clip())])
+        with with_masks(self.text_model.config):
+            return self.embed(features.ids, features, masked=True).mask is not None
+
+    def refusal(self) -> str:
+        """Why rows with a video cannot be packed, in words; empty where their masks allow it."""
+        name = type(self.body).__name__
+        return f"{name} lets tokens of a video see those behind them, which packed tokens cannot" * self.sees_ahead
 
 
 def _start(ids: torch.Tensor, part: torch.Tensor) -> int:

@@ -1,0 +1,128 @@
+"""Every other video family of transformers, tiny and random: rows, answers and gradients are the model's own."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+import torch
+
+import families
+from test_engine_families import asked, theirs
+from test_families import TEXTS, batch_of, through_stack
+from vstar_fast import doctor, models
+from vstar_fast.engine import ways
+from vstar_fast.errors import ModelError
+
+CLIPS = [(4, 0.5, (56, 84)), (1, 1.0, (50, 70)), (7, 2.0, (61, 93))]
+"""Frames, seconds between them, size."""
+
+
+@pytest.fixture(scope="module", params=sorted(families.MORE))
+def lm(request, tmp_path_factory):
+    return models.load(str(families.write(request.param, tmp_path_factory.mktemp(request.param) / "model")))
+
+
+def own_logits(lm, text, data, times):
+    """Of the model's forward on the processor's output, log-probabilities `[T, V]`; and its ids."""
+    inputs = lm.processed(lm.prompt(text), data, times)
+    logits = lm.model(**{k: v for k, v in inputs.items() if isinstance(v, torch.Tensor)}, use_cache=False).logits
+    lm.forget_positions()
+    return logits[0].log_softmax(-1), inputs["input_ids"][0]
+
+
+@torch.no_grad()
+def test_rows_are_the_models_own_and_the_tower_runs_once(lm):
+    for text, (frames, step_s, size) in zip(TEXTS, CLIPS, strict=True):
+        batch = batch_of(size, frames_each=frames, step_s=step_s)
+        wanted, ids = own_logits(lm, text, batch.data[0], batch.times_s[0])
+        for features in (*lm.pixels(batch), *lm.encode(batch)):
+            head, tail = lm.split(text)
+            row = torch.cat([head, features.ids, tail])
+            assert row.tolist() == ids.tolist()
+            given = lm.embed(row, features, masked=True)
+            found = lm.logits(through_stack(lm, given))[0].log_softmax(-1)
+            torch.testing.assert_close(found, wanted, atol=1e-4, rtol=1e-4)
+            assert given.position_ids.shape == (lm.position_rows, len(row))
+        assert lm.tower.why_pixels == "" and "tower_features" in features.kwargs
+
+
+@torch.no_grad()
+def test_a_row_for_training_is_the_models_own_forward(lm):
+    """The way of stacks that cannot be packed: `row_inputs` and `inputs` give one row, its hidden states the logits."""
+    (features,) = lm.encode(batch_of((56, 84)))
+    inputs = lm.inputs([TEXTS[0]], [features], ["red"])
+    labels = inputs.pop("labels")
+    row = lm.row_inputs(inputs["input_ids"][0], features) | {"attention_mask": torch.ones_like(labels)}
+    lm.model.train()
+    hidden = lm.hidden(row)
+    lm.model.eval()
+    lm.forget_positions()
+    out = lm.model(**inputs, labels=labels)
+    lm.forget_positions()
+    torch.testing.assert_close(lm.logits(hidden), out.logits, atol=1e-4, rtol=1e-4)
+    assert out.loss.isfinite()
+
+
+@torch.no_grad()
+def test_words_alone_are_the_models_own(lm):
+    ids = torch.cat(lm.split("which colour"))
+    given = lm.embed(ids)
+    torch.testing.assert_close(given.inputs_embeds[0], lm.embed_tokens(ids))
+    torch.testing.assert_close(lm.text_extras(ids), {k: given.extras[k] for k in lm.text_extras(ids)})
+    logits = lm.model(input_ids=ids[None]).logits
+    torch.testing.assert_close(lm.logits(through_stack(lm, given)), logits, atol=1e-4, rtol=1e-4)
+
+
+def test_gradients_reach_what_follows_the_tower(lm):
+    (features,) = lm.encode(batch_of((56, 84)))
+    given = lm.embed(torch.cat([lm.split("a")[0], features.ids]), features, masked=True)
+    through_stack(lm, given).square().sum().backward()
+    for name in lm.projector_names():
+        weights = list(lm.model.get_submodule(name).parameters())
+        assert any(w.grad is not None and w.grad.abs().sum() > 0 for w in weights)
+    lm.model.zero_grad(set_to_none=True)
+
+
+def test_greedy_answers_are_generates(lm):
+    first, second = lm.encode(batch_of((56, 84), (70, 56)))
+    features, texts = [first, second, first], ["which colour", "is it red?", "see a ball"]
+    requests = asked(lm, features, texts, 6)
+    scheduler = ways.WAYS[ways.choose(lm).name](lm, max_rows=4)
+    found = {id(r): [a.token_ids for a in answers] for r, answers in scheduler.run(requests)}
+    for request, text, feature in zip(requests, texts, features, strict=True):
+        assert found[id(request)] == [theirs(lm, text, feature, 6)] * 2
+
+
+def test_doctor_tells_of_a_family_without_its_weights(lm):
+    found = doctor.examine(lm.path)["model"]
+    assert found["model type"] == lm.model.config.model_type
+    assert found["text stack"].startswith(lm.stack_name)
+
+
+PRINTED = {
+    "nemotron_h_omni": (r"sampled at ([\d.]+) seconds", [0.37, 1.41, 2.0, 61.25]),
+    "cosmos3_edge": (r"<([\d.]+) seconds>", [0.4, 1.4, 2.0, 61.2]),
+    "minimax_m3_vl": (r"<\]([\d.]+) seconds\[", [0.4, 2.0]),
+    "kimi_k25": (r"00:00:(\d\d\.\d\d\d)", [0.37]),
+    "glm46v": (r"<\|end_of_image\|>([\d.]+)", [0.4, 2.0]),
+    "muse_glimmer": (r"Time: ([\d.]+)s", [0.4, 2.0]),
+    "molmo2": (r"([\d.]+) <frame_start>", [0.4, 1.4, 2.0, 61.2]),
+}
+
+
+@pytest.mark.parametrize("name", sorted(PRINTED))
+def test_times_are_printed_as_the_frames_are_seen(name, tmp_path):
+    lm = models.load(str(families.write(name, tmp_path / "model")))
+    data = torch.zeros(4, 56, 56, 3, dtype=torch.uint8)
+    said = lm.tokenizer.decode(lm.processed(lm.prompt("a"), data, (0.37, 1.41, 2.0, 61.25))["input_ids"][0])
+    pattern, times = PRINTED[name]
+    assert [float(t) for t in re.findall(pattern, said)] == times
+
+
+@pytest.mark.parametrize("name", sorted(families.REFUSED))
+def test_a_family_whose_features_hang_on_the_question_is_refused_by_name(name, tmp_path):
+    folder = families.write(name, tmp_path / "model")
+    for call in (models.load, doctor.examine):
+        with pytest.raises(ModelError, match="gives the question to a Q-Former that reads the video"):
+            call(str(folder))
