@@ -16,6 +16,7 @@ from vstar_fast.engine.turn import alone
 from vstar_fast.errors import ConfigError, ModelError
 from vstar_fast.models.modules import evaluating
 from vstar_fast.models.preprocessing import probe_clip
+from vstar_fast.models.sight import embedded
 from vstar_fast.records import FrameBatch
 
 WAYS = {"packed": Scheduler, "plain": PlainScheduler}
@@ -28,10 +29,8 @@ _inputs: WeakKeyDictionary[Any, str] = WeakKeyDictionary()
 def obstacle(lm: Any) -> str:
     """Why a model's prompts cannot be packed, in words; empty where they can. Seen on a random clip, once a model."""
     why = refusal(lm.text_model)
-    if why or not hasattr(lm, "encode"):
+    if why or not hasattr(lm, "encode") or lm.device.type == "meta":
         return why
-    if lm.device.type == "meta":
-        return str(lm.refusal())
     if lm not in _inputs:
         _inputs[lm] = _of_inputs(lm)
     return _inputs[lm]
@@ -44,11 +43,10 @@ def _of_inputs(lm: Any) -> str:
         (features,) = lm.encode(FrameBatch([data], [times_s], []))
         head, tail = lm.split("a b")
         try:
-            given = lm.embed(torch.cat([head, features.ids, tail]), features)
+            embedded(lm, torch.cat([head, features.ids, tail]), features)
         except ModelError as error:
             return str(error)
-    own = getattr(given, "mask", None) is not None
-    return f"{type(lm.model).__name__} has tokens that see others behind them" if own else ""
+    return ""
 
 
 def choose(lm: Any, engine: str = "auto") -> Choice:
