@@ -4,19 +4,20 @@ import gc
 import logging
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from transformers import DynamicCache
 
-import recurrent_family
+import families
 import tiny
 from test_engine import SIZES, drawn, prompts, request, theirs
 from test_engine_families import asked
 from test_engine_families import theirs as of_generate
 from test_families import batch_of
 from vstar_fast import models, ops
-from vstar_fast.engine import Crew, Request, Scheduler, Scorer, Settings, TextLM, crew, graphs, pieces, score
-from vstar_fast.engine.recurrent import States, running
+from vstar_fast.engine import Crew, Request, Scheduler, Scorer, Settings, TextLM, crew, graphs, pieces, score, stack
+from vstar_fast.engine.recurrent import States, in_waves, mixed, running
 from vstar_fast.engine.stack import Stack
 from vstar_fast.models.hf_cache import CACHE
 from vstar_fast.models.mixers import mixers_of
@@ -171,6 +172,7 @@ def test_forced_tokens_go_through_in_one_run():
 def test_labels_score_as_a_row_each(lm, most, monkeypatch):
     each = max(mixers_of(lm.text_model).each_bytes)
     monkeypatch.setattr(score, "WAVE_BYTES", most * each)
+    monkeypatch.setattr(stack, "STATE_BYTES", most)
     made = torch.Generator().manual_seed(0)
     labels = [[torch.randint(6, 9 if n % 2 else 97, (1 + n % 6,), generator=made).tolist()] for n in range(14)]
     asked = prompts(1, 30, 30)
@@ -183,7 +185,7 @@ def test_labels_score_as_a_row_each(lm, most, monkeypatch):
 
 @pytest.fixture(scope="module")
 def video_lm(tmp_path_factory):
-    return models.load(str(recurrent_family.write(tmp_path_factory.mktemp("qwen3_5") / "model")))
+    return models.load(str(families.write("qwen3_5", tmp_path_factory.mktemp("qwen3_5") / "model")))
 
 
 @pytest.mark.parametrize("most", [1 << 62, 7])
@@ -219,9 +221,9 @@ def test_each_mixer_has_its_own_forward_again_however_a_call_ends(hybrid):
 
 def test_steps_are_not_recorded(hybrid, monkeypatch, caplog):
     monkeypatch.setattr(graphs.backends, "choose", lambda *_: SimpleNamespace(name="triton"))
-    stack = SimpleNamespace(**vars(Stack(hybrid)) | {"lm": SimpleNamespace(device=torch.device("cuda"))})
+    made = SimpleNamespace(**vars(Stack(hybrid)) | {"lm": SimpleNamespace(device=torch.device("cuda"))})
     with caplog.at_level(logging.INFO):
-        assert graphs.made_for(SimpleNamespace(stack=stack)) is None
+        assert graphs.made_for(SimpleNamespace(stack=made)) is None
     assert "Qwen3_5TextModel has layers with a state: every step is made anew" in caplog.text
 
 
@@ -243,3 +245,64 @@ def test_layers_that_an_adapter_has_copied_are_looked_up_again(hybrid):
             assert drawn(scheduler, [request(ids)]) == before
     finally:
         peft.unload()
+
+
+class Running:
+    """A mixer whose outputs are its states: half of the last one and the token; of single tokens in place."""
+
+    layer = 3
+
+    def call(self, forward, hidden, before, given):
+        assert forward is None and given == {}
+        (state,) = [hidden.new_zeros(len(hidden), hidden.shape[-1])] if before is None else before
+        outs = []
+        for token in hidden.unbind(1):
+            state = state.mul_(0.5).add_(token) if hidden.shape[1] == 1 and before else 0.5 * state + token
+            outs.append(state.clone())
+        return torch.stack(outs, 1), [state]
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_runs_of_any_lengths_go_on_from_their_own_states_for_many_steps(seed):
+    """Answers fork from prompts, are fed one or several tokens, leave and join; nobody else's state moves."""
+    random, device = np.random.default_rng(seed), torch.device("cpu")
+    made = torch.Generator().manual_seed(seed)
+
+    def through(runs, moving=False):
+        tokens = [torch.randn(count, 2, generator=made, dtype=torch.float64) for count, *_ in runs]
+        waves, after = in_waves([(count, held) for count, held, _ in runs], device, moving)
+        out = mixed(Running(), None, torch.cat(tokens)[None], waves, {})[0].split([count for count, *_ in runs])
+        ends = []
+        for (_, _, state), own, found, held in zip(runs, tokens, out, after, strict=True):
+            for token, each in zip(own, found, strict=True):
+                state = 0.5 * state + token
+                torch.testing.assert_close(each, state, atol=1e-12, rtol=0)
+            torch.testing.assert_close(held.states.layers[3][0][held.row], state, atol=1e-12, rtol=0)
+            ends.append((held, state))
+        return ends
+
+    nothing = torch.zeros(2, dtype=torch.float64)
+    prompts = through([(int(n), None, nothing) for n in random.integers(1, 9, 5)])
+    prompts += through([(int(n), *prompts[k]) for k, n in enumerate(random.integers(1, 9, 3))])
+    rows = [prompts[k] for k in random.integers(0, 8, 6)]
+    for step in range(25):
+        several = random.random(len(rows)) < (0.3 if step % 3 else 0.0)
+        counts = np.where(several, random.integers(1, 7, len(rows)), 2 if step % 7 == 1 else 1)
+        rows = through([(int(n), *row) for n, row in zip(counts, rows, strict=True)], moving=True)
+        rows = [row for row in rows if random.random() < 0.9]
+        rows += [prompts[k] for k in random.integers(0, 8, random.integers(0, 3) + (not rows))]
+    for held, state in prompts:
+        torch.testing.assert_close(held.states.layers[3][0][held.row], state, atol=1e-12, rtol=0)
+        assert torch.equal(held.alone().states.layers[3][0][0], held.states.layers[3][0][held.row])
+
+
+def test_rows_that_go_on_together_are_not_copied():
+    made = torch.Generator().manual_seed(0)
+    device, waves, held = torch.device("cpu"), None, [None] * 3
+    tensors = []
+    for _ in range(3):
+        waves, held = in_waves([(1, each) for each in held], device, moving=True)
+        mixed(Running(), None, torch.randn(1, 3, 2, generator=made), waves, {})
+        tensors.append(held[0].states.layers[3][0])
+        assert len({id(each.states) for each in held}) == 1 and waves.order is None
+    assert tensors[0] is tensors[1] is tensors[2]

@@ -1,12 +1,14 @@
 """Packed training through layers with a state: the loss and gradients of rows, each through the model alone."""
 
 import dataclasses
+from unittest import mock
 
 import pytest
 import torch
 from vstar_fast.kernels.prefix_attention.tree import Node, Tree
 
-import recurrent_family
+import families
+import family_parts
 import test_packed
 from test_engine_recurrent import KINDS, text_model
 from test_families import batch_of
@@ -55,7 +57,8 @@ def lm(request):
 
 @pytest.fixture(scope="module")
 def video_lm(tmp_path_factory):
-    lm = models.load(str(recurrent_family.write(tmp_path_factory.mktemp("qwen3_5") / "model")))
+    with mock.patch.dict(family_parts.TEXT, initializer_range=0.2):
+        lm = models.load(str(families.write("qwen3_5", tmp_path_factory.mktemp("qwen3_5") / "model")))
     batch = batch_of((56, 84), (84, 56), (56, 56), frames_each=4)
     return lm, lm.pixels(batch), lm.encode(batch)
 

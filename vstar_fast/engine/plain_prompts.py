@@ -72,6 +72,8 @@ class PlainStack:
         """Of a row's cache, a token of it; 0 until a prompt was read."""
         self._continues: bool | None = None
 
+    most_prompts = 1 << 62
+
     def look(self) -> None:
         """Nothing: the model's own forward knows its layers."""
 

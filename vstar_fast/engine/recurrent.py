@@ -21,6 +21,9 @@ from vstar_fast.models.mixers import Mixer, Mixers, Tensors, mixers_of
 
 WAVE_BYTES = 256 << 20
 """States of one layer in a wave whose states are let go of behind the layer; a tree of more is walked part by part."""
+STEPS = {"cpu": 4, "cuda": 1}
+"""Runs of so many tokens behind a state go token by token: kernels for several round them up to a chunk. On a GPU each
+call of a layer costs more than that."""
 TREE = "vstar_tree"
 """The argument that names the tree of packed rows in training."""
 
@@ -171,27 +174,64 @@ def _stand_in(
 
 
 def in_waves(runs: Sequence[Run], device: torch.device, moving: bool = False) -> tuple[Waves, list[Held]]:
-    """Runs that depend on none of each other: a wave for each length; and where their states are afterwards.
+    """Runs that depend on none of each other, a wave for each length; and where their states are afterwards.
 
-    `moving`: the runs take the states before and behind them along, nobody else has them.
+    Those of few tokens go token by token, all together. `moving`: the runs take the states before and behind them
+    along, nobody else has them.
     """
+    spans = list(pairwise(accumulate((tokens for tokens, _ in runs), initial=0)))
+    held = [before for _, before in runs]
     groups: dict[tuple[int, bool], list[int]] = {}
     for i, (tokens, before) in enumerate(runs):
-        groups.setdefault((tokens, before is None), []).append(i)
-    spans = list(pairwise(accumulate((tokens for tokens, _ in runs), initial=0)))
-    waves, after = [], [Held(States(0), 0)] * len(runs)
+        groups.setdefault((0 if before and tokens <= STEPS[device.type] else tokens, before is None), []).append(i)
+    going = groups.pop((0, False), [])
+    made = _Made(device)
     for members in groups.values():
-        sourced = sources([runs[i][1] for i in members], device)
-        same = len(groups) == 1 and len(sourced) == 1 and sourced[0].rows is None and sourced[0].states.moving
-        states = sourced[0].states if same else States(len(members), moving)
-        waves.append(Wave(_tokens([spans[i] for i in members], device), len(members), sourced, states))
-        for row, i in enumerate(members):
-            after[i] = Held(states, row)
-    kept = {id(wave.after) for wave in waves}
-    moved = {id(s.states): s.states for wave in waves for s in wave.before if s.states.moving}
-    over = [states for key, states in moved.items() if key not in kept]
-    order = [spans[i] for members in groups.values() for i in members]
-    return Waves(waves, _order(order, device), over), after
+        states = made.wave([spans[i] for i in members], [held[i] for i in members], moving, True)
+        held = _moved(held, members, states)
+    step = 0
+    while going:
+        on = [i for i in going if runs[i][0] > step + 1]
+        at = [(spans[i][0] + step, spans[i][0] + step + 1) for i in going]
+        states = made.wave(at, [held[i] for i in going], moving, len(on) < len(going))
+        held = _moved(held, going, states)
+        going, step = on, step + 1
+    return made.waves(), [each for each in held if each is not None]
+
+
+def _moved(held: list[Held | None], members: Sequence[int], states: States) -> list[Held | None]:
+    """The same with `members` at the rows of a batch."""
+    found = list(held)
+    for row, i in enumerate(members):
+        found[i] = Held(states, row)
+    return found
+
+
+class _Made:
+    """Waves in the making."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self._waves: list[Wave] = []
+        self._spans: list[tuple[int, int]] = []
+
+    def wave(self, spans: Sequence[tuple[int, int]], held: Sequence[Held | None], moving: bool, kept: bool) -> States:
+        """A wave of `spans` behind states; where theirs go. Moving states that go on as a whole stay where they are."""
+        before = sources(held, self.device)
+        whole = len(before) == 1 and before[0].rows is None and before[0].states.moving
+        states = before[0].states if whole and kept and moving else States(len(spans), moving or not kept)
+        earlier = self._waves[-1] if self._waves else None
+        drops = [earlier.after] if earlier is not None and earlier.after is not None and not earlier.kept else []
+        self._waves.append(Wave(_tokens(spans, self.device), len(spans), before, states, kept, drops))
+        self._spans += spans
+        return states
+
+    def waves(self) -> Waves:
+        """All of them."""
+        kept = {id(wave.after) for wave in self._waves}
+        moved = {id(s.states): s.states for wave in self._waves for s in wave.before if s.states.moving}
+        over = [states for key, states in moved.items() if key not in kept]
+        return Waves(self._waves, _order(self._spans, self.device), over)
 
 
 def sources(held: Sequence[Held | None], device: torch.device) -> list[Source]:

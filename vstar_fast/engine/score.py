@@ -171,7 +171,8 @@ class Scorer:
         try:
             while len(found) < len(requests):
                 first = len(found)
-                end = first + self._fitting(requests[first:], labels[first:])
+                most = first + self.stack.most_prompts
+                end = first + self._fitting(requests[first:most], labels[first:most])
                 with alone(self.stack.text_model), evaluating(self.lm.model):
                     sums = self._together(requests[first:end], labels[first:end], requests[end : end + NEXT])
                 found += [own.scores(x.cpu(), norm) for own, x in zip(labels[first:end], sums, strict=True)]

@@ -25,6 +25,7 @@ PREFILL_TOKENS = {"cpu": 512, "cuda": 8192}
 
 On a CPU what lies between two layers of a call should stay in its caches.
 """
+STATE_BYTES = 1 << 30
 
 
 class Stack:
@@ -43,6 +44,8 @@ class Stack:
     def look(self) -> None:
         """Look the layers with a state up again: an adapter may have put copies in their places."""
         self.mixers = mixers_in(self.text_model)
+        self.most_prompts = max(1, STATE_BYTES // max(1, self.mixers.row_bytes))
+        """Prompts whose states are held at once where nothing else limits them."""
 
     def call(
         self, embeds: torch.Tensor, positions: torch.Tensor, plan: Plan, extras: dict[str, Any] | None = None

@@ -18,7 +18,8 @@ def embedded(lm: Any, ids: torch.Tensor, features: Any) -> tuple[Any, Sight | No
 
     Raises NotPacked where words do not see what they would without a video, so that nothing is shared.
     """
-    if features is None or not getattr(lm, "sees_ahead", False):
+    ahead = features is not None and getattr(lm, "sees_ahead", False)
+    if not ahead or lm.refusal:
         return lm.embed(ids, features), None
     config = lm.text_model.config
     with with_masks(config):
