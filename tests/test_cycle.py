@@ -46,7 +46,7 @@ def lines(path):
 
 def steady(summary):
     """What must not depend on time or interruptions."""
-    drop = ("stages", "backends", "frames", "state")
+    drop = ("stages", "backends", "reasons", "frames", "state")
     return {k: v for k, v in summary.items() if k not in drop}
 
 

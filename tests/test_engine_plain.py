@@ -1,6 +1,7 @@
 """The plain way: the packed engine's answers and label scores where both run, Hugging Face's own where only it does."""
 
 import logging
+import re
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from vstar_fast.engine.caches import NoRows, copied, dims_of, gathered, nbytes, 
 from vstar_fast.engine.plain import PlainScheduler
 from vstar_fast.engine.plain_nodes import paths_of
 from vstar_fast.engine.plain_prompts import PlainStack
+from vstar_fast.engine.stack import Stack
 from vstar_fast.errors import ConfigError, ModelError
 
 
@@ -222,8 +224,18 @@ def test_a_model_whose_inputs_cannot_be_packed_goes_the_plain_way(shown, monkeyp
         raise ModelError(text)
 
     monkeypatch.setattr(shown, "embed", refused)
-    monkeypatch.setattr(ways, "_inputs", {})
+    monkeypatch.setattr(ways, "_seen", {})
     assert ways.choose(shown) == ("plain", text)
+
+
+def test_an_unknown_family_is_packed_only_where_that_gives_its_own_label_scores(shown, monkeypatch):
+    monkeypatch.setattr(ways, "FAMILIES", {})
+    monkeypatch.setattr(ways, "_seen", {})
+    assert ways.choose(shown).name == "packed"
+    call = Stack.call
+    monkeypatch.setattr(Stack, "call", lambda stack, embeds, *args: call(stack, 1.5 * embeds, *args))
+    ways._seen.clear()
+    assert re.search("scores labels otherwise when it is packed", ways.choose(shown).reason)
 
 
 # -- rows of caches ------------------------------------------------------------------------------------

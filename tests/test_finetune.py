@@ -229,8 +229,9 @@ def test_bf16_weights_take_steps_smaller_than_their_own_rounding(setup):
     lm, peft, _, _ = setup
     weight = torch.nn.Parameter(torch.ones(4, dtype=torch.bfloat16))
     holder = torch.nn.Module()
-    holder.multi_modal_projector = torch.nn.Module()
-    holder.multi_modal_projector.weight = weight
+    holder.model = torch.nn.Module()
+    holder.model.multi_modal_projector = torch.nn.Module()
+    holder.model.multi_modal_projector.weight = weight
     config = dataclasses.replace(CONFIG, projector_lr=1e-3, warmup_ratio=0.0, schedule="constant")
     optimizer = Optimizer(lm, holder, config, 20)
     for _ in range(20):

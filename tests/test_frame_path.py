@@ -8,7 +8,7 @@ import torch
 import families
 from vstar_fast import backends, models
 from vstar_fast.models import frame_path
-from vstar_fast.models.preprocessing import _call, _probed, probe_clip
+from vstar_fast.models.preprocessing import How, _call, _probed, probe_clip
 
 
 @pytest.fixture(scope="module", params=sorted(families.FAMILIES))
@@ -21,7 +21,7 @@ def prompt_of(lm):
 
 
 def tried(lm):
-    return lambda processor: _probed(processor, text=prompt_of(lm), device=torch.device("cpu"), special=True)
+    return lambda processor: _probed(processor, text=prompt_of(lm), device=torch.device("cpu"), how=How(True))
 
 
 def test_inputs_of_every_family_are_the_processors_own(lm):
@@ -31,8 +31,8 @@ def test_inputs_of_every_family_are_the_processors_own(lm):
     assert backends.report()["patchify"]["reference"] >= 1
     data, times = probe_clip()
     for frames in (data, data[:3], data[:, :70, :110]):
-        own = _call(lm.processor, prompt_of(lm), frames, times[: len(frames)], special=True)
-        ours = _call(made, prompt_of(lm), frames, times[: len(frames)], special=True)
+        own = _call(lm.processor, prompt_of(lm), frames, times[: len(frames)], How(True))
+        ours = _call(made, prompt_of(lm), frames, times[: len(frames)], How(True))
         assert list(own) == list(ours)
         for name, value in own.items():
             torch.testing.assert_close(ours[name], value, atol=1e-5, rtol=1e-5)

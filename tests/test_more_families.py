@@ -12,7 +12,7 @@ from test_engine_families import asked, theirs
 from test_families import TEXTS, batch_of, through_stack
 from vstar_fast import doctor, models
 from vstar_fast.engine import ways
-from vstar_fast.errors import ModelError
+from vstar_fast.errors import ModelError, NotPacked
 
 CLIPS = [(4, 0.5, (56, 84)), (1, 1.0, (50, 70)), (7, 2.0, (61, 93))]
 """Frames, seconds between them, size."""
@@ -92,6 +92,21 @@ def test_greedy_answers_are_generates(lm):
     found = {id(r): [a.token_ids for a in answers] for r, answers in scheduler.run(requests)}
     for request, text, feature in zip(requests, texts, features, strict=True):
         assert found[id(request)] == [theirs(lm, text, feature, 6)] * 2
+
+
+@torch.no_grad()
+def test_what_cannot_be_packed_is_refused_by_name(lm):
+    """Where a video's tokens see what is behind them, or are numbered by it, a front that questions share is wrong."""
+    (features,) = lm.encode(batch_of((56, 84), frames_each=8))
+    head, tail = lm.split("a")
+    front = torch.cat([head, features.ids])
+    part, whole = (lm.embed(ids, features, masked=True) for ids in (front, torch.cat([front, tail])))
+    counted = part.next_position + torch.arange(len(tail))
+    shared = whole.mask is None and bool((whole.position_ids[:, len(front) :] == counted).all())
+    assert shared == (lm.refusal == "")
+    if not shared:
+        with pytest.raises(NotPacked, match="see those behind them|by what follows"):
+            lm.embed(front, features)
 
 
 def test_doctor_tells_of_a_family_without_its_weights(lm):

@@ -194,7 +194,7 @@ def test_tree_attention_is_launched_where_its_tokens_are(monkeypatch):
     with pretended_gpu(monkeypatch, "triton"):
         query, keys, values = (on_gpu(164, heads, 64, dtype=torch.bfloat16) for heads in (4, 2, 2))
         tokens = types.SimpleNamespace(save_for_backward=lambda *tensors: setattr(tokens, "saved_tensors", tensors))
-        out = kernels._TreeAttention.forward(tokens, query, keys, values, tree, 0.125)
+        out = kernels._TreeAttention.forward(tokens, query, keys, values, None, tree, 0.125)
         grads = kernels._TreeAttention.backward(tokens, torch.empty_like(out))
         assert [g.shape for g in grads[:3]] == [t.shape for t in (query, keys, values)]
     assert [kernel.grids for kernel in made.values()] == [[(3, 4)], [(3, 2)], [(3, 4)]]

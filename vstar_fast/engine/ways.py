@@ -11,9 +11,12 @@ import torch
 from vstar_fast.backends import Choice
 from vstar_fast.engine.cache import refusal
 from vstar_fast.engine.plain import PlainScheduler
+from vstar_fast.engine.plain_prompts import CLOSE, ROUGH
+from vstar_fast.engine.request import Request
 from vstar_fast.engine.scheduler import Scheduler
 from vstar_fast.engine.turn import alone
 from vstar_fast.errors import ConfigError, ModelError
+from vstar_fast.models import FAMILIES
 from vstar_fast.models.modules import evaluating
 from vstar_fast.models.preprocessing import probe_clip
 from vstar_fast.records import FrameBatch
@@ -21,34 +24,48 @@ from vstar_fast.records import FrameBatch
 WAYS = {"packed": Scheduler, "plain": PlainScheduler}
 ENGINES = ("auto", *WAYS)
 _said: set[Choice] = set()
-_inputs: WeakKeyDictionary[Any, str] = WeakKeyDictionary()
-"""What `obstacle` found out about a model's inputs."""
+_seen: WeakKeyDictionary[Any, str] = WeakKeyDictionary()
+"""What `obstacle` found out about a model on a random clip."""
 
 
 def obstacle(lm: Any) -> str:
-    """Why a model's prompts cannot be packed, in words; empty where they can. Seen on a random clip, once a model."""
+    """Why a model's prompts cannot be packed, in words; empty where they can. Seen on a random clip, once a model.
+
+    Of a family that is not among those tested, packed label scores must be those of its own forward, too.
+    """
     why = refusal(lm.text_model)
     if why or not hasattr(lm, "encode"):
         return why
     if lm.device.type == "meta":
-        return str(lm.refusal())
-    if lm not in _inputs:
-        _inputs[lm] = _of_inputs(lm)
-    return _inputs[lm]
+        return str(lm.refusal)
+    if lm not in _seen:
+        _seen[lm] = ""  # what is tried below asks for it
+        _seen[lm] = _tried(lm)
+    return _seen[lm]
 
 
-@torch.inference_mode()
-def _of_inputs(lm: Any) -> str:
+def _tried(lm: Any) -> str:
     data, times_s = probe_clip()
-    with alone(lm.text_model), evaluating(lm.model):
+    with alone(lm.text_model), evaluating(lm.model), torch.inference_mode():
         (features,) = lm.encode(FrameBatch([data], [times_s], []))
-        head, tail = lm.split("a b")
+        asked = Request(*lm.split("a b"), features, [0])
         try:
-            given = lm.embed(torch.cat([head, features.ids, tail]), features)
+            lm.embed(torch.cat([asked.head, features.ids, asked.tail]), features)
+            return "" if lm.model.config.model_type in FAMILIES else differs(lm, asked)
         except ModelError as error:
             return str(error)
-    own = getattr(given, "mask", None) is not None
-    return f"{type(lm.model).__name__} has tokens that see others behind them" if own else ""
+
+
+def differs(lm: Any, asked: Request) -> str:
+    """How far label scores behind a prompt, packed, are from the model's own, in words; empty where it is rounding."""
+    from vstar_fast.engine.score import Scorer
+
+    labels = [[asked.tail[:n].tolist()] for n in (1, 2, 3)]
+    packed, own = (Scorer(lm, engine=name).score([asked, asked], labels) for name in WAYS)
+    error = float(((packed - own).abs() / own.abs().clamp(min=1)).max())
+    most = CLOSE.get(lm.text_model.dtype, ROUGH)
+    name = type(lm.model).__name__
+    return "" if error <= most else f"{name} scores labels otherwise when it is packed, {error:.2g} of their score"
 
 
 def choose(lm: Any, engine: str = "auto") -> Choice:

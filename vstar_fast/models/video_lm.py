@@ -210,7 +210,7 @@ class VideoLM(Prompts, Modules):
         """What the text stack is called with for one row of ids int64 `[T]` that holds the video's tokens, or none.
 
         Differentiable through the projector where gradients are enabled. Raises ModelError when `ids` lack the
-        tokens of `features`, NotPacked where tokens see others behind them unless `masked` asks for the mask as well,
+        tokens of `features`, NotPacked where `refusal` says why unless `masked` asks for the mask as well,
         DataError for ids (on the host) that are not in the model's vocabulary.
         """
         try:
@@ -230,23 +230,28 @@ class VideoLM(Prompts, Modules):
             )
         given = text_inputs.from_call(called, self.position_rows)
         given.mask = own_mask(called.get("attention_mask"), self.text_model.config)
-        if not masked and (given.mask is not None or (features is not None and self.sees_ahead)):
-            raise NotPacked(self.refusal())
+        if not masked and features is not None and self.refusal:
+            raise NotPacked(self.refusal)
         return given
 
     @cached_property
-    def sees_ahead(self) -> bool:
-        """Whether tokens of a video see those behind them; without weights, as far as it shows."""
-        if self.device.type == "meta":
-            return declared(self.text_model, self.body)
-        (features,) = self.encode_pixels([self.preprocess(*probe_clip())])
-        with with_masks(self.text_model.config):
-            return self.embed(features.ids, features, masked=True).mask is not None
-
     def refusal(self) -> str:
-        """Why rows with a video cannot be packed, in words; empty where their masks allow it."""
+        """Why rows with a video cannot be packed; empty where they can; without weights, as far as it shows."""
         name = type(self.body).__name__
-        return f"{name} lets tokens of a video see those behind them, which packed tokens cannot" * self.sees_ahead
+        ahead = f"{name} lets tokens of a video see those behind them, which packed tokens cannot"
+        if self.device.type == "meta":
+            return ahead if declared(self.text_model, self.body) else ""
+        (features,) = self.encode_pixels([self.preprocess(*probe_clip())])
+        head, tail = self.split("a b")
+        front = torch.cat([head, features.ids])
+        with with_masks(self.text_model.config), torch.no_grad():
+            part, whole = (self.embed(ids, features, masked=True) for ids in (front, torch.cat([front, tail])))
+        if whole.mask is not None:
+            return ahead
+        counted = part.next_position + torch.arange(len(tail), device=whole.position_ids.device)
+        if not bool((whole.position_ids[:, len(front) :] == counted).all()):
+            return f"{name} numbers a video's last tokens by what follows, so that questions cannot share them"
+        return ""
 
 
 def _start(ids: torch.Tensor, part: torch.Tensor) -> int:
