@@ -103,15 +103,15 @@ def test_greedy_answers_are_generates(lm):
 
 @torch.no_grad()
 def test_what_cannot_be_packed_is_refused_by_name(lm):
-    """Where a video's tokens see what is behind them, or are numbered by it, a front that questions share is wrong."""
+    """Where a video's tokens are numbered by what is behind them, a front that questions share is wrong."""
     (features,) = lm.encode(batch_of((56, 84), frames_each=8))
     head, tail = lm.split("a")
     front = torch.cat([head, features.ids])
     part, whole = (lm.embed(ids, features, masked=True) for ids in (front, torch.cat([front, tail])))
     counted = part.next_position + torch.arange(len(tail))
-    shared = whole.mask is None and bool((whole.position_ids[:, len(front) :] == counted).all())
-    assert shared == (lm.refusal == "")
-    if not shared:
+    shared = bool((whole.position_ids[:, len(front) :] == counted).all())
+    assert shared == (lm.refusal == "") and lm.sees_ahead == (whole.mask is not None)
+    if not shared or lm.sees_ahead:
         with pytest.raises(NotPacked, match="see those behind them|by what follows"):
             lm.embed(front, features)
 

@@ -47,7 +47,7 @@ def tree_attention(
         sinks: [Hq], a further score of each head, whose weight goes to nothing.
         window: a token sees so many tokens of its row at most, itself the last of them.
         backend: "auto", "flash" (segments, nothing unseen is computed), "triton" (one pass over the blocks that are
-            seen), "sdpa" (one dense mask; the only one of these for windows shorter than a row) or "reference".
+            seen), "sdpa" (one dense mask, for windows shorter than a row and tokens that see ahead) or "reference".
 
     Returns:
         Output [N, Hq, Dv] in the query's dtype.
@@ -58,7 +58,7 @@ def tree_attention(
     if query.shape[1] % keys.shape[1]:
         raise ModelError(f"{query.shape[1]} query heads are no multiple of {keys.shape[1]} key heads")
     window = None if window is not None and window >= tree.longest else window
-    name = _chosen(query, values, window, backend)
+    name = _chosen(query, values, tree, window, backend)
     scale = query.shape[-1] ** -0.5 if scale is None else scale
     width = values.shape[-1]
     if name in FUSED:
@@ -68,11 +68,11 @@ def tree_attention(
     return found[..., :width]
 
 
-def _chosen(query: torch.Tensor, values: torch.Tensor, window: int | None, backend: str) -> str:
+def _chosen(query: torch.Tensor, values: torch.Tensor, tree: Tree, window: int | None, backend: str) -> str:
     name = backends.choose("tree_attention", query.device, backend).name
-    if window is not None and name in FUSED:
+    if (window is not None or tree.sighted) and name in FUSED:
         if backend != "auto":
-            raise ModelError(f"backend {name!r} of tree_attention has no sliding windows; use 'sdpa'")
+            raise ModelError(f"backend {name!r} of tree_attention has no sliding windows and no masks; use 'sdpa'")
         return "sdpa"
     return "sdpa" if name == "flash" and backend == "auto" and not _flash_takes(query, values) else name
 

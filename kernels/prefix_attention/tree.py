@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
@@ -31,14 +31,25 @@ class Node:
     depth: int
 
 
+class Sighted(NamedTuple):
+    """Tokens from `first` on that see what `seen` bool [t, T] says of the tokens `columns` [T] that lead to them.
+
+    `seen` by sliding window of a layer; that of None, or the only one, where a window has none of its own.
+    """
+
+    first: int
+    columns: torch.Tensor
+    seen: Mapping[int | None, torch.Tensor]
+
+
 class Tree:
     """Nodes in the order of their tokens, each before what is behind it (depth first).
 
-    A token sees all tokens of the nodes that lead to its own, and its own up to itself.
+    A token sees all tokens of the nodes that lead to its own, and its own up to itself; `sighted` ones see others too.
     """
 
-    def __init__(self, nodes: Sequence[Node]) -> None:
-        self.nodes = tuple(nodes)
+    def __init__(self, nodes: Sequence[Node], sighted: Sequence[Sighted] = ()) -> None:
+        self.nodes, self.sighted = tuple(nodes), tuple(sighted)
         self.tokens = nodes[-1].stop if nodes else 0
         self._masks: dict[tuple[str, int | None], torch.Tensor] = {}
         at = 0
@@ -90,12 +101,16 @@ class Tree:
         """
         key = (str(device), window)
         if key not in self._masks:
-            self._masks[key] = self._whole_mask(device) if window is None else self._window_mask(device, window)
+            shown = self._whole_mask(device)
+            if window is not None:
+                places = self.places.to(device)
+                shown &= places[:, None] - places < window
+            for first, columns, seen in self.sighted:
+                rows = seen[window] if window in seen else next(iter(seen.values()))
+                shown[first : first + len(rows)] = False
+                shown[first : first + len(rows), columns.to(device)] = rows.to(device)
+            self._masks[key] = shown
         return self._masks[key]
-
-    def _window_mask(self, device: torch.device | str, window: int) -> torch.Tensor:
-        places = self.places.to(device)
-        return self.mask(device) & (places[:, None] - places < window)
 
     def _whole_mask(self, device: torch.device | str) -> torch.Tensor:
         shown = torch.zeros(self.tokens, self.tokens, dtype=torch.bool, device=device)

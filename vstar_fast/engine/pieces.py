@@ -13,6 +13,7 @@ from vstar_fast.engine.store import Node
 
 if TYPE_CHECKING:
     from vstar_fast.engine.recurrent import Held
+    from vstar_fast.models.sight import Sight
 
 BETWEEN_STEPS = {"cpu": 1 << 62, "cuda": 8192}
 """Tokens of prompts that are taken in before answers in flight go on; a longer prompt comes in pieces of so many.
@@ -27,7 +28,8 @@ T = TypeVar("T")
 class Prompt:
     """Tokens to put into `node` from position `start` on, behind the nodes of `seen`.
 
-    inputs_embeds [1, T, H]; position_ids [R, T]; `extras` for the text stack, of this prompt only.
+    inputs_embeds [1, T, H]; position_ids [R, T]; `extras` for the text stack, of this prompt only; `sight` where its
+    tokens see others behind them.
     """
 
     node: Node
@@ -36,6 +38,7 @@ class Prompt:
     inputs_embeds: torch.Tensor
     position_ids: torch.Tensor
     extras: dict[str, Any] = field(default_factory=dict)
+    sight: Sight | None = None
 
     @property
     def before(self) -> Held | None:
@@ -46,11 +49,11 @@ class Prompt:
 def pieces(prompt: Prompt, most: int) -> list[Prompt]:
     """The prompt in pieces of at most `most` tokens, each behind those before it.
 
-    Whole where it has extras that cannot be told apart by token.
+    Whole where it has extras that cannot be told apart by token, or tokens that see others behind them.
     """
     tokens = prompt.inputs_embeds.shape[1]
     cuts = list(pairwise([*range(0, tokens, most), tokens]))
-    if len(cuts) == 1 or not divisible(prompt.extras, tokens):
+    if len(cuts) == 1 or prompt.sight is not None or not divisible(prompt.extras, tokens):
         return [prompt]
     # a node with a start holds a copy of what it is behind
     later = [prompt.node] if prompt.start else [*prompt.seen, prompt.node]

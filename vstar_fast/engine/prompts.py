@@ -13,6 +13,7 @@ from vstar_fast.engine.pieces import Prompt, by_token, whole
 from vstar_fast.engine.request import Request
 from vstar_fast.engine.stack import Stack
 from vstar_fast.engine.store import Node
+from vstar_fast.models.sight import embedded
 
 
 @dataclass(slots=True, eq=False)
@@ -117,11 +118,12 @@ class Prompts:
     def _behind(self, head: torch.Tensor, rest: torch.Tensor, features: Any) -> tuple[Prompt, Any]:
         """(`rest` behind the head in one node, the inputs of the whole row)."""
         nodes, start = self._head(head), len(head)
-        text = self.lm.embed(torch.cat([head, rest]), features)
+        text, sight = embedded(self.lm, torch.cat([head, rest]), features)
         tokens = start + len(rest)
         extras = {name: x[:, start:] if by_token(x, tokens) else x for name, x in text.extras.items()}
         node = self.stack.store.take(start + len(rest))
         prompt = Prompt(node, start, nodes, text.inputs_embeds[:, start:], text.position_ids[:, start:], extras)
+        prompt.sight = sight and {window: seen[start:] for window, seen in sight.items()}
         return prompt, text
 
     def _encode(self, requests: Sequence[Request]) -> Generator[int, None, None]:

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from vstar_fast.engine import masked, windows
 from vstar_fast.engine import plan as plans
-from vstar_fast.engine import windows
 from vstar_fast.engine.cache import PackedCache, attending, check
 from vstar_fast.engine.layers import layers_of
 from vstar_fast.engine.pieces import BETWEEN_STEPS, Prompt, pieces, whole
@@ -18,6 +18,7 @@ from vstar_fast.engine.recurrent import Held, Run, Waves, in_waves, mixers_in, r
 from vstar_fast.engine.store import Node, Store
 from vstar_fast.kernels.linear import fast_linears
 from vstar_fast.models.hf_cache import CACHE
+from vstar_fast.models.sight import of_window
 
 PREFILL_TOKENS = {"cpu": 512, "cuda": 8192}
 """Tokens of prompts in one call, several prompts at a time; a longer prompt, or piece of one, is a call of its own.
@@ -107,6 +108,7 @@ class Stack:
         depth = max(len(p.seen) for p in prompts)
         levels = [Level("whole", _seen(prompts, spans, i)) for i in range(depth)]
         plan = self.plan(spans, [*levels, Level("causal", spans)], places)
+        _see(plan, prompts[0], device)
         plan.waves, after = self.waves([(p.inputs_embeds.shape[1], p.before) for p in prompts])
         embeds = torch.cat([p.inputs_embeds for p in prompts], 1)
         positions = torch.cat([p.position_ids for p in prompts], 1)
@@ -116,6 +118,14 @@ class Stack:
             if p.node not in p.seen:
                 copy_front(p.seen, p.node, p.start)
         return hidden[torch.tensor([s.end - 1 for s in spans], device=device)]
+
+
+def _see(plan: Plan, prompt: Prompt, device: torch.device) -> None:
+    """The only prompt of a call sees what its mask says, if it has one."""
+    if prompt.sight is not None:
+        sight = prompt.sight
+        plan.levels = masked.levels(prompt, of_window(sight, None), device)
+        plan.cut = lambda window: masked.levels(prompt, of_window(sight, window), device)
 
 
 def _seen(prompts: Sequence[Prompt], spans: Sequence[Span], depth: int) -> list[Span]:
@@ -150,13 +160,17 @@ def copy(source: Node, span: Span) -> None:
         mine[:, target.slot, :, span.start : span.stop] = theirs[:, source.slot, :, span.first : span.end]
 
 
+def _alone(prompt: Prompt) -> bool:
+    return bool(prompt.extras) or prompt.sight is not None
+
+
 def _calls(prompts: Sequence[Prompt], most: int) -> list[list[Prompt]]:
-    """Prompts in calls of at most `most` tokens; one with extras goes alone."""
+    """Prompts in calls of at most `most` tokens; one with extras, or a mask of its own, goes alone."""
     calls: list[list[Prompt]] = []
     room = 0
     for p in prompts:
         size = p.inputs_embeds.shape[1]
-        if p.extras or size > room or calls[-1][0].extras:
+        if _alone(p) or size > room or _alone(calls[-1][0]):
             calls.append([])
             room = most
         calls[-1].append(p)

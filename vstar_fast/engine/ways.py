@@ -19,6 +19,7 @@ from vstar_fast.errors import ConfigError, ModelError
 from vstar_fast.models import FAMILIES
 from vstar_fast.models.modules import evaluating
 from vstar_fast.models.preprocessing import probe_clip
+from vstar_fast.models.sight import embedded
 from vstar_fast.records import FrameBatch
 
 WAYS = {"packed": Scheduler, "plain": PlainScheduler}
@@ -34,10 +35,8 @@ def obstacle(lm: Any) -> str:
     Of a family that is not among those tested, packed label scores must be those of its own forward, too.
     """
     why = refusal(lm.text_model)
-    if why or not hasattr(lm, "encode"):
+    if why or not hasattr(lm, "encode") or lm.device.type == "meta":
         return why
-    if lm.device.type == "meta":
-        return str(lm.refusal)
     if lm not in _seen:
         _seen[lm] = ""  # what is tried below asks for it
         _seen[lm] = _tried(lm)
@@ -48,9 +47,10 @@ def _tried(lm: Any) -> str:
     data, times_s = probe_clip()
     with alone(lm.text_model), evaluating(lm.model), torch.inference_mode():
         (features,) = lm.encode(FrameBatch([data], [times_s], []))
-        asked = Request(*lm.split("a b"), features, [0])
+        head, tail = lm.split("a b")
+        asked = Request(head, tail, features, [0])
         try:
-            lm.embed(torch.cat([asked.head, features.ids, asked.tail]), features)
+            embedded(lm, torch.cat([asked.head, features.ids, asked.tail]), features)
             return "" if lm.model.config.model_type in FAMILIES else differs(lm, asked)
         except ModelError as error:
             return str(error)

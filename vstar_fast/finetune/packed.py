@@ -10,7 +10,8 @@ import torch
 
 from vstar_fast.errors import NotPacked
 from vstar_fast.finetune.items import Item
-from vstar_fast.kernels.prefix_attention.tree import Node, Tree
+from vstar_fast.kernels.prefix_attention.tree import Node, Sighted, Tree
+from vstar_fast.models.sight import embedded
 from vstar_fast.models.video_lm import Features, TextInputs, VideoLM
 
 
@@ -80,9 +81,10 @@ class _Layout:
         self.nodes: list[Node] = []
         self.supervised: list[tuple[int, int, torch.Tensor, int]] = []
         """(source of the first target, source of the second, targets, item)."""
+        self.sighted: list[Sighted] = []
         self.at = 0
         for branch in root.branches.values():
-            self._place(branch, root.ids, 0, 0, -1)
+            self._place(branch, root.ids, torch.empty(0, dtype=torch.long), 0, 0, -1)
 
     def packed(self) -> Packed:
         """Everything collected, in one piece."""
@@ -93,34 +95,39 @@ class _Layout:
             torch.cat(self.embeds, 1),
             positions if len(positions) == 1 else positions[:, None],
             _join(self.extras, self.at),
-            Tree(self.nodes),
+            Tree(self.nodes, self.sighted),
             sources.to(device),
             targets.to(device),
             owners.to(device),
         )
 
-    def _place(self, branch: _Branch, before: torch.Tensor, position: int, depth: int, last: int) -> None:
+    def _place(
+        self, branch: _Branch, before: torch.Tensor, trail: torch.Tensor, position: int, depth: int, last: int
+    ) -> None:
         """Lay a branch and all behind it, from `position` on.
 
-        `before`: ids that lead to it; `last`: place of the last of them. A chain of branches becomes one node.
+        `before`: ids that lead to it; `trail`: their places; `last`: that of the last of them. A chain of branches
+        becomes one node.
         """
         start, own = self.at, len(self.nodes)
         while True:
-            position = self._lay(branch, before, position, last)
+            begun = self.at
+            position = self._lay(branch, before, trail, position, last)
+            trail = torch.cat([trail, torch.arange(begun, self.at)])
             before, last = torch.cat([before, branch.ids]), self.at - 1 if len(branch.ids) else last
             if len(branch.branches) != 1:
                 break
             (branch,) = branch.branches.values()
         stop = self.at
         for child in branch.branches.values():
-            self._place(child, before, position, depth + 1, last)
+            self._place(child, before, trail, position, depth + 1, last)
         if stop > start:
             self.nodes.insert(own, Node(start, stop, self.at, depth))
 
-    def _lay(self, branch: _Branch, before: torch.Tensor, position: int, last: int) -> int:
+    def _lay(self, branch: _Branch, before: torch.Tensor, trail: torch.Tensor, position: int, last: int) -> int:
         """Lay the branch's own tokens; the position behind them."""
         if branch.features is not None:
-            return self._lay_video(branch, before)
+            return self._lay_video(branch, before, trail)
         self.supervised += [(last, self.at, branch.answer, n) for n in branch.owners if branch.answer is not None]
         if len(branch.ids):
             rows = torch.arange(position, position + len(branch.ids)).expand(self.lm.position_rows, -1)
@@ -129,10 +136,14 @@ class _Layout:
             self._add(self.lm.embed_tokens(ids)[None], rows)
         return position + len(branch.ids)
 
-    def _lay_video(self, branch: _Branch, before: torch.Tensor) -> int:
+    def _lay_video(self, branch: _Branch, before: torch.Tensor, trail: torch.Tensor) -> int:
         assert branch.after is not None
-        given = self.lm.embed(torch.cat([before, branch.ids, branch.after]), branch.features)
+        given, sight = embedded(self.lm, torch.cat([before, branch.ids, branch.after]), branch.features)
         own = slice(len(before), len(before) + len(branch.ids))
+        if sight is not None:
+            columns = torch.cat([trail, torch.arange(self.at, self.at + len(branch.ids))])
+            seen = {window: rows[own, : own.stop] for window, rows in sight.items()}
+            self.sighted.append(Sighted(self.at, columns, seen))
         _check_counted(given.position_ids[:, : own.start], 0)
         self.extras.append((self.at, _cut(given, own)))
         self._add(given.inputs_embeds[:, own], given.position_ids[:, own].cpu())

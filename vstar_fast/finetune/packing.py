@@ -42,7 +42,7 @@ def refusal(lm: VideoLM) -> str:
             pass
     except NotPacked as error:
         return _words(error)
-    return lm.refusal
+    return ""
 
 
 def _words(error: NotPacked) -> str:

@@ -8,8 +8,6 @@ from typing import Any
 
 import torch
 
-from vstar_fast.models.text_inputs import call_of
-
 SLIDING = "sliding_attention"
 
 
@@ -33,20 +31,6 @@ def with_masks(config: Any) -> Iterator[None]:
         yield
     finally:
         config._attn_implementation = before
-
-
-def declared(text_model: Any, body: Any) -> bool:
-    """Whether a body will mask by itself what tokens of a video see, found without weights: by config or a call."""
-    if getattr(text_model.config, "use_bidirectional_attention", None):
-        return True
-    ids = torch.zeros(1, 4, dtype=torch.long, device="meta")
-    try:
-        return (
-            call_of(text_model, body, {"input_ids": ids, "mm_token_type_ids": ids + 1}).get("attention_mask")
-            is not None
-        )
-    except Exception:  # most bodies take no token types; what one does without weights is its own affair
-        return False
 
 
 def _plain(mask: Any, kind: str, config: Any) -> bool:

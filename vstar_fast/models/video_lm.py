@@ -19,7 +19,7 @@ from vstar_fast.errors import DataError, ModelError, NotPacked
 from vstar_fast.kernels.linear import fast_linears
 from vstar_fast.models import text_inputs
 from vstar_fast.models.features import Features
-from vstar_fast.models.masks import declared, own_mask, with_masks
+from vstar_fast.models.masks import own_mask, with_masks
 from vstar_fast.models.modules import Modules
 from vstar_fast.models.preprocessing import probe_clip
 from vstar_fast.models.prompts import Prompts, Talk, between
@@ -232,26 +232,33 @@ class VideoLM(Prompts, Modules):
         given.mask = own_mask(called.get("attention_mask"), self.text_model.config)
         if not masked and features is not None and self.refusal:
             raise NotPacked(self.refusal)
+        if not masked and features is not None and self.sees_ahead:
+            raise NotPacked(
+                f"{type(self.body).__name__} lets tokens of a video see those behind them; ask for its mask"
+            )
         return given
 
-    @cached_property
+    @property
+    def sees_ahead(self) -> bool:
+        """Whether tokens of a video see those behind them; `models.sight` says what."""
+        return self._looked[0]
+
+    @property
     def refusal(self) -> str:
-        """Why rows with a video cannot be packed, in words, or nothing; without weights, as far as it shows."""
-        name = type(self.body).__name__
-        ahead = f"{name} lets tokens of a video see those behind them, which packed tokens cannot"
-        if self.device.type == "meta":
-            return ahead if declared(self.text_model, self.body) else ""
+        """Why rows with a video cannot be packed, in words; empty where they can."""
+        return self._looked[1]
+
+    @cached_property
+    def _looked(self) -> tuple[bool, str]:
         (features,) = self.encode_pixels([self.preprocess(*probe_clip())])
         head, tail = self.split("a b")
         front = torch.cat([head, features.ids])
         with with_masks(self.text_model.config), torch.no_grad():
             part, whole = (self.embed(ids, features, masked=True) for ids in (front, torch.cat([front, tail])))
-        if whole.mask is not None:
-            return ahead
         counted = part.next_position + torch.arange(len(tail), device=whole.position_ids.device)
-        if not bool((whole.position_ids[:, len(front) :] == counted).all()):
-            return f"{name} numbers a video's last tokens by what follows, so that questions cannot share them"
-        return ""
+        same = bool((whole.position_ids[:, len(front) :] == counted).all())
+        why = "numbers a video's last tokens by what follows, so that questions cannot share them"
+        return whole.mask is not None, "" if same else f"{type(self.body).__name__} {why}"
 
 
 def _start(ids: torch.Tensor, part: torch.Tensor) -> int:
