@@ -64,6 +64,13 @@ def test_a_row_for_training_is_the_models_own_forward(lm):
     assert out.loss.isfinite()
 
 
+def test_what_a_model_reads_and_cannot_write_is_in_no_grammar(lm):
+    """Molmo 2 has embeddings of more tokens than its head has columns."""
+    columns = lm.head.weight.shape[0]
+    assert lm.vocab.logits_size == columns >= len(lm.vocab.tokens) and lm.token_bytes is not None
+    assert lm.vocab.decode(lm.tokenizer(" red")["input_ids"]) == b" red"
+
+
 @torch.no_grad()
 def test_words_alone_are_the_models_own(lm):
     ids = torch.cat(lm.split("which colour"))

@@ -82,6 +82,8 @@ class TokenVocab:
             if tokenizer.eos_token_id is None:
                 raise ConstrainError("the tokenizer names no eos token; give eos_ids")
             eos_ids = tokenizer.eos_token_id
+        if logits_size and not any(tokens[logits_size:]):  # tokens that a model reads and cannot write (Molmo 2)
+            tokens = tokens[:logits_size]
         vocab = cls(tokens, eos_ids, logits_size or size, functools.partial(_encode_plain, tokenizer))
         _check_decode(tokenizer, vocab.tokens)
         return vocab

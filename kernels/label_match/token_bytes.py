@@ -44,10 +44,11 @@ class TokenBytes:
         """
         vocabulary: dict[str, int] = tokenizer.get_vocab()
         count = max(max(vocabulary.values(), default=-1) + 1, size or 0)
-        if size is not None and size < count:
-            raise DataError(f"the vocabulary has ids up to {count - 1}, but size is {size}; give the logits' width")
         added = tokenizer.added_tokens_decoder
         special = {int(at) for at, token in added.items() if token.special} | set(tokenizer.all_special_ids)
+        spoken = max((at for at in vocabulary.values() if at not in special), default=-1)
+        if size is not None and size <= spoken:
+            raise DataError(f"the vocabulary has ids up to {spoken}, but size is {size}; give the logits' width")
         spell = _speller(tokenizer, vocabulary)
         pieces: list[bytes | None] = [None] * count
         for token, at in vocabulary.items():
