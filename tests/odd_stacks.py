@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 import families
-import family_parts
+from family_parts import TEXT, text_of
 
 MLA = {"kv_lora_rank": 16, "qk_nope_head_dim": 8, "qk_rope_head_dim": 8, "v_head_dim": 6}
 LINEAR = {"linear_key_head_dim": 8, "linear_value_head_dim": 8, "linear_num_key_heads": 2, "linear_num_value_heads": 4}
@@ -44,6 +44,4 @@ def text_model(kind: str, sizes: dict[str, Any]) -> Any:
 def write(kind: str, folder: Path) -> Path:
     """A LLaVA-OneVision whose text stack is of a kind."""
     torch.manual_seed(0)
-    return families.llava_onevision(
-        folder, lambda tokens: family_parts.text_of(tokens, kind, **odd(kind, family_parts.TEXT))
-    )
+    return families.llava_onevision(folder, lambda tokens: text_of(tokens, kind, **odd(kind, TEXT)))

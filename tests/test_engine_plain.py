@@ -9,6 +9,7 @@ import torch
 import families
 import odd_stacks
 from test_engine import SIZES, drawn, prompts, request, text_model, theirs
+from test_engine_families import theirs as generated
 from test_families import batch_of
 from vstar_fast import backends, models, ops
 from vstar_fast.engine import Crew, Engine, Request, Scheduler, Scorer, Settings, TextLM, ways
@@ -141,6 +142,21 @@ def test_videos_of_several_questions_are_read_once_and_answered_as_by_the_packed
     torch.testing.assert_close(*each, atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.parametrize("name", ["gemma4_unified", "molmo2", "minimax_m3_vl", "minicpmv4_7"])
+def test_families_of_masks_and_caches_and_positions_of_their_own(name, tmp_path):
+    """Tokens of a video that see each other, sparse attention by an index, positions that hang on the whole row."""
+    lm = models.load(str(families.write(name, tmp_path / "model")))
+    first, second = lm.encode(batch_of((56, 84), (70, 56)))
+    pairs = [(first, "which colour"), (second, "is it red?"), (first, ""), (first, "a b")]
+    asked = [Request(*lm.split(text), video, [1, 2], Settings(max_new_tokens=6)) for video, text in pairs]
+    chosen, plain = ways.WAYS[ways.choose(lm).name](lm), PlainScheduler(lm)
+    found = dict(plain.run(asked))
+    for r, (video, text) in zip(asked, pairs, strict=True):
+        assert [a.token_ids for a in found[r]] == [generated(lm, text, video, 6)] * 2
+    assert plain.stack._continues is (name != "minicpmv4_7")
+    same(answers(chosen, asked), [a for r in asked for a in found[r]])
+
+
 # -- memory, threads, runs that are left ---------------------------------------------------------------
 
 
@@ -166,7 +182,16 @@ def test_memory_bounds_the_rows_that_are_drawn_at_once(lm, monkeypatch):
     seen, step = [], scheduler._batch.step
     monkeypatch.setattr(scheduler._batch, "step", lambda: (seen.append(len(scheduler._batch)), step())[1])
     assert drawn(scheduler, asked) == drawn(Scheduler(lm), asked)
-    assert scheduler.stack.token_bytes == 256 and max(seen) == 4 and len(seen) > 5
+    assert scheduler.stack.row_bytes(36) == 36 * 256 and max(seen) == 4 and len(seen) > 5
+
+
+def test_rows_of_states_that_do_not_grow_are_not_taken_for_larger_ones():
+    lm = TextLM(odd_stacks.text_model("minimax", SIZES))
+    stack = PlainScheduler(lm).stack
+    assert stack.row_bytes(9) == 0
+    short, middle, long = (stack.read(ids, None)[0] for ids in prompts(4, 30, 50))
+    assert stack.row_bytes(4) == nbytes(short.cache) and stack.row_bytes(50) == nbytes(long.cache)
+    assert stack.row_bytes(30) == nbytes(middle.cache) < 30 / 4 * nbytes(short.cache)
 
 
 def test_a_run_is_left_and_another_begins(lm):

@@ -1,7 +1,6 @@
 """Layers with a state in the engine: Hugging Face's own answers, log-likelihoods and scores, and states let go of."""
 
 import gc
-import logging
 from types import SimpleNamespace
 
 import numpy as np
@@ -16,9 +15,8 @@ from test_engine_families import asked
 from test_engine_families import theirs as of_generate
 from test_families import batch_of
 from vstar_fast import models, ops
-from vstar_fast.engine import Crew, Request, Scheduler, Scorer, Settings, TextLM, crew, graphs, pieces, score, stack
+from vstar_fast.engine import Crew, Request, Scheduler, Scorer, Settings, TextLM, crew, pieces, score, stack
 from vstar_fast.engine.recurrent import States, in_waves, mixed, running
-from vstar_fast.engine.stack import Stack
 from vstar_fast.models.hf_cache import CACHE
 from vstar_fast.models.mixers import mixers_of
 
@@ -217,14 +215,6 @@ def test_each_mixer_has_its_own_forward_again_however_a_call_ends(hybrid):
         assert first.forward is own and not any("forward" in vars(m.module) for m in list(mixers)[1:])
     finally:
         del first.forward
-
-
-def test_steps_are_not_recorded(hybrid, monkeypatch, caplog):
-    monkeypatch.setattr(graphs.backends, "choose", lambda *_: SimpleNamespace(name="triton"))
-    made = SimpleNamespace(**vars(Stack(hybrid)) | {"lm": SimpleNamespace(device=torch.device("cuda"))})
-    with caplog.at_level(logging.INFO):
-        assert graphs.made_for(SimpleNamespace(stack=made)) is None
-    assert "Qwen3_5TextModel has layers with a state: every step is made anew" in caplog.text
 
 
 def test_layers_that_an_adapter_has_copied_are_looked_up_again(hybrid):

@@ -76,6 +76,7 @@ SUMMARY: dict[str, Any] = {
     "stages": {"generate": stage(191.4, 2210.0), "encode": stage(48.0, 1650.5), "finetune": stage(125.5, 3105.2)},
     "frames": {"decoded": 12, "embeddings_hit": 36, "stalls": 3, "stall_s": 0.25, "error:truncated": 1},
     "backends": {"frames": {"pyav": 12}, "label_match": {"cpp": 4}},
+    "reasons": {"generation": "plain: its layers cannot be packed"},
     "versions": {"torch": "2.13.0"},
 }
 
@@ -174,6 +175,7 @@ def test_numbers_on_the_page(page: Path) -> None:
         "2 inputs left out: frames: truncated 1, read: unknown_kind 1",
         'base = "<tiny>"',
         "frames pyav (12 calls)",
+        "generation plain: its layers cannot be packed",
         "torch 2.13.0",
     ):
         assert part in text, part

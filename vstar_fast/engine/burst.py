@@ -122,9 +122,9 @@ class Step:
         own = [Slab(pages, None, 0, PAGE, g) for g in self._page_groups]
         self._write = Write(pages, None, zeros(rows), zeros(rows))
         self._windows = {n: Window(n, prefixes, own) for n in shape.windows}
-        self._plan = Plan([self._write], [[slab] for slab in (*prefixes, *own)])
+        self.plan = Plan([self._write], [[slab] for slab in (*prefixes, *own)])
         if shape.windows:
-            self._plan.longest, self._plan.cut = 1 << 62, lambda n: self._windows[n].levels
+            self.plan.longest, self.plan.cut = 1 << 62, lambda n: self._windows[n].levels
         self.lanes = [
             LaneBuffers(lane.settings, zeros(n), zeros(n), zeros(n), _padded(lane.tracked, n))
             for lane, n in zip(lanes, shape.lanes, strict=True)
@@ -190,7 +190,7 @@ class Step:
             window.update(self.before, self.stored, self._offsets)
         embeds = self.stack.lm.embed_tokens(self.ids)[None]
         extras = self.stack.lm.text_extras(self.ids)
-        hidden = self.stack.call(embeds, self.positions.expand(self.position_rows, -1), self._plan, extras)
+        hidden = self.stack.call(embeds, self.positions.expand(self.position_rows, -1), self.plan, extras)
         logits = self.stack.lm.logits(hidden)
         ids, logprobs = torch.zeros_like(self.ids), torch.zeros_like(self.logprobs[0])
         for lane in self.lanes:

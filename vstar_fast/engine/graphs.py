@@ -6,6 +6,7 @@ step itself, which is what a recording replays.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 from collections.abc import Callable, Sequence
@@ -16,6 +17,7 @@ import torch
 from vstar_fast import backends
 from vstar_fast.engine.batch import Batch, Row
 from vstar_fast.engine.burst import IDLE, MOST_STEPS, Filling, Shape, Step
+from vstar_fast.engine.burst_states import Buffers
 from vstar_fast.engine.drawing import keep_open
 from vstar_fast.engine.plan import Span
 from vstar_fast.engine.store import PAGE, Arena, Node, Store
@@ -89,10 +91,6 @@ def made_for(batch: Batch) -> Graphs | None:
         return None
     if backends.choose("prefix_attention", device).name != "triton":
         return None
-    if batch.stack.mixers:
-        name = type(batch.stack.text_model).__name__
-        logging.getLogger(__name__).info("%s has layers with a state: every step is made anew, none recorded", name)
-        return None
     return Graphs(batch, CudaGraphs())
 
 
@@ -102,10 +100,13 @@ class Graphs:
     def __init__(self, batch: Batch, recorder: Recorder) -> None:
         self.batch, self.recorder = batch, recorder
         self.recorded: dict[Any, tuple[Step, Callable[[], None], Any]] = {}
+        self.states: Buffers | None = None
+        """Of the rows, where layers have one."""
 
     def clear(self) -> None:
         """Forget all recordings: their memory is going."""
         self.recorded.clear()
+        self.states = None
 
     def step(self) -> None:
         """A burst; where a row has several tokens to feed, one step made anew."""
@@ -156,19 +157,32 @@ class Graphs:
         filling = _filling(rows, scratch, slabs, lanes, golds)
         width = max(g.prefix.rows for g in self.batch.groups)
         shape = _shape(filling)._replace(windows=windows)
+        self._load_states(rows, shape.rows)
         arenas = [arena for arena, _ in slabs]
         kinds = [(lane.settings, id(lane.grammar)) for lane in lanes]
         key = (shape, width, id(scratch.arena), *map(id, arenas), *kinds, *(id(g.state.grammars[0]) for g in golds))
         if key not in self.recorded:
             step = Step(self.batch.stack, shape, scratch.arena, arenas, sorted(self.batch.eos), width, lanes, golds)
+            step.plan.waves = None if self.states is None else self.states.waves(shape.rows)
             step.load(filling, lanes, golds)
             held = (scratch.arena, arenas, [lane.grammar for lane in lanes], [g.state.grammars[:1] for g in golds])
-            self.recorded[key] = step, self._record(step), held
+            with self.states.as_they_are(len(rows)) if self.states else contextlib.nullcontext():
+                self.recorded[key] = step, self._record(step), held
             if len(self.recorded) > MOST_RECORDED:
                 del self.recorded[next(iter(self.recorded))]
         step, replay, _ = self.recorded[key]
         step.load(filling, lanes, golds)
         return step, replay
+
+    def _load_states(self, rows: Sequence[Row], room: int) -> None:
+        """Have the rows' states, if they have any, where recordings look for them."""
+        state = rows[0].state
+        if state is None:
+            return
+        if self.states is None or self.states.states.rows < room:
+            self.recorded.clear()
+            self.states = Buffers(state, room)
+        self.states.load(rows)
 
     def _record(self, step: Step) -> Callable[[], None]:
         try:

@@ -170,7 +170,7 @@ class PlainScheduler(Scheduler):
         """Answers to a request that memory holds, as far as is known, each with its own copy of the prompt."""
         request = flight.request
         longest = max(request.settings_of(a.sample).max_new_tokens for a in flight.todo)
-        need = (prompt_tokens(flight) + longest) * self.stack.token_bytes
+        need = self.stack.row_bytes(prompt_tokens(flight) + longest)
         return min(self.max_rows, max(1, int(self.memory_bytes / need)) if need else self.max_rows)
 
     def _need(self, _: Flight, __: list[Answer] | None = None) -> int:

@@ -42,7 +42,7 @@ def _behind(stack: PlainStack, held: Held, tree: Trie) -> torch.Tensor:
 def _fitting(stack: PlainStack, held: Held) -> int:
     """Labels read at once, each with its own copy of the prompt: half of what is free holds them."""
     most = memory.free_bytes(stack.lm.device) // 2
-    return max(1, min(ROWS, int(most / max(1.0, held.length * stack.token_bytes))))
+    return max(1, min(ROWS, int(most / max(1.0, stack.row_bytes(held.length)))))
 
 
 def paths_of(parents: Sequence[int]) -> list[list[int]]:

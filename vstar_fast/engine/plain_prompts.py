@@ -68,8 +68,8 @@ class PlainStack:
         self.store = Nothing()
         self.dims: Dims | None = {}
         """Of the model's caches, empty before they were looked at; None: their rows cannot be copied."""
-        self.token_bytes = 0.0
-        """Of a row's cache, a token of it; 0 until a prompt was read."""
+        self._sizes: dict[int, int] = {}
+        """Tokens of the shortest and the longest prompt so far -> bytes of their caches."""
         self._continues: bool | None = None
 
     most_prompts = 1 << 62
@@ -97,8 +97,16 @@ class PlainStack:
         hidden = out[0][0, -last:].clone()  # not a view of the whole prompt's
         cache = out.get(CACHE)
         if cache is not None:
-            self.token_bytes = max(self.token_bytes, nbytes(cache) / len(ids))
+            self._sizes[len(ids)] = nbytes(cache)
+            self._sizes = {n: self._sizes[n] for n in (min(self._sizes), max(self._sizes))}
         return Held(ids, features, cache, given.position_ids, given.next_position, hidden[-1]), hidden
+
+    def row_bytes(self, tokens: int) -> float:
+        """About how many bytes a row of so many tokens takes, states that do not grow among them; 0 before any."""
+        if not self._sizes:
+            return 0.0
+        (few, small), (many, large) = self._sizes.items() if len(self._sizes) > 1 else [(0, 0), *self._sizes.items()]
+        return small + (tokens - few) * (large - small) / (many - few)
 
     def _positions(self, given: torch.Tensor | None, tokens: int) -> torch.Tensor:
         """Positions [R, T] that the text stack was called with for one row."""

@@ -68,7 +68,7 @@ class Source(NamedTuple):
 class Wave:
     """Runs of one length: `tokens` int64 [B * L], or a slice of them; `after`: where their states go, if anywhere.
 
-    `kept`: beyond this call. `drops`: what no later wave needs.
+    `kept`: beyond this call. `fixed`: at the address where they are. `drops`: what no later wave needs.
     """
 
     tokens: torch.Tensor | slice
@@ -76,6 +76,7 @@ class Wave:
     before: list[Source]
     after: States | None
     kept: bool = True
+    fixed: bool = False
     drops: list[States] = field(default_factory=list)
 
 
@@ -127,7 +128,9 @@ def mixed(
         x = tokens.view(wave.rows, -1, packed.shape[-1])
         out, states = mixer.call(forward, x, states, given)
         outs.append(out.reshape(-1, out.shape[-1]))
-        if wave.after is not None:
+        if wave.fixed:
+            _write_over(gathered(wave, number, made), states)
+        elif wave.after is not None:
             (wave.after.layers if wave.kept else made)[number if wave.kept else id(wave.after)] = states
         for dropped in wave.drops:
             made.pop(id(dropped), None)
@@ -135,6 +138,13 @@ def mixed(
         left.layers.pop(number, None)
     joined = outs[0] if len(outs) == 1 else torch.cat(outs)
     return (joined if waves.order is None else joined.index_select(0, waves.order))[None]
+
+
+def _write_over(held: Tensors | None, new: Tensors) -> None:
+    """Move states that were not moved in place."""
+    for mine, theirs in zip(held or (), new, strict=True):
+        if mine is not None and theirs is not None and theirs is not mine:
+            mine.copy_(theirs)
 
 
 @contextlib.contextmanager
@@ -222,7 +232,7 @@ class _Made:
         states = before[0].states if whole and kept and moving else States(len(spans), moving or not kept)
         earlier = self._waves[-1] if self._waves else None
         drops = [earlier.after] if earlier is not None and earlier.after is not None and not earlier.kept else []
-        self._waves.append(Wave(_tokens(spans, self.device), len(spans), before, states, kept, drops))
+        self._waves.append(Wave(_tokens(spans, self.device), len(spans), before, states, kept, drops=drops))
         self._spans += spans
         return states
 

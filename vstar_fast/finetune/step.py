@@ -40,7 +40,7 @@ def accumulate(
     weights = {id(i): _weight(i, config) for i in items}
     by_token = config.loss_per == "token" and config.objective == "sft"
     total = sum(i.example.weight * (len(i.answer) if by_token else 1) for i in items)
-    groups = packs(items, config.micro_batch_size, config.micro_batch_tokens)
+    groups = _passes(items, config)
     loss = torch.zeros((), dtype=torch.float64)
     with packed_rows(lm) if config.pack else contextlib.nullcontext():
         losses = _objective(lm, peft, items, config, ranks)
@@ -52,6 +52,11 @@ def accumulate(
             piece.backward()
             loss += piece.item()
     return float(ranks.sum(loss)), _counts(items, groups, config)
+
+
+def _passes(items: Sequence[Item], config: FinetuneConfig) -> list[list[Item]]:
+    """Items of one forward and backward each; rows go alone: what is kept for backward would be that of all of them."""
+    return packs(items, config.micro_batch_size, config.micro_batch_tokens) if config.pack else [[i] for i in items]
 
 
 def streams(seed: int, step: int) -> Callable[[int], int]:
@@ -70,7 +75,7 @@ def _objective(lm: VideoLM, peft: Any, items: Sequence[Item], config: FinetuneCo
     if config.objective == "dpo":
         return lambda group: dpo_loss(lm, peft, group, config.dpo_beta, nll)
     if config.objective == "kto":
-        others = packs(mismatched(items), config.micro_batch_size, config.micro_batch_tokens)
+        others = _passes(mismatched(items), config)
         kl = divergence(lm, peft, ranks.share(others), nll, ranks.sum)
         return lambda group: kto_loss(lm, peft, group, config.kto_beta, kl, nll)
     return lambda group: nll(lm, group)
