@@ -16,7 +16,7 @@ def lm(request):
     return TextLM(text_model(kind, **more))
 
 
-@pytest.mark.parametrize(("max_rows", "plain_below"), [(64, 0), (5, 0), (64, 200)])
+@pytest.mark.parametrize(("max_rows", "plain_below"), [(5, 0), (64, 200)])
 def test_answers_are_those_of_single_steps(lm, max_rows, plain_below):
     """Windows that rows outgrow within a burst, that begin in clips, in questions, in pages and over their edges."""
     asked = [request(ids, max_new_tokens=70) for ids in prompts(3, 63, 130)] + questions(max_new_tokens=40)
