@@ -43,7 +43,7 @@ class Stack:
         self._cache = PackedCache(layers)
 
     def look(self) -> None:
-        """Look up again what may have changed: an adapter puts copies of layers in their places, weights change dtype."""
+        """Look up again what may have changed: an adapter puts layers in the places of others, weights change dtype."""
         if self.text_model.dtype != self.store.shape.dtype:
             self.store.clear()
             self.store.shape = replace(self.store.shape, dtype=self.text_model.dtype)
