@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -35,14 +36,17 @@ class Stack:
         self.lm = lm
         self.text_model = lm.text_model
         check(self.text_model)
-        self.look()
         layers = layers_of(self.text_model)
         self.store = Store(layers.shape(self.text_model.dtype, lm.device))
+        self.look()
         self.windows = layers.windows
         self._cache = PackedCache(layers)
 
     def look(self) -> None:
-        """Look the layers with a state up again: an adapter may have put copies in their places."""
+        """Look up again what may have changed: an adapter puts layers in the places of others, weights change dtype."""
+        if self.text_model.dtype != self.store.shape.dtype:
+            self.store.clear()
+            self.store.shape = replace(self.store.shape, dtype=self.text_model.dtype)
         self.mixers = mixers_in(self.text_model)
         self.most_prompts = max(1, STATE_BYTES // max(1, self.mixers.row_bytes))
         """Prompts whose states are held at once where nothing else limits them."""
@@ -53,16 +57,18 @@ class Stack:
         """Hidden states [N, H] of packed tokens with inputs_embeds [1, N, H] and position_ids [R, N]."""
         self._cache.set_plan(plan)
         positions = positions if positions.shape[0] == 1 else positions[:, None]
-        with attending(self.text_model), running(self.mixers, lambda: plan.waves), fast_linears():
-            out = self.text_model(
-                inputs_embeds=embeds,
-                position_ids=positions,
-                attention_mask=None,
-                use_cache=True,
-                **{CACHE: self._cache},
-                **(extras or {}),
-            )
-        self._cache.set_plan(Plan())  # what it names may go
+        try:
+            with attending(self.text_model), running(self.mixers, lambda: plan.waves), fast_linears():
+                out = self.text_model(
+                    inputs_embeds=embeds,
+                    position_ids=positions,
+                    attention_mask=None,
+                    use_cache=True,
+                    **{CACHE: self._cache},
+                    **(extras or {}),
+                )
+        finally:
+            self._cache.set_plan(Plan())  # what it names may go, when memory ran out above all
         hidden: torch.Tensor = out.last_hidden_state[0]
         return hidden
 

@@ -105,8 +105,9 @@ class Mixer:
 
     @property
     def kind(self) -> Any:
-        """Mixers of one kind have states of one shape."""
-        return type(self.module), tuple((name, tuple(p.shape)) for name, p in self.module.named_parameters())
+        """Mixers of one kind have states of one shape and dtype."""
+        parameters = self.module.named_parameters()
+        return type(self.module), tuple((name, tuple(p.shape), p.dtype) for name, p in parameters)
 
     def call(
         self, forward: Callable[..., Any], hidden: torch.Tensor, before: Tensors | None, given: dict[str, Any]
