@@ -76,14 +76,16 @@ def test_every_objective_trains_row_by_row(trained, objective):
     assert len(grads) > 10 and all(g.isfinite().all() for g in grads) and any(g.any() for g in grads)
 
 
-def test_packing_decides_itself_and_says_why(trained):
+def test_packing_decides_itself_and_says_why_once(trained, caplog):
     lm, peft, items, _ = trained
     notes = []
     backends.reset_report()
     found = decided(lm, peft, items, CONFIG, notes.append)
     why = packing.obstacle(lm, peft, items)
     assert found.pack is not bool(why) and packing.refusal(lm) in ("", why)
+    assert decided(lm, peft, items, CONFIG, notes.append) == found
     assert notes == [f"training goes row by row, slower: {why}"] * bool(why)
+    assert not [r for r in caplog.records if r.name == packing.__name__]
     assert list(backends.report()["training"]) == ["row by row" if why else "packed"]
     if why:
         with pytest.raises(ModelError, match=r"set finetune\.pack = false"):

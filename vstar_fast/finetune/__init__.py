@@ -58,9 +58,9 @@ def finetune(
     ranks = Ranks()
     if config.split:
         split_layers(lm, config, ranks)
-    note = note or _silent
     items, left_out = _usable(Reader(lm, rows)(examples), config)
     config = decided(lm, peft, items, config, note)
+    note = note or _silent
     fit = Fit(lm, peft, items, config, ranks, seed, places or Places.beside(Path(out)), key, note)
     with checkpointed(lm, config):
         fit.run(on_step)

@@ -6,6 +6,7 @@ import dataclasses
 import logging
 from collections.abc import Callable, Sequence
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 
@@ -19,19 +20,22 @@ from vstar_fast.models.video_lm import VideoLM
 
 CLOSE, ROUGH = 1e-3, 0.1
 """Largest difference of the loss of a token that is rounding: in fp32, and in half precision."""
+_said: WeakKeyDictionary[VideoLM, str] = WeakKeyDictionary()
+"""Why a model's training goes row by row, as it was said."""
 
 
 def decided(
-    lm: VideoLM, peft: Any, items: Sequence[Item], config: FinetuneConfig, note: Callable[[str], None]
+    lm: VideoLM, peft: Any, items: Sequence[Item], config: FinetuneConfig, note: Callable[[str], None] | None
 ) -> FinetuneConfig:
-    """The settings with `pack` true or false; `note` is told where "auto" comes to false, and why."""
+    """The settings with `pack` true or false. Where "auto" comes to false, `note` (None: the log) is told why, once."""
     why = obstacle(lm, peft, items) if config.pack == "auto" else "asked for"
     packed = not why if config.pack == "auto" else bool(config.pack)
     name = "packed" if packed else "row by row"
     backends.ran("training", name, why=why or "it gives the loss of rows")
-    if not packed and config.pack == "auto":
-        logging.getLogger(__name__).warning("training goes row by row, slower: %s", why)
-        note(f"training goes row by row, slower: {why}")
+    if not packed and config.pack == "auto" and _said.get(lm) != why:
+        _said[lm] = why
+        tell = note or logging.getLogger(__name__).warning
+        tell(f"training goes row by row, slower: {why}")
     return dataclasses.replace(config, pack=packed)
 
 
