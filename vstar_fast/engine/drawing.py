@@ -102,6 +102,7 @@ class Drawing:
                 gold.rows[i].answer.finish = "stopped_early"
 
     def count_saved(self, stopped: set[int], lanes: dict[Any, Lane]) -> None:
+        """Count rows, by their ids, that were stopped early, and the tokens that they would still have taken."""
         self.counts.stopped_early += len(stopped)
         for lane in lanes.values():
             if lane.tracked is not None and any(id(row) in stopped for row in lane.rows):
@@ -128,6 +129,7 @@ def keep_open(held: dict[Any, Any]) -> None:
 
 
 def joined(before: Any, new: Any) -> Any:
+    """A lane with the rows of a new one behind its own; the new one where there was none."""
     if before is None:
         return new
     before.join(new)

@@ -7,9 +7,8 @@ all, and what is wrong with handles in place of keys shows there and not in the 
 
 from __future__ import annotations
 
-import contextlib
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
@@ -21,7 +20,7 @@ from vstar_fast.engine import memory
 from vstar_fast.engine.store import LayerShape, Shape
 from vstar_fast.engine.turn import alone
 from vstar_fast.models.hf_cache import CACHE
-from vstar_fast.models.modules import evaluating
+from vstar_fast.models.modules import attending_by, evaluating
 
 NAME = "vstar_observed"
 UNKNOWN = ("softcap", "position_bias", "sinks")
@@ -59,18 +58,6 @@ def layers_of(text_model: Any) -> Layers:
         if text_model not in _SEEN:
             _SEEN[text_model] = _observed(text_model)
         return _SEEN[text_model]
-
-
-@contextlib.contextmanager
-def attending_by(text_model: Any, name: str) -> Iterator[None]:
-    """The text stack attends by the function registered under `name` inside, and as before afterwards."""
-    config = text_model.config
-    before = config._attn_implementation
-    config._attn_implementation = name
-    try:
-        yield
-    finally:
-        config._attn_implementation = before
 
 
 class _Keys:

@@ -17,11 +17,10 @@ from vstar_fast.engine.pieces import whole
 from vstar_fast.engine.request import Request
 from vstar_fast.kernels.linear import fast_linears
 from vstar_fast.models.hf_cache import CACHE
+from vstar_fast.models.modules import rounding
 from vstar_fast.models.text_inputs import TextInputs
 
-CLOSE = {torch.float32: 1e-3, torch.float64: 1e-3}
-ROUGH = 0.1
-"""Largest difference of hidden states, as a share of their norm, that is rounding; of half precision ROUGH."""
+_said: set[str] = set()
 
 
 @dataclass(slots=True, eq=False)
@@ -141,7 +140,7 @@ class PlainStack:
         except NoRows as error:
             self.dims = None
             name = type(self.text_model).__name__
-            logging.getLogger(__name__).info("%s reads a prompt once for each answer: %s", name, error)
+            _say(f"{name} reads a prompt once for each answer: {error}")
             raise
 
     def _probed(self) -> Dims:
@@ -161,7 +160,7 @@ class PlainStack:
             self._continues = front.cache is not None and self._same(entire, front, wanted, cut)
             if not self._continues:
                 name = type(self.text_model).__name__
-                logging.getLogger(__name__).info("%s reads a video anew for each question: it has to", name)
+                _say(f"{name} reads a video anew for each question: tokens behind its cache give something else")
         return bool(self._continues)
 
     def _same(self, entire: Held, front: Held, wanted: torch.Tensor, cut: int) -> bool:
@@ -171,7 +170,14 @@ class PlainStack:
             return False
         found = self.behind(front.cache, entire.ids[None, cut:], [front.next_position], front.rows)[0]
         error = (found - wanted).float().norm() / wanted.float().norm()
-        return bool(error < CLOSE.get(wanted.dtype, ROUGH))
+        return bool(error < rounding(wanted.dtype))
+
+
+def _say(what: str) -> None:
+    """Warn of what makes a run slower, once."""
+    if what not in _said:
+        _said.add(what)
+        logging.getLogger(__name__).warning(what)
 
 
 @contextlib.contextmanager

@@ -11,13 +11,12 @@ import torch
 from vstar_fast.backends import Choice
 from vstar_fast.engine.cache import refusal
 from vstar_fast.engine.plain import PlainScheduler
-from vstar_fast.engine.plain_prompts import CLOSE, ROUGH
 from vstar_fast.engine.request import Request
 from vstar_fast.engine.scheduler import Scheduler
 from vstar_fast.engine.turn import alone
 from vstar_fast.errors import ConfigError, ModelError
 from vstar_fast.models import FAMILIES
-from vstar_fast.models.modules import evaluating
+from vstar_fast.models.modules import evaluating, rounding
 from vstar_fast.models.preprocessing import probe_clip
 from vstar_fast.models.sight import embedded
 from vstar_fast.records import FrameBatch
@@ -63,9 +62,9 @@ def differs(lm: Any, asked: Request) -> str:
     labels = [[asked.tail[:n].tolist()] for n in (1, 2, 3)]
     packed, own = (Scorer(lm, engine=name).score([asked, asked], labels) for name in WAYS)
     error = float(((packed - own).abs() / own.abs().clamp(min=1)).max())
-    most = CLOSE.get(lm.text_model.dtype, ROUGH)
-    name = type(lm.model).__name__
-    return "" if error <= most else f"{name} scores labels otherwise when it is packed, {error:.2g} of their score"
+    if error <= rounding(lm.text_model.dtype):
+        return ""
+    return f"{type(lm.model).__name__} scores labels otherwise when it is packed, {error:.2g} of their score"
 
 
 def choose(lm: Any, engine: str = "auto") -> Choice:

@@ -13,7 +13,7 @@ from vstar_fast.attention import running
 from vstar_fast.errors import NotPacked
 from vstar_fast.finetune.items import Item
 from vstar_fast.finetune.packed import pack
-from vstar_fast.models.modules import odd_layers
+from vstar_fast.models.modules import attending_by, odd_layers
 from vstar_fast.models.video_lm import VideoLM
 
 NAME = "vstar_tree"
@@ -73,14 +73,8 @@ def packed_rows(lm: VideoLM) -> Iterator[None]:
         raise NotPacked(f"{name} has {odd}: not with packed rows; set finetune.pack = false")
 
     AttentionInterface.register(NAME, attention)
-    config = lm.text_model.config
-    before = config._attn_implementation
-    config._attn_implementation = NAME
-    try:
-        with along_trees(lm.text_model):
-            yield
-    finally:
-        config._attn_implementation = before
+    with attending_by(lm.text_model, NAME), along_trees(lm.text_model):
+        yield
 
 
 def packed_nll(lm: VideoLM, items: Sequence[Item]) -> torch.Tensor:

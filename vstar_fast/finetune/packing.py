@@ -15,11 +15,9 @@ from vstar_fast.config import FinetuneConfig
 from vstar_fast.errors import NotPacked
 from vstar_fast.finetune.items import Item
 from vstar_fast.finetune.loss import packed_nll, packed_rows, row_nll
-from vstar_fast.models.modules import evaluating
+from vstar_fast.models.modules import evaluating, rounding
 from vstar_fast.models.video_lm import VideoLM
 
-CLOSE, ROUGH = 1e-3, 0.1
-"""Largest difference of the loss of a token that is rounding: in fp32, and in half precision."""
 _said: WeakKeyDictionary[VideoLM, str] = WeakKeyDictionary()
 """Why a model's training goes row by row, as it was said."""
 
@@ -77,8 +75,9 @@ def _difference(lm: VideoLM, peft: Any, items: Sequence[Item], packed: torch.Ten
         rows = row_nll(lm, items)
     counts = torch.tensor([len(i.answer) for i in items], device=rows.device)
     error = float(((packed - rows).abs() / counts).max())
-    most = CLOSE if lm.text_model.dtype in (torch.float32, torch.float64) else ROUGH
-    return "" if error <= most else f"the loss of a packed token is {error:.2g} from that of a row's"
+    if error <= rounding(lm.text_model.dtype):
+        return ""
+    return f"the loss of a packed token is {error:.2g} from that of a row's"
 
 
 def _tried(items: Sequence[Item]) -> list[Item]:

@@ -263,6 +263,8 @@ class BehindTower(Cut):
     def _remakes(self, own: Any, leaves: list[Any], video: Source) -> bool:
         try:
             return same(own, self._again([leaves[i] for i in self.used], video))
+        except (torch.OutOfMemoryError, MemoryError):
+            raise
         except Exception:  # whatever the model's code does without a tensor that it needs
             return False
 

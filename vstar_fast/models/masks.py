@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
+
+from vstar_fast.models.modules import attending_by
 
 SLIDING = "sliding_attention"
 
@@ -22,15 +23,15 @@ def own_mask(mask: Any, config: Any) -> Any:
     return None if all(plain) else mask
 
 
-@contextmanager
-def with_masks(config: Any) -> Iterator[None]:
+def with_masks(text_model: Any) -> AbstractContextManager[None]:
     """Within, bodies make the masks that torch's attention would be given; attention of ours is given none."""
-    before = config._attn_implementation
-    config._attn_implementation = "sdpa"
-    try:
-        yield
-    finally:
-        config._attn_implementation = before
+    return attending_by(text_model, "sdpa")
+
+
+def causal(tokens: int, window: int | None = None) -> torch.Tensor:
+    """Bool [T, T]: each token sees itself and those before it, within the window if there is one."""
+    seen = torch.ones(tokens, tokens, dtype=torch.bool).tril()
+    return seen if window is None else seen & ~seen.tril(-window)
 
 
 def _plain(mask: Any, kind: str, config: Any) -> bool:
@@ -41,7 +42,7 @@ def _plain(mask: Any, kind: str, config: Any) -> bool:
     seen = mask if mask.dtype == torch.bool else mask.bool() if mask.ndim == 2 else mask == 0
     if mask.ndim == 2:
         return bool(seen.all())
-    causal = torch.ones(seen.shape[-2:], dtype=torch.bool, device=mask.device).tril()
-    if kind == SLIDING:
-        causal &= ~causal.tril(-int(config.sliding_window))
-    return bool((seen == causal).all())
+    if seen.shape[-2] != seen.shape[-1]:
+        return False
+    window = int(config.sliding_window) if kind == SLIDING else None
+    return bool((seen == causal(seen.shape[-1], window).to(mask.device)).all())

@@ -57,6 +57,23 @@ def evaluating(model: torch.nn.Module) -> Iterator[None]:
             module.training = True
 
 
+@contextmanager
+def attending_by(text_model: Any, name: str) -> Iterator[None]:
+    """The text stack attends by the function registered under `name` inside, and as before afterwards."""
+    config = text_model.config
+    before = config._attn_implementation
+    config._attn_implementation = name
+    try:
+        yield
+    finally:
+        config._attn_implementation = before
+
+
+def rounding(dtype: torch.dtype) -> float:
+    """Largest relative difference between two ways of one computation that counts as rounding, not as another one."""
+    return 1e-3 if dtype in (torch.float32, torch.float64) else 0.1
+
+
 class Head:
     """The output head of `model`, whose hidden states are those of `body`."""
 

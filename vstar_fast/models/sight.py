@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from vstar_fast.errors import NotPacked
-from vstar_fast.models.masks import SLIDING, with_masks
+from vstar_fast.models.masks import SLIDING, causal, with_masks
 
 Sight = dict[int | None, torch.Tensor]
 """By sliding window of a layer (None: without one), bool [t, T] on the host: what t tokens see of the T of a row."""
@@ -22,7 +22,7 @@ def embedded(lm: Any, ids: torch.Tensor, features: Any) -> tuple[Any, Sight | No
     if not ahead or lm.refusal:
         return lm.embed(ids, features), None
     config = lm.text_model.config
-    with with_masks(config):
+    with with_masks(lm.text_model):
         given = lm.embed(ids, features, masked=True)
     if given.mask is None:
         return given, None
@@ -39,19 +39,13 @@ def of_window(sight: Sight, window: int | None) -> torch.Tensor:
     return sight[window] if window in sight else next(iter(sight.values()))
 
 
-def plain(tokens: int, window: int | None) -> torch.Tensor:
-    """Bool [T, T]: each token sees itself and those before it, within the window if there is one."""
-    seen = torch.ones(tokens, tokens, dtype=torch.bool).tril()
-    return seen if window is None else seen & ~seen.tril(-window)
-
-
 def _sight(mask: Any, tokens: int, config: Any) -> Sight:
     each = mask if isinstance(mask, dict) else {"": mask}
     found: Sight = {}
     for kind, given in each.items():
         window = int(config.sliding_window) if kind == SLIDING else None
         if given is None:
-            found[window] = plain(tokens, window)
+            found[window] = causal(tokens, window)
         else:
             found[window] = (given if given.dtype == torch.bool else given == 0)[0, 0].cpu()
     return found
@@ -60,5 +54,5 @@ def _sight(mask: Any, tokens: int, config: Any) -> Sight:
 def _check_words(seen: torch.Tensor, window: int | None, video: slice) -> None:
     words = torch.ones(len(seen), dtype=torch.bool)
     words[video] = False
-    if not torch.equal(seen[words], plain(len(seen), window)[words]) or bool(seen[video, video.stop :].any()):
+    if not torch.equal(seen[words], causal(len(seen), window)[words]) or bool(seen[video, video.stop :].any()):
         raise NotPacked("this model masks words around a video in a way of its own; set finetune.pack = false")

@@ -253,7 +253,7 @@ class VideoLM(Prompts, Modules):
         (features,) = self.encode_pixels([self.preprocess(*probe_clip())])
         head, tail = self.split("a b")
         front = torch.cat([head, features.ids])
-        with with_masks(self.text_model.config), torch.no_grad():
+        with with_masks(self.text_model), torch.no_grad():
             part, whole = (self.embed(ids, features, masked=True) for ids in (front, torch.cat([front, tail])))
         counted = part.next_position + torch.arange(len(tail), device=whole.position_ids.device)
         same = bool((whole.position_ids[:, len(front) :] == counted).all())
