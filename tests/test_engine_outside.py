@@ -386,3 +386,13 @@ def test_rows_padded_behind_a_shared_prompt_are_refused():
             model(attention_mask=mask, **rows)
     with pytest.raises(ModelError, match="has no gradient"):
         model(**rows).logits.sum().backward()
+
+
+def test_a_running_state_is_not_shared_inside_transformers():
+    """It is refused by name: this cache shares keys and values."""
+    from vstar_fast.bench import language_models
+
+    model, cache = language_models.build("Qwen3.5-small"), SharedPrefixCache()  # makes the name known
+    model.set_attn_implementation("vstar_prefix")
+    with torch.no_grad(), pytest.raises(ModelError, match="layer 0 keeps a running state"):
+        model(input_ids=torch.arange(1, 9)[None], **{CACHE: cache})

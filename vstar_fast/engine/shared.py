@@ -108,6 +108,20 @@ class SharedPrefixCache(Cache):
         for layer in self.layers:
             layer.rows = rows
 
+    def has_previous_state(self, layer_idx: int | None = None, **_kwargs: Any) -> bool:
+        """For layers with a running state (linear attention, convolutions) a ModelError: this cache shares keys."""
+        if layer_idx is None:
+            return False
+        raise ModelError(
+            f"layer {layer_idx} keeps a running state, which SharedPrefixCache does not share; use the engine"
+        )
+
+    def get_conv_state(self, layer_idx: int, *_args: Any, **_kwargs: Any) -> Any:
+        """As `has_previous_state`."""
+        return self.has_previous_state(layer_idx)
+
+    update_conv_state = get_conv_state
+
 
 def _longer(before: tuple[torch.Tensor, torch.Tensor], new: tuple[torch.Tensor, torch.Tensor]) -> Any:
     return torch.cat([before[0], new[0]], -2), torch.cat([before[1], new[1]], -2)
