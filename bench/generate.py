@@ -197,7 +197,7 @@ def _expanded(model: Any, prompts: Any, k: int, tokens: int) -> Any:
     with torch.inference_mode():
         out = model(input_ids=prompts, use_cache=True, logits_to_keep=1)
         cache = out[CACHE]
-        cache.batch_repeat_interleave(k)
+        cache.reorder_cache(torch.arange(len(prompts), device=prompts.device).repeat_interleave(k))
         token = out.logits[:, -1].argmax(-1).repeat_interleave(k)[:, None]
         found = [token]
         for _ in range(tokens - 1):

@@ -45,6 +45,9 @@ def generate_batch(model: Any, prompts: Any, k: int, tokens: int) -> tuple[Any, 
     import torch
     from transformers import GenerationConfig
 
+    kinds = set(getattr(model.config, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}
+    if kinds:
+        raise Absent(f"generate_batch takes no layers of {', '.join(sorted(kinds))}")
     listed = [p for p in prompts.tolist() for _ in range(k)]
     config = GenerationConfig(max_new_tokens=tokens, do_sample=False, eos_token_id=-1, pad_token_id=0)
     sizes = _sizes(len(listed), prompts.shape[1] + tokens)

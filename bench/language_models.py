@@ -24,6 +24,21 @@ SHAPES: dict[str, dict[str, Any]] = {
         "num_key_value_heads": 3,
         "tie_word_embeddings": True,
     },
+    "Qwen3.5-small": {
+        "kind": "Qwen3_5",
+        "config": "Qwen3_5Text",
+        "vocab_size": 8192,
+        "hidden_size": 256,
+        "intermediate_size": 768,
+        "num_hidden_layers": 8,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 64,
+        "linear_num_key_heads": 4,
+        "linear_num_value_heads": 8,
+        "linear_key_head_dim": 64,
+        "linear_value_head_dim": 64,
+    },
     "Qwen2.5-VL-7B": {
         "kind": "Qwen2",
         "vocab_size": 152064,
@@ -53,7 +68,7 @@ SHAPES: dict[str, dict[str, Any]] = {
         "num_key_value_heads": 32,
     },
 }
-"""Name -> the text stack's configuration; `kind` is the transformers class."""
+"""Name -> the text stack's configuration; `kind` is the transformers class, `config` that of its configuration."""
 
 
 def check_size(name: str, device: str) -> None:
@@ -84,9 +99,10 @@ def build(name: str, device: str = "cpu") -> Any:
 
     sizes = dict(SHAPES[name])
     kind = sizes.pop("kind")
+    config_kind = sizes.pop("config", kind)
     torch.manual_seed(0)
     more = {"max_position_embeddings": 1 << 15, "eos_token_id": None, "pad_token_id": 0, "bos_token_id": None}
-    config = getattr(transformers, f"{kind}Config")(**sizes, **more)
+    config = getattr(transformers, f"{config_kind}Config")(**sizes, **more)
     with torch.device(device):
         previous = torch.get_default_dtype()
         torch.set_default_dtype(torch.bfloat16 if device == "cuda" else torch.float32)
