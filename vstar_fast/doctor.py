@@ -47,6 +47,7 @@ def _model(path: str) -> dict[str, str]:
         **lm.facts(),
         "generation": way if way == "packed" else f"{way}, slower: {why}",
         "training": f"row by row, slower: {rows}" if rows else "packed",
+        "seen by": "its layers; a run, which has the weights, tries a clip too, and says where that changes the way",
     }
 
 
