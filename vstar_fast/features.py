@@ -15,6 +15,7 @@ from vstar_fast import clip_files, frames
 from vstar_fast.cache import Cache, Entry
 from vstar_fast.config import CacheConfig, CycleConfig
 from vstar_fast.errors import DataError
+from vstar_fast.models.modules import dtype_name
 from vstar_fast.models.tower import KEPT
 from vstar_fast.models.video_lm import Features, VideoLM
 from vstar_fast.profiling import Profiler
@@ -77,7 +78,7 @@ class FeatureStore:
         self.source = frames.FrameSource(config.frames, model_size=size, **kept)
         # Of a model from the hub the commit stands for its files.
         weights = (weights_key(lm.path), getattr(lm.model.config, "_commit_hash", None))
-        self._seen_as = (size.key if size else "", *weights, type(lm).__name__, str(lm.model.dtype))
+        self._seen_as = (size.key if size else "", *weights, type(lm).__name__, dtype_name(lm))
         self._failed: dict[str, Rejected] = {}
         self._upcoming: deque[LabeledVideo] = deque()
         self._encoded = 0
