@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 import tiny
-from vstar_fast import advice, cycle, export
+from vstar_fast import advice, cycle, export, features
 from vstar_fast import config as settings
 from vstar_fast.config import from_dict
 from vstar_fast.errors import DataError, NothingKept
@@ -145,3 +145,11 @@ def test_what_a_killed_process_did_is_told_of(project, tmp_path, monkeypatch):
     assert found["backends"].keys() == calm["backends"].keys() and "None" not in found["backends"]["attention"]
     for name, stage in calm["stages"].items():
         assert found["stages"][name]["items"].get("answers") == stage["items"].get("answers") or name == "match"
+
+
+def test_features_that_were_kept_under_another_transformers_are_made_again(project, tmp_path, monkeypatch):
+    quick = {"finetune": {"steps": 1}, "cache": {"folder": str(tmp_path / "cache")}}
+    encoded = [one_cycle(project, tmp_path / name, **quick)["frames"].get("encoded", 0) for name in "ab"]
+    monkeypatch.setattr(features, "version", lambda _: "5.0.0")
+    encoded.append(one_cycle(project, tmp_path / "c", **quick)["frames"].get("encoded", 0))
+    assert encoded[0] == encoded[2] > encoded[1] == 0
