@@ -204,3 +204,18 @@ def test_a_model_is_described_without_its_weights(tmp_path):
     assert found["model class"] == "Qwen3VLForConditionalGeneration" and found["adapter"] == "VideoLM, generic"
     assert found["text stack"] == "model.language_model, 3 row(s) of positions"
     assert "visual.deepstack_merger_list.1" in found["may be trained"]
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory")], ids=str)
+def test_memory_that_runs_out_is_not_taken_for_a_misfit(lm, monkeypatch, error):
+    from vstar_fast.models import prompts
+
+    def ran_out(*_args, **_kwargs):
+        raise error
+
+    monkeypatch.setattr(prompts, "joined_along", ran_out)
+    with pytest.raises(type(error)):
+        lm.joined_along  # noqa: B018
+    monkeypatch.setattr(prompts, "preprocess", ran_out)
+    with pytest.raises(type(error)):
+        lm.pixels(clips(1))
