@@ -71,6 +71,8 @@ class Bench:
     device: str = "cpu"
     echo: bool = True
     rows: list[Row] = field(default_factory=list)
+    kept: Callable[[], None] = field(default=lambda: None, repr=False)
+    """Called behind each row: what a bench that is cut short leaves."""
 
     def compare(
         self,
@@ -131,16 +133,17 @@ class Bench:
         row = Row(
             case, subject, baseline, metric, value, unit, ratio, equal, target, met, threads or _threads(), backend
         )
+        self._take(row)
+
+    def _take(self, row: Row) -> None:
         self.rows.append(row)
         if self.echo:
             print(describe(row), flush=True)
+        self.kept()
 
     def absent(self, case: str, subject: str, why: str) -> None:
         """A row that says why something could not be measured here."""
-        row = Row(case, subject, why, ABSENT, None, "-", None, True, None, None, _threads(), "-")
-        self.rows.append(row)
-        if self.echo:
-            print(describe(row), flush=True)
+        self._take(Row(case, subject, why, ABSENT, None, "-", None, True, None, None, _threads(), "-"))
 
     def metrics(self) -> tuple[str, str]:
         """The times taken: of the device, and of the clock on the wall."""
@@ -224,10 +227,13 @@ def names() -> tuple[str, ...]:
     return tuple(sorted(found))
 
 
-def run(name: str, quick: bool = False, *, echo: bool = True, arguments: Sequence[str] = ()) -> dict[str, Any]:
+def run(
+    name: str, quick: bool = False, *, echo: bool = True, arguments: Sequence[str] = (), path: Path | None = None
+) -> dict[str, Any]:
     """Run one bench: {"header": ..., "rows": [...], "ran": what backends ran, "seconds": ...}.
 
-    `arguments` go to the bench's `options(bench, arguments)`, where it has one.
+    `arguments` go to the bench's `options(bench, arguments)`, where it has one. At `path` stands after each row what
+    there is so far, with "cut": true; it stays where the bench breaks or is ended.
     """
     from vstar_fast import backends
 
@@ -237,24 +243,38 @@ def run(name: str, quick: bool = False, *, echo: bool = True, arguments: Sequenc
     bench = Bench(name, quick, backends.device(), echo)
     backends.reset_report()
     began = time.perf_counter()
+    head = header(name, quick, bench.device)
+
+    def report() -> dict[str, Any]:
+        rows = [asdict(row) for row in bench.rows]
+        seconds = round(time.perf_counter() - began, 2)
+        return {"header": head, "rows": rows, "ran": backends.report(), "seconds": seconds}
+
+    if path is not None:
+        bench.kept = lambda: _write(path, report() | {"cut": True})
     if not arguments:
         module.run(bench, quick)
     elif hasattr(module, "options"):
         module.options(bench, arguments)
     else:
         raise ConfigError(f"bench {name} takes no further options, got: {' '.join(arguments)}")
-    rows = [asdict(row) for row in bench.rows]
-    seconds = round(time.perf_counter() - began, 2)
-    return {"header": header(name, quick, bench.device), "rows": rows, "ran": backends.report(), "seconds": seconds}
+    return report() | {"header": header(name, quick, bench.device)}
+
+
+def _write(path: Path, found: Any) -> None:
+    path.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
 
 
 def main(name: str, quick: bool = False, json_path: str | Path | None = None, arguments: Sequence[str] = ()) -> int:
     """Run bench `name`, or "all"; exit status 1 when results differ or there is no row, 2 on a VstarError."""
     try:
-        reports = [run(each, quick, arguments=arguments) for each in (names() if name == "all" else (name,))]
-        if json_path is not None:
-            text = json.dumps(reports if name == "all" else reports[0], indent=1) + "\n"
-            Path(json_path).write_text(text, encoding="utf-8")
+        path = None if json_path is None else Path(json_path)
+        if name == "all":
+            reports = [run(each, quick, arguments=arguments) for each in names()]
+        else:
+            reports = [run(name, quick, arguments=arguments, path=path)]
+        if path is not None:
+            _write(path, reports if name == "all" else reports[0])
     except (VstarError, OSError) as error:
         print(f"bench {name}: {error}")
         return 2
