@@ -60,7 +60,7 @@ ASKED = (
 
 
 def card() -> dict[str, str] | None:
-    """Driver, clocks (MHz), temperature and power of the first GPU as found now; None where nvidia-smi does not tell."""
+    """Driver, clocks (MHz), temperature and power of the first GPU as found; None where nvidia-smi does not tell."""
     program = shutil.which("nvidia-smi")
     if program is None:
         return None
