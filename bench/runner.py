@@ -21,6 +21,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from vstar_fast.bench import cost
 from vstar_fast.bench.machine import header
 
 from vstar_fast.errors import ConfigError, VstarError
@@ -87,11 +88,13 @@ class Bench:
         metric: str | None = None,
         backend: str = "auto",
         threads: int | None = None,
+        graph: bool = False,
     ) -> None:
         """Rows "cpu" and "wall" (on a GPU "gpu" and "wall") of one case, in microseconds for each unit of work.
 
         `equal(subject's result, baseline's result)` must hold, else the row says so and nothing is timed.
         `work` is (how many, of what) one call does. `target` is the ratio wanted of `metric` (default: the first).
+        `graph`: on a GPU both are timed as CUDA graphs, so that launches from Python do not count.
         """
         wanted = metric or self.metrics()[0]
         threads = threads or _threads()
@@ -105,6 +108,8 @@ class Bench:
         if not equal(subject(), baseline()):
             self.add(metric=wanted, value=None, unit=f"us/{work[1]}", ratio=None, equal=False, target=target, **fixed)
             return
+        if graph and self.device == "cuda":
+            subject, baseline = cost.replayed(subject), cost.replayed(baseline)
         turns = self._turns(subject, baseline)
         for name in self.metrics():
             value = median(mine[name] for mine, _ in turns)
@@ -145,6 +150,10 @@ class Bench:
         """A row that says why something could not be measured here."""
         self._take(Row(case, subject, why, ABSENT, None, "-", None, True, None, None, _threads(), "-"))
 
+    def latest(self) -> Row:
+        """The last row of the device's time: of what was compared last, timed or not."""
+        return next(row for row in reversed(self.rows) if row.metric == self.metrics()[0])
+
     def metrics(self) -> tuple[str, str]:
         """The times taken: of the device, and of the clock on the wall."""
         return ("gpu", "wall") if self.device == "cuda" else ("cpu", "wall")
@@ -152,9 +161,10 @@ class Bench:
     def _turns(
         self, subject: Callable[[], Any], baseline: Callable[[], Any]
     ) -> list[tuple[dict[str, float], dict[str, float]]]:
-        """Seconds a call of both, in turn, the first one changing each turn; 7 or more turns."""
-        floor, budget, least = (0.01, 0.3, 3) if self.quick else (0.1, 12.0, 7)
-        calls = [_calls_for(function, floor) for function in (subject, baseline)]
+        """Seconds a call of both, in turn, the first one changing each turn; 7 or more turns, fewer when quick."""
+        whole = (0.05, 3.0, 7) if self.device == "cuda" else (0.1, 12.0, 7)
+        floor, budget, least = (0.01, 0.3, 3) if self.quick else whole
+        calls = [cost.calls_for(function, floor, self.device) for function in (subject, baseline)]
         turns: list[tuple[dict[str, float], dict[str, float]]] = []
         began = time.perf_counter()
         while len(turns) < least or (len(turns) < 25 and time.perf_counter() - began < budget):
@@ -167,40 +177,12 @@ class Bench:
     def _time(self, function: Callable[[], Any], calls: int) -> dict[str, float]:
         """Seconds a call, by metric."""
         if self.device == "cuda":
-            return _time_on_gpu(function, calls)
+            return cost.time_on_gpu(function, calls)
         wall, cpu = time.perf_counter(), time.process_time()
         for _ in range(calls):
             function()
         cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
         return {"cpu": cpu / calls, "wall": wall / calls}
-
-
-def _calls_for(function: Callable[[], Any], floor_s: float) -> int:
-    """Calls that together take at least `floor_s`; also the warm-up."""
-    calls = 1
-    while True:
-        began = time.perf_counter()
-        for _ in range(calls):
-            function()
-        taken = time.perf_counter() - began
-        if taken >= floor_s or calls >= 1 << 16:
-            return calls
-        calls = max(calls * 2, int(calls * floor_s / max(taken, 1e-7)))
-
-
-def _time_on_gpu(function: Callable[[], Any], calls: int) -> dict[str, float]:
-    import torch
-
-    start, stop = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-    torch.cuda.synchronize()
-    wall = time.perf_counter()
-    start.record()
-    for _ in range(calls):
-        function()
-    stop.record()
-    torch.cuda.synchronize()
-    wall = time.perf_counter() - wall
-    return {"gpu": start.elapsed_time(stop) / 1e3 / calls, "wall": wall / calls}
 
 
 def describe(row: Row) -> str:

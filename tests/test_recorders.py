@@ -44,12 +44,26 @@ def gpu(monkeypatch):
                 raise RuntimeError("operation failed due to a previous error during capture")
         found.now = before
 
-    before = found.now
+    class Generator:
+        state = "capturing"
+
+        def clone_state(self):
+            return "as before"
+
+        def graphsafe_set_state(self, state):
+            self.state = state
+
+    def end_allocating(device, pool):
+        assert (device, pool) == (CUDA.index, (0, 1))
+        found.ended = True
+
+    before, found.generator, found.ended = found.now, Generator(), False
+    monkeypatch.setattr(torch._C, "_cuda_endAllocateToPool", end_allocating, raising=False)
     graph_of = SimpleNamespace(replay=lambda: None)
     replaced = {
         "Stream": Stream, "current_stream": lambda: found.now, "stream": stream, "graph": graph,
         "set_stream": lambda wanted: setattr(found, "now", wanted), "graph_pool_handle": lambda: (0, 1),
-        "CUDAGraph": lambda: graph_of,
+        "CUDAGraph": lambda: graph_of, "default_generators": {CUDA.index: found.generator},
     }  # fmt: skip
     for name, value in replaced.items():
         monkeypatch.setattr(torch.cuda, name, value)
@@ -79,3 +93,4 @@ def test_a_capture_that_fails_gives_the_stream_back_and_says_what_failed_first(g
     assert gpu.now is before and len(calls) == 3
     assert "cannot be recorded, steps are made anew: operation not permitted" in caplog.text
     assert held.recorder.name == "eager"
+    assert gpu.generator.state == "as before" and gpu.ended

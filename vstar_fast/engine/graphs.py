@@ -23,6 +23,7 @@ from vstar_fast.engine.plan import Span
 from vstar_fast.engine.recorders import Again, CudaGraphs, Recorder
 from vstar_fast.engine.store import PAGE, Arena, Node, Store
 from vstar_fast.errors import ModelError
+from vstar_fast.kernels.capture import first
 from vstar_fast.kernels.launch import on
 
 if TYPE_CHECKING:
@@ -32,11 +33,6 @@ VARIABLE = "VSTAR_CUDA_GRAPHS"
 """0: on a GPU every step is made anew."""
 MOST_RECORDED = 32
 """Recordings kept; the oldest goes first."""
-
-
-def _first(error: BaseException) -> BaseException:
-    """What went wrong first; the end of a capture only says that something did."""
-    return error if error.__context__ is None else _first(error.__context__)
 
 
 def bucket(n: int) -> int:
@@ -151,7 +147,7 @@ class Graphs:
         try:
             return self.recorder.record(step)
         except RuntimeError as error:
-            cause, name = _first(error), type(self.batch.stack.text_model).__name__
+            cause, name = first(error), type(self.batch.stack.text_model).__name__
             if isinstance(cause, torch.OutOfMemoryError):
                 raise
             logging.getLogger(__name__).warning("%s cannot be recorded, steps are made anew: %s", name, cause)

@@ -7,6 +7,8 @@ from typing import Protocol
 
 import torch
 
+from vstar_fast.kernels.capture import captured
+
 
 class Recorder(Protocol):
     """Makes a replay of a step whose buffers keep their addresses."""
@@ -28,10 +30,7 @@ class Again:
 
 
 class CudaGraphs:
-    """CUDA graphs that share one pool of memory, and one stream of `device` to be captured on.
-
-    Without a stream of ours torch takes one of the GPU that the first graph of the process was captured on.
-    """
+    """CUDA graphs of `device` that share one pool of memory and one stream."""
 
     name = "cuda graph"
 
@@ -39,19 +38,6 @@ class CudaGraphs:
         self._pool, self._stream = torch.cuda.graph_pool_handle(), torch.cuda.Stream(device)
 
     def record(self, step: Callable[[], None]) -> Callable[[], None]:
-        """Two calls on the stream to warm up, and one that is captured."""
-        current = torch.cuda.current_stream()
-        self._stream.wait_stream(current)
-        try:
-            with torch.cuda.stream(self._stream):
-                step()
-                step()
-            current.wait_stream(self._stream)
-            graph = torch.cuda.CUDAGraph()
-            # other threads may use the GPU meanwhile, to decode frames
-            with torch.cuda.graph(graph, self._pool, self._stream, capture_error_mode="thread_local"):
-                step()
-        finally:
-            torch.cuda.set_stream(current)  # a capture that fails leaves its own
-        replay: Callable[[], None] = graph.replay
+        """Two calls to warm up, and one that is captured."""
+        replay, _ = captured(step, self._stream, self._pool)
         return replay
