@@ -193,7 +193,7 @@ def test_weights_and_processor_of_two_models_are_named(tmp_path):
 @pytest.mark.parametrize("dtype", ["int8", "float33", "load"])
 def test_a_dtype_that_is_none_is_named(tmp_path, dtype):
     message = refused(tiny.write_model(tmp_path / "m"), dtype=dtype)
-    assert f"model.dtype = {dtype!r} is no kind of float; use auto, float32, bfloat16 or float16" in message
+    assert f"model.dtype = {dtype!r} is no kind of float; use auto, float32, mixed, bfloat16 or float16" in message
 
 
 def test_a_model_is_described_without_its_weights(tmp_path):

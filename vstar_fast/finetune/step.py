@@ -14,14 +14,13 @@ from vstar_fast.finetune.batches import packs
 from vstar_fast.finetune.items import Item
 from vstar_fast.finetune.loss import packed_nll, packed_rows, row_nll
 from vstar_fast.finetune.preferences import divergence, dpo_loss, kto_loss, mismatched
-from vstar_fast.kernels.linear import fast_linears
+from vstar_fast.kernels.linear import fast_linears, packed_linears
 from vstar_fast.models.video_lm import VideoLM
 from vstar_fast.sharding import Ranks
 
 Losses = Callable[[Sequence[Item]], torch.Tensor]
 
 
-@fast_linears()
 def accumulate(
     lm: VideoLM,
     peft: Any,
@@ -42,7 +41,7 @@ def accumulate(
     total = sum(i.example.weight * (len(i.answer) if by_token else 1) for i in items)
     groups = _passes(items, config)
     loss = torch.zeros((), dtype=torch.float64)
-    with packed_rows(lm) if config.pack else contextlib.nullcontext():
+    with fast_linears(half=lm.mixed), packed_rows(lm) if config.pack else contextlib.nullcontext():
         losses = _objective(lm, peft, items, config, ranks, stream)
         for group, counted in _shared(groups, ranks, stream):
             scale = torch.tensor([counted * weights[id(i)] / total for i in group], device=lm.device)
@@ -111,6 +110,19 @@ def _counts(items: Sequence[Item], groups: Sequence[Sequence[Item]], config: Fin
         "row_tokens": sum(i.tokens for i in rows),
         "packed_tokens": sum(i.tokens for i in rows) if not config.pack else sum(sum(g.values()) for g in packed),
     }
+
+
+@contextlib.contextmanager
+def copied(lm: VideoLM) -> Iterator[None]:
+    """Inside, frozen weights that are multiplied in bf16 are rounded once, if there is memory for the copies."""
+    from vstar_fast.engine import memory
+
+    size = sum(p.nbytes for p in lm.text_model.parameters()) // 2
+    if not (lm.mixed and memory.room_for_copies(size, lm.device)):
+        yield
+        return
+    with packed_linears([lm.text_model], half=True, backward=True):
+        yield
 
 
 @contextlib.contextmanager
