@@ -13,8 +13,9 @@ import torch
 from click.testing import CliRunner
 
 import tiny
-from vstar_fast import cli, cycle, init_config
+from vstar_fast import cli, cycle
 from vstar_fast import config as settings
+from vstar_fast.config import starter
 from vstar_fast.errors import BackendError, ConfigError, DataError, ModelError, RunError
 from vstar_fast.records import Example, Label, LabeledVideo, Question, to_dict
 from vstar_fast.runfolder import write_json, write_jsonl
@@ -290,7 +291,7 @@ def test_init_counts_rows_left_out(project, tmp_path):
     )
     worse = data.parent / "worse.jsonl"
     worse.write_text("\n".join(rows))
-    lines = init_config.write(worse, str(model), tmp_path / "run.toml")
+    lines = starter.write(worse, str(model), tmp_path / "run.toml")
     (left,) = [line for line in lines if "left out" in line]
     assert left.startswith("1 rows left out: ") and "worse.jsonl" in left and "colour" in left
 
@@ -499,7 +500,7 @@ def test_merged_model_answers_like_model_and_adapter(ran, tmp_path):
 
 
 def test_bars_of_other_libraries_stay_off_the_terminal(tmp_path):
-    code = "from vstar_fast.cli_settings import quieten; quieten(); from tqdm.auto import tqdm; list(tqdm(range(3)))"
+    code = "from vstar_fast.cli.settings import quieten; quieten(); from tqdm.auto import tqdm; list(tqdm(range(3)))"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert (found.stdout, found.stderr) == ("", "")
 

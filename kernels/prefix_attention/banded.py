@@ -49,7 +49,7 @@ def sdpa(
     query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, tree: Tree, scale: float,
     sinks: torch.Tensor | None = None, window: int | None = None,
 ) -> torch.Tensor:  # fmt: skip
-    """As `tree_attention`, with torch's attention for each block; sinks are a key that all see, with a value of zeros."""
+    """As `tree_attention`, torch's attention a block at a time; sinks are a key that all see, with a value of zeros."""
     made = bands(tree, query.device, window)
     times = query.shape[1] // keys.shape[1]
     keys, values = keys.repeat_interleave(times, 1), values.repeat_interleave(times, 1)
@@ -69,7 +69,7 @@ def sdpa(
 def _sunk(
     query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, sinks: torch.Tensor
 ) -> tuple[torch.Tensor, ...]:
-    """Query and keys one number wider (and seven more: rows stay aligned), and the key and value [1, Hq, D] of sinks."""
+    """Query and keys one number wider (seven more keep rows aligned), and the key and value [1, Hq, D] of sinks."""
     width = query.shape[-1]
     query, keys = pad(query, (0, 8)), pad(keys, (0, 8))
     one = torch.zeros_like(query[:1]).index_fill(2, torch.tensor([width], device=query.device), 1)

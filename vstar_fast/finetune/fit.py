@@ -14,7 +14,7 @@ import torch
 
 from vstar_fast import base_model
 from vstar_fast.config import FinetuneConfig
-from vstar_fast.config_finetune import weighty
+from vstar_fast.config.finetune import weighty
 from vstar_fast.errors import RunError
 from vstar_fast.finetune import replay
 from vstar_fast.finetune.batches import batches, count_steps

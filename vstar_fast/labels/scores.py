@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vstar_fast.answer_slots import ANSWER
 from vstar_fast.errors import ConfigError
+from vstar_fast.labels.slots import ANSWER
 from vstar_fast.match.text import fold
 from vstar_fast.models.preprocessing import probe_clip
 from vstar_fast.records import FrameBatch, Question
