@@ -100,6 +100,14 @@ def test_the_last_checkpoints_stay_and_a_damaged_one_is_passed_over(model, tmp_p
     assert not where.exists()
 
 
+def test_what_ktos_reference_point_drops_out_does_not_depend_on_a_restart(model, tmp_path):
+    config = dataclasses.replace(CONFIG, objective="kto", lora_dropout=0.3, steps=5)
+    undisturbed = fit(model, tmp_path / "calm", config)
+    stopped(model, tmp_path / "a", 3, config)
+    assert fit(model, tmp_path / "a", config) == undisturbed
+    assert content(tmp_path / "a") == content(tmp_path / "calm")
+
+
 @pytest.mark.parametrize(("damage", "content"), [("seal.json", b""), ("seal.json", b"null"), ("state.pt", b"")])
 def test_with_no_checkpoint_that_is_whole_it_starts_anew(model, tmp_path, damage, content):
     undisturbed = fit(model, tmp_path / "calm")

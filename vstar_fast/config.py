@@ -90,7 +90,8 @@ class ModelConfig:
     init: str = ""
     """Checkpoint fine-tuning starts from (the paper: before instruction tuning); default: `base`."""
     dtype: str = "auto"
-    """`auto` (bf16 on GPU, fp32 on CPU), `float32`, `bfloat16` or `float16`."""
+    """`auto` (bf16 on a GPU; on a CPU mixed where it has bf16 instructions, else fp32), `float32`, `mixed` (on a CPU:
+    fp32, linear layers multiplied in bf16 but the head and what is trained), `bfloat16` or `float16`."""
     device: str = "auto"
     """`auto`, `cpu`, `cuda` or `cuda:N`."""
     quantize: str = "none"
@@ -99,7 +100,7 @@ class ModelConfig:
     """Adapter in `vstar_fast.models`; `auto` goes by the config's model_type."""
 
     def __post_init__(self) -> None:
-        one_of("model.dtype", self.dtype, ("auto", "float32", "bfloat16", "float16"))
+        one_of("model.dtype", self.dtype, ("auto", "float32", "mixed", "bfloat16", "float16"))
         one_of("model.quantize", self.quantize, ("none", "4bit"))
         known = DEVICE.fullmatch(self.device) is not None
         need(known, f"model.device = {self.device!r} is no device; use auto, cpu, cuda or cuda:N")

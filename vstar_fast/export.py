@@ -108,7 +108,12 @@ def write_merged(run_dir: Path, out: Path, *, cycle: int | None = None) -> Path:
     adapter = _adapter(run_dir, cycle)
     config = settings.load(run_dir / "config.toml")
     base = config.model.init or config.model.base
-    lm = models.load(base, dtype=config.model.dtype, device="cpu", family=config.model.family)
+    lm = models.load(
+        base,
+        dtype="float32" if config.model.dtype == "mixed" else config.model.dtype,
+        device="cpu",
+        family=config.model.family,
+    )
     base_model.check(lm, adapter)
     merged = PeftModel.from_pretrained(lm.model, str(adapter)).merge_and_unload()
     with writing(out):

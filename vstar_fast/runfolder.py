@@ -9,6 +9,7 @@ import hashlib
 import json
 import math
 import os
+import re
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -16,12 +17,14 @@ from typing import Any
 
 from vstar_fast.errors import RunError
 from vstar_fast.records import Rejected, to_dict
-from vstar_fast.sharding import rank
+from vstar_fast.sharding import rank, size
 
 FORMAT = 1
 """Version of what is stored; part of every content key."""
 
 _WINDOW_BYTES = 1 << 20
+_UNFINISHED = re.compile(r"\..+\.(\d+)\.\d+\.tmp")
+"""Name of a file that is being written, see `write_atomic`: the process's id is in it."""
 PATIENCE_S = 120.0
 """How long another process's file is waited for. Network file systems may say for a minute that it is not there."""
 
@@ -159,7 +162,19 @@ class RunFolder:
             ) from None
         except OSError as error:
             raise RunError(f"cannot use run folder {self.root}: {error}") from None
+        if size() == 1:
+            self._sweep()
         self._rejected: dict[Rejected, None] = {}
+
+    def _sweep(self) -> None:
+        """Remove what processes that were killed had not finished writing; caches look after themselves."""
+        for folder, inner, names in os.walk(self.root):
+            if folder == str(self.root) and "cache" in inner:
+                inner.remove("cache")
+            for name in names:
+                writer = _UNFINISHED.fullmatch(name)
+                if writer and not os.path.exists(f"/proc/{writer[1]}"):
+                    (Path(folder) / name).unlink(missing_ok=True)
 
     def close(self) -> None:
         """Let another process use the folder."""

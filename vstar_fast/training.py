@@ -60,6 +60,7 @@ class Training:
         write_jsonl(temporary / LEFT_OUT, [to_dict(row) for row in unused])
         s.folder.reject(unused)
         write_json(temporary / "key.json", key)
+        s.ledger.write()
         if s.ranks.first:
             shutil.rmtree(out, ignore_errors=True)
             temporary.rename(out)

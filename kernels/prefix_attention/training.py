@@ -15,6 +15,7 @@ import torch
 from vstar_fast import backends
 from vstar_fast.errors import ModelError
 
+from .banded import sdpa
 from .parts import by_rows, merge
 from .sinks import sinks_back, with_sinks
 from .tree import Call, Tree
@@ -47,7 +48,7 @@ def tree_attention(
         sinks: [Hq], a further score of each head, whose weight goes to nothing.
         window: a token sees so many tokens of its row at most, itself the last of them.
         backend: "auto", "flash" (segments, nothing unseen is computed), "triton" (one pass over the blocks that are
-            seen), "sdpa" (one dense mask, for windows shorter than a row and tokens that see ahead) or "reference".
+            seen), "sdpa" (any mask, block by block: windows shorter than a row, tokens that see ahead) or "reference".
 
     Returns:
         Output [N, Hq, Dv] in the query's dtype.
@@ -101,25 +102,6 @@ def reference(
         scores = torch.cat([scores, sinks.float()[:, None, None].expand(-1, len(query), 1)], -1)
     weights = scores.softmax(-1)[..., : len(keys)]
     return torch.einsum("hnm,mhd->nhd", weights, values).to(query.dtype)
-
-
-def sdpa(
-    query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, tree: Tree, scale: float,
-    sinks: torch.Tensor | None = None, window: int | None = None,
-) -> torch.Tensor:  # fmt: skip
-    """One call of torch's attention with the dense mask; sinks are a key that all see, with a value of zeros."""
-    times, mask = query.shape[1] // keys.shape[1], tree.mask(query.device, window)
-    keys, values = keys.repeat_interleave(times, 1), values.repeat_interleave(times, 1)
-    if sinks is not None:
-        width, more = query.shape[-1], 8  # numbers a row stay aligned
-        query, keys = (_padded(t, width + more) for t in (query, keys))
-        one = torch.zeros_like(query[:1]).index_fill(2, torch.tensor([width], device=query.device), 1)
-        keys = torch.cat([keys, one * (sinks / scale).to(keys.dtype)[:, None]])
-        query, values = query + one, torch.cat([values, torch.zeros_like(values[:1])])
-        mask = torch.nn.functional.pad(mask, (0, 1), value=True)
-    q, k, v = (t.transpose(0, 1)[None] for t in (query, keys, values))
-    out = torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
-    return out[0].transpose(0, 1)
 
 
 class _Fused(Protocol):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain
 from typing import NamedTuple
 
 import torch
@@ -51,7 +52,6 @@ class Tree:
     def __init__(self, nodes: Sequence[Node], sighted: Sequence[Sighted] = ()) -> None:
         self.nodes, self.sighted = tuple(nodes), tuple(sighted)
         self.tokens = nodes[-1].stop if nodes else 0
-        self._masks: dict[tuple[str, int | None], torch.Tensor] = {}
         at = 0
         for node in nodes:
             if node.start != at or not node.start < node.stop <= node.end:
@@ -95,31 +95,22 @@ class Tree:
         return torch.cat(found) if found else torch.empty(0, dtype=torch.int64)
 
     def mask(self, device: torch.device | str = "cpu", window: int | None = None) -> torch.Tensor:
-        """Bool [N, N]: row i sees column j; with a sliding window no more than the `window` places up to its own.
+        """Bool [N, N]: row i sees column j; with a sliding window no more than the `window` places up to its own."""
+        return self.rows(0, self.tokens, window).to(device)
 
-        Kept for as long as the tree: every layer asks for the same one.
-        """
-        key = (str(device), window)
-        if key not in self._masks:
-            shown = self._whole_mask(device)
-            if window is not None:
-                places = self.places.to(device)
-                shown &= places[:, None] - places < window
-            for first, columns, seen in self.sighted:
-                rows = seen[window] if window in seen else next(iter(seen.values()))
-                shown[first : first + len(rows)] = False
-                shown[first : first + len(rows), columns.to(device)] = rows.to(device)
-            self._masks[key] = shown
-        return self._masks[key]
-
-    def _whole_mask(self, device: torch.device | str) -> torch.Tensor:
-        shown = torch.zeros(self.tokens, self.tokens, dtype=torch.bool, device=device)
-        for level in self.levels:
-            for call in level:
-                shown[call.first : call.last, call.start : call.stop] = True
-        for call in self.own:
-            size = call.last - call.first
-            shown[call.first : call.last, call.start : call.stop] = torch.ones(
-                size, size, dtype=torch.bool, device=device
-            ).tril()
+    def rows(self, first: int, last: int, window: int | None = None) -> torch.Tensor:
+        """Bool [last - first, N] on the host: rows `first` to `last` of the mask."""
+        shown = torch.zeros(last - first, self.tokens, dtype=torch.bool)
+        for call in chain(self.own, *self.levels):
+            shown[max(call.first - first, 0) : max(call.last - first, 0), call.start : call.stop] = True
+        at = torch.arange(self.tokens)
+        shown &= at <= at[first:last, None]
+        if window is not None:
+            shown &= self.places[first:last, None] - self.places < window
+        for begin, columns, seen in self.sighted:
+            part = seen[window] if window in seen else next(iter(seen.values()))
+            low, high = max(begin, first), min(begin + len(part), last)
+            if low < high:
+                shown[low - first : high - first] = False
+                shown[low - first : high - first, columns.cpu()] = part[low - begin : high - begin].cpu()
         return shown

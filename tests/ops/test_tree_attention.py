@@ -4,8 +4,9 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from vstar_fast.kernels.prefix_attention import banded
 from vstar_fast.kernels.prefix_attention.training import _BACKENDS, _OnCpu, _places, tree_attention
-from vstar_fast.kernels.prefix_attention.tree import Node, Tree
+from vstar_fast.kernels.prefix_attention.tree import Node, Sighted, Tree
 
 from vstar_fast import backends
 from vstar_fast.errors import BackendError, ModelError
@@ -131,7 +132,7 @@ def test_wrong_shapes_and_backends_are_refused():
         Tree([Node(0, 2, 2, 0), Node(3, 4, 4, 0)])
 
 
-def test_what_ran_is_reported_and_windows_shorter_than_a_row_take_the_dense_form():
+def test_what_ran_is_reported_and_windows_shorter_than_a_row_go_block_by_block():
     tree = grown([(3, [2])])
     q, k, v = inputs(tree)
     backends.reset_report()
@@ -174,6 +175,27 @@ def test_a_window_is_counted_along_the_row_of_each_branch(shapes, window):
     tensors = inputs(tree, width=8)
     ours, theirs = (tree_attention(*tensors, tree, window=window, backend=name) for name in ("sdpa", "reference"))
     torch.testing.assert_close(ours, theirs, atol=2e-6, rtol=2e-6)
+
+
+@given(st.lists(SHAPES, min_size=1, max_size=3), st.integers(1, 12), st.integers(1, 9), st.booleans())
+def test_blocks_of_any_size_give_values_and_gradients_of_the_specification(shapes, window, block, sunk):
+    tree = grown(shapes)
+    ahead = torch.ones(min(3, tree.tokens), min(3, tree.tokens), dtype=torch.bool)
+    tree = Tree(tree.nodes, [Sighted(0, torch.arange(len(ahead)), {None: ahead})])
+    tensors = [*inputs(tree, width=8), *([torch.randn(4, requires_grad=True)] if sunk else [])]
+    found = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(banded, "BLOCK", block)
+        for name in ("sdpa", "reference"):
+            out = tree_attention(*tensors[:3], tree, sinks=tensors[3] if sunk else None, window=window, backend=name)
+            found.append([out, *torch.autograd.grad(out.square().sum(), tensors)])
+    close(*found, 2e-5)
+
+
+def test_a_window_costs_its_length_a_token_and_not_the_packs():
+    tree, window = grown([(3000, [200, 200])]), 64
+    made = banded.bands(tree, torch.device("cpu"), window)
+    assert sum(band.mask.numel() for band in made) < tree.tokens * (window + 3 * banded.BLOCK)
 
 
 def test_gradients_of_sinks_are_those_of_finite_differences():

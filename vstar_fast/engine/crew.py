@@ -158,13 +158,18 @@ def _front(source: Iterator[Request], workers: int) -> tuple[list[Request], int,
     return seen, answers, len(videos)
 
 
-def packed(lm: Any) -> contextlib.AbstractContextManager[Any]:
+@contextlib.contextmanager
+def packed(lm: Any) -> Iterator[None]:
     """`packed_linears` of what a step calls, if there is memory for the copies."""
-    modules = [lm.text_model, lm.head]
-    weights = {id(p): p.nbytes for module in modules for p in module.parameters()}
+    parts = ((lm.text_model, lm.mixed), (lm.head, False))
+    weights = {id(p): p.nbytes for module, _ in parts for p in module.parameters()}
     if lm.device.type != "cpu" or not memory.room_for_copies(sum(weights.values()), lm.device):
-        return contextlib.nullcontext()
-    return packed_linears(modules)
+        yield
+        return
+    with contextlib.ExitStack() as stack:
+        for module, half in parts:
+            stack.enter_context(packed_linears([module], half=half))
+        yield
 
 
 class _Worker:

@@ -16,9 +16,9 @@ import torch
 from transformers import AttentionInterface
 from transformers.cache_utils import DynamicCache
 
-from vstar_fast.engine import memory
 from vstar_fast.engine.store import LayerShape, Shape
 from vstar_fast.engine.turn import alone
+from vstar_fast.errors import ran_out
 from vstar_fast.models.hf_cache import CACHE
 from vstar_fast.models.modules import attending_by, evaluating
 
@@ -172,7 +172,7 @@ def _call(text_model: Any, seen: _Observer) -> str:
             ids = torch.arange(1, TOKENS + 1, device=text_model.device)[None]
             text_model(input_ids=ids, attention_mask=None, use_cache=True, **{CACHE: cache})
     except Exception as error:  # whatever a layer does with keys that it is not given; the reason is reported
-        if memory.ran_out(error):
+        if ran_out(error):
             raise
         return f"{type(error).__name__}: {str(error)[:120]}"
     return ""

@@ -23,7 +23,7 @@ from vstar_fast.engine.prompts import Prompts
 from vstar_fast.engine.request import Answer, Counts, Request
 from vstar_fast.engine.stack import Stack
 from vstar_fast.engine.turn import alone
-from vstar_fast.errors import ConfigError, ModelError
+from vstar_fast.errors import ConfigError, ModelError, ran_out
 from vstar_fast.kernels.prefix_attention import threshold
 from vstar_fast.models.modules import evaluating
 
@@ -126,7 +126,7 @@ class Scheduler:
             with alone(self.stack.text_model), evaluating(self.lm.model):
                 self._advance(waiting, done)
         except Exception as error:
-            if not memory.ran_out(error):
+            if not ran_out(error):
                 raise
             self._halve(waiting, error)
         return done

@@ -58,7 +58,7 @@ class Stack:
         self._cache.set_plan(plan)
         positions = positions if positions.shape[0] == 1 else positions[:, None]
         try:
-            with attending(self.text_model), running(self.mixers, lambda: plan.waves), fast_linears():
+            with attending(self.text_model), running(self.mixers, lambda: plan.waves), fast_linears(half=self.lm.mixed):
                 out = self.text_model(
                     inputs_embeds=embeds,
                     position_ids=positions,

@@ -21,7 +21,7 @@ from vstar_fast.finetune.batches import batches, count_steps
 from vstar_fast.finetune.checkpoints import Checkpoints, Note
 from vstar_fast.finetune.items import Item
 from vstar_fast.finetune.optimizer import Optimizer
-from vstar_fast.finetune.step import accumulate, streams
+from vstar_fast.finetune.step import accumulate, copied, streams
 from vstar_fast.finetune.tracking import Tracking
 from vstar_fast.models.video_lm import VideoLM
 from vstar_fast.runfolder import content_key, writing
@@ -82,7 +82,7 @@ class Fit:
         )
         devices = [torch.cuda.current_device()] if self._lm.device.type == "cuda" else []
         try:
-            with torch.random.fork_rng(devices):
+            with torch.random.fork_rng(devices), copied(self._lm):
                 for step in range(done, self.steps):
                     tracking.log(step, *self._step(step))
                     if on_step is not None:
@@ -164,7 +164,9 @@ class Fit:
             for tensor in features.kwargs.values():
                 digest.update(_bytes(tensor))
         rows = [(asdict(i.example), i.text, i.clip) for i in items]
-        return content_key(base_model.key_of(self._lm), rows, weighty(self._config), self._seed, digest.hexdigest())
+        return content_key(
+            base_model.key_of(self._lm), rows, weighty(self._config), self._seed, digest.hexdigest(), self._lm.mixed
+        )
 
     def _facts(self) -> dict[str, Any]:
         """What trackers are told of the run."""

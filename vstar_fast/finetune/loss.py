@@ -37,7 +37,7 @@ def attention(
 ) -> tuple[torch.Tensor, None]:
     """transformers' attention function over packed tokens: query [1, Hq, N, D], keys and values [1, Hkv, N, D or Dv].
 
-    `s_aux`: [Hq], scores of nothing. Layers with a sliding window run on the dense backend where rows are longer.
+    `s_aux`: [Hq], scores of nothing. Layers whose sliding window is shorter than a row go block by block.
     """
     from vstar_fast.kernels.prefix_attention.training import tree_attention
 
