@@ -34,7 +34,7 @@ FAMILIES=tests/test_families_on_gpu.py
 PART=64                                                                           # exit status of a step done in part
 FIRST="prefix_attention decode_step train_step constrain tree_attention label_match patchify sample"   # in this order
 OTHER="attention generate score value_match decode constrained_answers cycle"
-ON_CPU="crew finetune linear"                                                     # benches that measure a CPU alone
+ON_CPU="crew finetune half_linear linear"                                                   # benches that measure a CPU alone
 NEED_CUDA="constrain constrained_answers label_match value_match"                 # benches of the CUDA kernels
 # Seconds that a step takes, about, on 16 cores and an H200; guesses until one has run.
 declare -A TAKES=([env]=20 [wheels]=30 [build]=90 [test]=240 [benches]=15 [memcheck]=200 [racecheck]=200 [families]=240
@@ -134,9 +134,11 @@ gpu_tests() {
 }
 
 step_test() {
-  local tests=()
+  local tests=() files
   has_cuda_code || tests=(-k "not ($CUDA_TESTS)")
-  gpu_tests --junitxml="$OUT/gpu-tests.xml" --ignore="$FAMILIES" "${tests[@]}"
+  # files with tests for a GPU alone: the others may need packages that are not here
+  mapfile -t files < <(grep -rlE 'mark\.gpu|def test_.*\bdevice\b' tests --include='test_*.py' | grep -vxF "$FAMILIES" | sort)
+  gpu_tests --junitxml="$OUT/gpu-tests.xml" "${files[@]}" "${tests[@]}"
   [ "${#tests[@]}" = 0 ] || in_part test "tests of the CUDA kernels, which are not built"
 }
 
