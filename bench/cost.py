@@ -6,8 +6,9 @@ measurement: rows made here say "predicted" and name the card they are about.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 REACHED_BYTES, REACHED_FLOPS = 0.9, 0.8
 """Shares of the data sheet's rates that a copy and a large matrix product reach."""
@@ -76,6 +77,36 @@ def card_here() -> Card | None:
     return next((card for part, card in CARDS.items() if part in name), None)
 
 
+def wait() -> None:
+    """Until the GPU has done what it was told."""
+    import torch
+
+    torch.cuda.synchronize()
+
+
+def replayed(function: Callable[[], object]) -> Callable[[], object]:
+    """A CUDA graph of what a call launches; a call of it gives the same tensors each time.
+
+    Between kernels of some microseconds launches from Python are most of the time. What cannot be captured is the
+    function itself, and said.
+    """
+    import torch
+    from vstar_fast.kernels.capture import captured, first
+
+    function()
+    try:
+        replay, found = captured(function, torch.cuda.Stream(), torch.cuda.graph_pool_handle(), warm_ups=1)
+    except RuntimeError as error:
+        print(f"  launched anew each time, it cannot be captured: {first(error)}")
+        return function
+
+    def again() -> object:
+        replay()
+        return found
+
+    return again
+
+
 def gpu_seconds(function: Callable[[], object], calls: int = 10) -> float:
     """Seconds of the GPU that a call takes: the best of `calls`, after three to warm up."""
     import torch
@@ -91,6 +122,37 @@ def gpu_seconds(function: Callable[[], object], calls: int = 10) -> float:
         torch.cuda.synchronize()
         best = min(best, start.elapsed_time(stop) / 1e3)
     return best
+
+
+def calls_for(function: Callable[[], Any], floor_s: float, device: str) -> int:
+    """Calls that together take at least `floor_s`; also the warm-up. What is queued on a GPU is waited for."""
+    calls = 1
+    while True:
+        began = time.perf_counter()
+        for _ in range(calls):
+            function()
+        if device == "cuda":
+            wait()
+        taken = time.perf_counter() - began
+        if taken >= floor_s or calls >= 1 << 16:
+            return calls
+        calls = max(calls * 2, int(calls * floor_s / max(taken, 1e-7)))
+
+
+def time_on_gpu(function: Callable[[], Any], calls: int) -> dict[str, float]:
+    """Seconds a call of the GPU, between two events, and on the wall."""
+    import torch
+
+    start, stop = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    torch.cuda.synchronize()
+    wall = time.perf_counter()
+    start.record()
+    for _ in range(calls):
+        function()
+    stop.record()
+    torch.cuda.synchronize()
+    wall = time.perf_counter() - wall
+    return {"gpu": start.elapsed_time(stop) / 1e3 / calls, "wall": wall / calls}
 
 
 def copy_bytes_s() -> float:

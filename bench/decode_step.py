@@ -6,6 +6,7 @@ At best means: weights, each prefix and each row's own tokens read once at the b
 
 from __future__ import annotations
 
+import gc
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,8 +21,9 @@ SHARE = 1 / 1.5
 """Of the roofline, wanted."""
 
 
-ALIKE = {"cpu": 1.0, "cuda": 0.9}
-"""Share of answers whose first two tokens must be the same; random weights in bf16 turn on their last bit."""
+ALIKE = {"cpu": 1.0, "cuda": 0.6}
+"""Share of answers whose first two tokens must be the same: in bf16 the two best of 150 thousand random logits change
+places in one step of eight or so; a wrong step leaves none alike."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,7 @@ def run(bench: Bench, quick: bool) -> None:
     copied = cost.copy_bytes_s()
     for model in ("Qwen2.5-VL-7B", "Video-LLaVA-7B"):
         measure(bench, Case(model, 8 if quick else 32), copied)
+        gc.collect()  # a model hangs on what it was measured with
 
 
 def measure(bench: Bench, case: Case, copied: float | None) -> None:
@@ -85,7 +88,8 @@ def least_bytes(model: Any, scheduler: Any, case: Case) -> float:
 
 def generate(model: Any, prompts: torch.Tensor, case: Case, *, recorded: bool) -> tuple[list[list[int]], float, Any]:
     """Greedy answers, seconds a step (prefill and recording left out), and the scheduler."""
-    from vstar_fast.engine import Request, Scheduler, Settings, TextLM, graphs, memory
+    from vstar_fast.engine import Request, Scheduler, Settings, TextLM, graphs
+    from vstar_fast.models import memory
 
     room = int(0.9 * memory.free_bytes(model.device))
     scheduler = Scheduler(TextLM(model), max_rows=case.videos * case.k, memory_bytes=room, skip_forced=False)

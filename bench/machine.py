@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
+import shutil
+import subprocess
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -32,6 +34,7 @@ def header(name: str, quick: bool, device: str) -> dict[str, Any]:
         "cores": os.cpu_count(),
         "load": round(os.getloadavg()[0], 2),
         "gpu": torch.cuda.get_device_name(0) if gpu.ok else None,
+        "card": card() if gpu.ok else None,
         "versions": {
             "vstar-fast": vstar_fast.__version__,
             "python": platform.python_version(),
@@ -40,6 +43,34 @@ def header(name: str, quick: bool, device: str) -> dict[str, Any]:
             **{package: _version(package) for package in ("triton", "transformers", "numpy", "av")},
         },
     }
+
+
+ASKED = (
+    "driver_version",
+    "clocks.sm",
+    "clocks.mem",
+    "clocks.max.sm",
+    "clocks.max.mem",
+    "temperature.gpu",
+    "power.draw",
+    "power.limit",
+    "ecc.mode.current",
+)
+"""What nvidia-smi is asked for; it changes nothing."""
+
+
+def card() -> dict[str, str] | None:
+    """Driver, clocks (MHz), temperature and power of the first GPU as found; None where nvidia-smi does not tell."""
+    program = shutil.which("nvidia-smi")
+    if program is None:
+        return None
+    command = [program, "--id=0", f"--query-gpu={','.join(ASKED)}", "--format=csv,noheader,nounits"]
+    try:
+        found = subprocess.run(command, capture_output=True, text=True, timeout=20)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    values = [value.strip() for value in found.stdout.strip().split(",")]
+    return dict(zip(ASKED, values, strict=True)) if len(values) == len(ASKED) else None
 
 
 def _cpu_name() -> str:

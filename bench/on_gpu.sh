@@ -1,17 +1,26 @@
 #!/usr/bin/env bash
 # Proves and measures vstar-fast on a machine with an NVIDIA GPU; needs no network. Run it from the repository:
 #
-#   bench/on_gpu.sh OUTDIR            every step that has not succeeded yet, in order
-#   bench/on_gpu.sh OUTDIR STEP       one step: env build compile test benches memcheck racecheck bench-<name> roofline unproven
+#   bench/on_gpu.sh OUTDIR            every step that has not succeeded yet, what is wanted most first
+#   bench/on_gpu.sh OUTDIR STEP       one step: env wheels build test benches bench-<name> memcheck racecheck families
+#                                     compile roofline unproven
 #
-# A step that succeeded leaves OUTDIR/<step>.done and is not run again. A step has LIMIT seconds (540), all of them together
-# TOTAL (1740): what there was no time for runs at the next call. Without nvcc the CUDA kernels are not built, and what needs
-# them does not run. What did not run is listed at the end. PYTHON names the interpreter (with torch, pytest, hypothesis),
-# WHEELS a folder of wheels to install what is missing from, CUDA the toolkit (/usr/local/cuda). Figures to keep go from OUTDIR/bench-<name>.json to
-# bench/results/, and OUTDIR/ROOFLINE.md to bench/.
+# A step that succeeded leaves OUTDIR/<step>.done and is not run again; remove that file to have it run once more. A step has
+# LIMIT seconds (540), all of them together TOTAL (1740), and begins only where what it TAKES is left: the others run at the
+# next call. A bench that is cut short leaves the rows it has. Without nvcc the CUDA kernels are not built, and what needs
+# them does not run. What did not run is listed at the end.
+#
+#   PYTHON    the interpreter (with torch, pytest, hypothesis); WORKERS (8) processes run its tests where pytest-xdist is there
+#   CUDA      the toolkit (/usr/local/cuda)
+#   WHEELS    a folder of wheels (wheels/), to install what is missing from. One too large to be brought at once may come in
+#             parts, some at each call: split -b 50M -d X.whl X.whl.part && sha256sum X.whl >X.whl.sha256
+#   KEEP      a file: after each step an archive of OUTDIR's logs and figures
+#   VSTAR_FAST_CACHE   where the benches of constrain and of the matches find the demo's tokenizer (model/vstar-demo-*/)
+#
+# Figures to keep go from OUTDIR/bench-<name>.json to bench/results/, and OUTDIR/ROOFLINE.md to bench/.
 set -euo pipefail
 
-[ $# -ge 1 ] || { sed -n '2,11p' "$0"; exit 2; }
+[ $# -ge 1 ] || { sed -n '2,24p' "$0"; exit 2; }
 mkdir -p "$1"
 OUT=$(cd "$1" && pwd)
 HERE=$(cd "$(dirname "$0")" && pwd)
@@ -20,32 +29,59 @@ PYTHON=${PYTHON:-python3}
 WHEELS=${WHEELS:-wheels}
 LIMIT=${LIMIT:-540}
 TOTAL=${TOTAL:-1740}
+WORKERS=${WORKERS:-8}
+FAMILIES=tests/test_families_on_gpu.py
 PART=64                                                                           # exit status of a step done in part
-FIRST="prefix_attention decode_step tree_attention patchify attention sample"     # benches whose figures are wanted most
+FIRST="prefix_attention decode_step train_step constrain tree_attention label_match patchify sample"   # in this order
+OTHER="attention generate score value_match decode constrained_answers cycle"
+ON_CPU="crew finetune half_linear linear"                                                   # benches that measure a CPU alone
 NEED_CUDA="constrain constrained_answers label_match value_match"                 # benches of the CUDA kernels
+# Seconds that a step takes, about, on 16 cores and an H200; guesses until one has run.
+declare -A TAKES=([env]=20 [wheels]=30 [build]=90 [test]=240 [benches]=15 [memcheck]=200 [racecheck]=200 [families]=240
+  [compile]=60 [roofline]=10 [unproven]=10 [bench-prefix_attention]=180 [bench-decode_step]=180 [bench-tree_attention]=60 [bench-train_step]=60
+  [bench-constrain]=60 [bench-label_match]=90 [bench-patchify]=20 [bench-sample]=50 [bench-attention]=30
+  [bench-generate]=90 [bench-score]=40 [bench-value_match]=60 [bench-decode]=200)
 CUDA_TESTS="label or constrain or value"                                          # tests of them, as pytest's -k
 CUDA=${CUDA:-$(ls -d /usr/local/cuda* 2>/dev/null | head -1 || true)}
 PATH="$PATH:$CUDA/bin"
 nvcc=$(command -v nvcc || true)
-export PYTHONUNBUFFERED=1 VSTAR_REQUIRE_GPU=1
+export PYTHONUNBUFFERED=1 VSTAR_REQUIRE_GPU=1 HF_HUB_OFFLINE=1 PIP_NO_INDEX=1 PIP_FIND_LINKS="$OUT/wheels"
 unset TRITON_INTERPRET
-if [ -d "$OUT/tree" ]; then export PYTHONPATH="$OUT/tree" PYTHONSAFEPATH=1; fi
+if [ -d "$OUT/tree" ]; then export PYTHONPATH="$OUT/tree${PYTHONPATH:+:$PYTHONPATH}" PYTHONSAFEPATH=1; fi
 
 step_env() {
   nvidia-smi
   "$PYTHON" --version
   command -v nvcc cmake ninja g++ || true
   nvcc --version | tail -2 || echo "no nvcc: the CUDA kernels cannot be built here"
-  if [ -d "$WHEELS" ]; then
-    local wheel name
-    for wheel in "$WHEELS"/*.whl; do
-      name=$(basename "$wheel" | cut -d- -f1)
-      "$PYTHON" -m pip show -q "$name" 2>/dev/null ||
-        "$PYTHON" -m pip install -q --no-index --no-deps --find-links "$WHEELS" "$wheel" || echo "could not install $wheel"
-    done
-  fi
   "$PYTHON" -c "import torch; assert torch.cuda.is_available(), 'torch sees no GPU'; print(torch.__version__, torch.version.cuda, torch.cuda.get_device_name(0))"
   "$PYTHON" -m pip list 2>/dev/null | grep -iE 'torch|triton|transformers|peft|flash|dali|^av |numpy|pybind|scikit|cmake|ninja' || true
+}
+
+# Puts together the wheels of which all parts have come, and installs what is missing.
+step_wheels() {
+  [ -d "$WHEELS" ] || { echo "no folder $WHEELS"; return 0; }
+  mkdir -p "$OUT/wheels"
+  find "$WHEELS" -maxdepth 1 -type f -name '*.whl*' -exec cp -f {} "$OUT/wheels/" \;
+  local sum whole wheel name missing=""
+  for sum in "$OUT"/wheels/*.sha256; do
+    whole=${sum%.sha256}
+    [ -e "$sum" ] && [ ! -e "$whole" ] || continue
+    cat "$whole".part* >"$whole.new" 2>/dev/null || true
+    if [ "$(sha256sum <"$whole.new" | cut -d' ' -f1)" = "$(cut -d' ' -f1 "$sum")" ]; then
+      mv "$whole.new" "$whole"
+      rm -f "$whole".part*
+    else
+      missing+=" $(basename "$whole")"
+    fi
+  done
+  for wheel in "$OUT"/wheels/*.whl; do
+    [ -e "$wheel" ] || continue
+    name=$(basename "$wheel" | cut -d- -f1)
+    "$PYTHON" -m pip show -q "$name" 2>/dev/null && continue
+    "$PYTHON" -m pip install -q --no-deps "$wheel" || missing+=" $name (it cannot be installed)"
+  done
+  [ -z "$missing" ] || in_part wheels "$missing, whose parts are not all here"
 }
 
 # Notes what a step does without, and why. It is then not stamped.
@@ -60,19 +96,23 @@ forget() { if [ -e "$OUT/not-run" ]; then sed -i "/^$1:/d" "$OUT/not-run"; fi; }
 step_build() {
   export VSTAR_CUDA=ON
   [ -n "$nvcc" ] || VSTAR_CUDA=OFF
+  VSTAR_CUDA_ARCH=${VSTAR_CUDA_ARCH:-$(capability)-real} # for this card alone: half the time
+  export VSTAR_CUDA_ARCH
   "$PYTHON" -m pip install --no-build-isolation --no-deps --no-index -e . ||
     { echo "no scikit-build-core: building with cmake alone"; build_in_tree; }
-  if [ -d "$OUT/tree" ]; then export PYTHONPATH="$OUT/tree" PYTHONSAFEPATH=1; fi
+  if [ -d "$OUT/tree" ]; then export PYTHONPATH="$OUT/tree${PYTHONPATH:+:$PYTHONPATH}" PYTHONSAFEPATH=1; fi
   "$PYTHON" -c "import vstar_fast._C as c; print(c.__file__)"
   [ -n "$nvcc" ] || in_part build "the CUDA kernels: there is no nvcc"
   has_cuda_code || { echo "_C was built without CUDA"; return 1; }
 }
 
+capability() { "$PYTHON" -c 'import torch; print("%d%d" % torch.cuda.get_device_capability())'; }
+
 has_cuda_code() { "$PYTHON" -c "import vstar_fast._C as c; raise SystemExit(not c.has_cuda)"; }
 
 # Spills, shared memory and tensor cores of the Triton kernels, as this machine's Triton compiles them.
 step_compile() {
-  "$PYTHON" -m vstar_fast.bench.compile_kernels --arch "$("$PYTHON" -c 'import torch; print("%d%d" % torch.cuda.get_device_capability())')"
+  "$PYTHON" -m vstar_fast.bench.compile_kernels --arch "$(capability)"
 }
 
 # What an install does, with cmake and pybind11 alone: OUTDIR/tree has kernels/ and bench/ inside vstar_fast/.
@@ -86,12 +126,24 @@ build_in_tree() {
   cp "$OUT"/cmake/_C*.so "$tree/"
 }
 
+# Tests that need a GPU, in several processes: most of their time Triton compiles.
+gpu_tests() {
+  local several=()
+  if "$PYTHON" -c "import xdist" 2>/dev/null; then several=(-n "$WORKERS" --dist worksteal); fi
+  "$PYTHON" -m pytest -m gpu -q --continue-on-collection-errors "${several[@]}" "$@"
+}
+
 step_test() {
-  local tests=()
+  local tests=() files
   has_cuda_code || tests=(-k "not ($CUDA_TESTS)")
-  "$PYTHON" -m pytest -m gpu -q --continue-on-collection-errors --junitxml="$OUT/gpu-tests.xml" "${tests[@]}"
+  # files with tests for a GPU alone: the others may need packages that are not here
+  mapfile -t files < <(grep -rlE 'mark\.gpu|def test_.*\bdevice\b' tests --include='test_*.py' | grep -vxF "$FAMILIES" | sort)
+  gpu_tests --junitxml="$OUT/gpu-tests.xml" "${files[@]}" "${tests[@]}"
   [ "${#tests[@]}" = 0 ] || in_part test "tests of the CUDA kernels, which are not built"
 }
+
+# Answers, label scores and training of every family against a CPU's.
+step_families() { gpu_tests --junitxml="$OUT/gpu-families.xml" "$FAMILIES"; }
 
 # Memory errors, or races, in the kernels of the ops, on their GPU tests. Every tensor is an allocation of its own:
 # between two of torch's cache, reads and writes out of bounds would not be seen.
@@ -135,17 +187,18 @@ for package, what in {
         lines.append(f"{what}: {probe.why}")
     elif not used:
         lines.append(f"{what}: installed, but no stage uses it yet")
-tests = out / "gpu-tests.xml"
-if tests.exists():
+for name in ("gpu-tests", "gpu-families"):
+    tests = out / f"{name}.xml"
+    if not tests.exists():
+        lines.append(f"{name}: not run")
+        continue
     cases = list(ElementTree.parse(tests).iter("testcase"))
-    print(f"gpu tests: {len(cases)}")
+    print(f"{name}: {len(cases)}")
     for case in cases:
         for outcome in ("skipped", "failure", "error"):
             found = case.find(outcome)
             if found is not None:
                 lines.append(f"{outcome}: {case.get('name')}: {(found.get('message') or '')[:100]}")
-else:
-    lines.append("gpu tests: not run")
 absent = out / "not-run"
 not_run = absent.read_text().splitlines() if absent.exists() else []
 named = {line.partition(":")[0] for line in not_run}
@@ -170,9 +223,12 @@ not_run() {
 run_step() {
   local step=$1 status=0 most=$((TOTAL - SECONDS))
   [ -e "$OUT/$step.done" ] && { echo "== $step: done before"; return 0; }
-  [ "$most" -ge 20 ] || { not_run "$step" "no time left; call again"; return 1; }
+  local takes=${TAKES[$step]:-120}
+  [ "$takes" -le "$LIMIT" ] || takes=$LIMIT
+  [ "$most" -ge "$takes" ] || { not_run "$step" "$most s are left and it takes about $takes; call again"; return 1; }
   forget "$step"
   echo "== $step"
+  echo "about $takes s; $most s are left"
   [ "$most" -le "$LIMIT" ] || most=$LIMIT
   timeout -k 10 "$most" bash "$HERE/on_gpu.sh" "$OUT" "--inside=$step" 2>&1 | tee "$OUT/$step.log" || status=$?
   case $status in
@@ -180,16 +236,20 @@ run_step() {
     "$PART") echo "== $step: done IN PART" ;;
     *) echo "== $step FAILED (status $status)" ;;
   esac
+  if [ -n "${KEEP:-}" ]; then keep; fi
   return "$status"
 }
 
-# The benches that come `first`, or the `other` ones.
+# What is left of all steps so far, should the machine be gone before the end.
+keep() {
+  tar -czf "$KEEP.new" -C "$OUT" --exclude=./wheels --exclude=./cmake --exclude=./tree . && mv "$KEEP.new" "$KEEP"
+}
+
+# The benches of a list that there are, in its order.
 run_benches() {
-  local name failed=0 turn
-  for name in $(cat "$OUT/benches" 2>/dev/null || true); do
-    turn=other
-    [[ " $FIRST " != *" $name "* ]] || turn=first
-    [ "$turn" = "$1" ] || continue
+  local name failed=0
+  for name in $1; do
+    grep -qx "$name" "$OUT/benches" 2>/dev/null || continue
     if [[ " $NEED_CUDA " = *" $name "* ]] && ! has_cuda_code; then
       not_run "bench-$name" "it needs the CUDA kernels"
       failed=1
@@ -204,8 +264,8 @@ inside() {
   case $1 in
     bench-*) step_bench "${1#bench-}" ;;
     memcheck | racecheck) step_sanitizer "$1" ;;
-    env | build | compile | test | benches | roofline | unproven) "step_$1" ;;
-    *) echo "unknown step $1; steps: env build compile test benches memcheck racecheck bench-<name> roofline unproven"; exit 2 ;;
+    env | wheels | build | compile | test | families | benches | roofline | unproven) "step_$1" ;;
+    *) echo "unknown step $1; steps: env wheels build test benches bench-<name> memcheck racecheck families compile roofline unproven"; exit 2 ;;
   esac
 }
 
@@ -213,15 +273,17 @@ case ${2:-all} in
   --inside=*) inside "${2#--inside=}" ;;
   all)
     failed=0
-    rm -f "$OUT/not-run" "$OUT/benches.done" "$OUT/roofline.done" "$OUT/unproven.done"
+    rm -f "$OUT/not-run" "$OUT"/{wheels,benches,roofline,unproven}.done
     run_step env || exit 1
+    run_step wheels || failed=1
     run_step build || failed=1
-    if [ -d "$OUT/tree" ]; then export PYTHONPATH="$OUT/tree" PYTHONSAFEPATH=1; fi
-    for step in compile test benches; do run_step "$step" || failed=1; done
-    run_benches first || failed=1
-    for step in memcheck racecheck; do run_step "$step" || failed=1; done
-    run_benches other || failed=1
-    TOTAL=$((TOTAL + 60))
+    if [ -d "$OUT/tree" ]; then export PYTHONPATH="$OUT/tree${PYTHONPATH:+:$PYTHONPATH}" PYTHONSAFEPATH=1; fi
+    for step in test benches; do run_step "$step" || failed=1; done
+    run_benches "$FIRST" || failed=1
+    run_step memcheck || failed=1
+    run_benches "$OTHER $(grep -vxF "$(tr ' ' '\n' <<<"$FIRST $OTHER $ON_CPU")" "$OUT/benches" 2>/dev/null || true)" || failed=1
+    for step in families racecheck compile; do run_step "$step" || failed=1; done
+    TOTAL=$((TOTAL + 60)) # these two always run
     run_step roofline || failed=1
     run_step unproven || failed=1
     exit "$failed"

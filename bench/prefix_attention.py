@@ -147,9 +147,9 @@ def against_plain(bench: Bench, shape: Shape, backend: str, target: float | None
 
     bench.compare(
         str(shape), ours, theirs, equal=same, names=("shared", "a copy a row"), work=(1, "layer"), target=target,
-        backend=backend,
+        backend=backend, graph="both",
     )  # fmt: skip
-    value = bench.rows[-2].value if bench.rows[-1].value is not None else None
+    value = bench.latest().value
     return None if value is None else value / 1e6
 
 
@@ -207,7 +207,7 @@ def prompts(bench: Bench, shape: Shape, card: cost.Card, count: int = 4, tokens:
         bench.compare(
             case, partial(prefix_attention, query, levels, backend=backend),
             partial(prefix_attention, query, levels, backend="triton"), equal=same, names=(backend, "triton"),
-            work=(1, "layer"), backend=backend,
+            work=(1, "layer"), backend=backend, graph="both",
         )  # fmt: skip
 
 
@@ -217,7 +217,7 @@ def crossing(bench: Bench, lengths: tuple[int, ...]) -> None:
     for positions in lengths:
         shape = Shape("Qwen2.5-VL 7B", 28, 4, 128, positions=positions)
         against_plain(bench, shape, "triton")
-        ratio = bench.rows[-2].ratio
+        ratio = bench.latest().ratio
         if ratio is not None and ratio < 1.0:
             slower = positions
     bench.add(
@@ -241,7 +241,8 @@ def other_tiles(bench: Bench, shape: Shape) -> None:
     for cut in [taken, *(t for t in tried if t != taken)]:
         with using(triton_kernel, cut):
             try:
-                seconds = cost.gpu_seconds(partial(triton_kernel.run, d.query, d.shared, shape.width**-0.5))
+                run_it = partial(triton_kernel.run, d.query, d.shared, shape.width**-0.5)
+                seconds = cost.gpu_seconds(cost.replayed(run_it))
             except Exception as error:  # a tile that does not fit is no result
                 print(f"  {cut}: {type(error).__name__}: {error}")
                 continue

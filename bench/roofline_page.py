@@ -15,7 +15,7 @@ from typing import Any
 from vstar_fast.bench import cost
 
 CARDS = ("A100", "H100", "H200")
-BENCHES = ("prefix_attention", "tree_attention", "attention", "patchify", "decode_step", "sample")
+BENCHES = ("prefix_attention", "tree_attention", "attention", "patchify", "decode_step", "train_step", "sample")
 HEAD = """# Roofline
 
 Written by `python -m vstar_fast.bench.roofline_page`; do not edit by hand. Predictions come from bytes and operations
@@ -98,7 +98,9 @@ def _reports(folder: Path) -> list[dict[str, Any]]:
 def _measured(report: dict[str, Any]) -> Iterator[str]:
     head = report["header"]
     versions = ", ".join(f"{name} {number}" for name, number in head["versions"].items() if number)
-    yield f"### {head['bench']}: {head['gpu']}, {head['date']}\n\n{versions}\n"
+    card = ", ".join(f"{name} {value}" for name, value in (head.get("card") or {}).items())
+    cut = ", cut short" if report.get("cut") else ""
+    yield f"### {head['bench']}: {head['gpu']}, {head['date']}{cut}\n\n{versions}{'; ' if card else ''}{card}\n"
     yield from _table(("case", "subject", "metric", "figure", "ratio", "target"), map(_row, report["rows"]))
     yield ""
 

@@ -21,6 +21,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from vstar_fast.bench import cost
 from vstar_fast.bench.machine import header
 
 from vstar_fast.errors import ConfigError, VstarError
@@ -71,6 +72,8 @@ class Bench:
     device: str = "cpu"
     echo: bool = True
     rows: list[Row] = field(default_factory=list)
+    kept: Callable[[], None] = field(default=lambda: None, repr=False)
+    """Called behind each row: what a bench that is cut short leaves."""
 
     def compare(
         self,
@@ -85,11 +88,14 @@ class Bench:
         metric: str | None = None,
         backend: str = "auto",
         threads: int | None = None,
+        graph: str = "",
     ) -> None:
         """Rows "cpu" and "wall" (on a GPU "gpu" and "wall") of one case, in microseconds for each unit of work.
 
         `equal(subject's result, baseline's result)` must hold, else the row says so and nothing is timed.
         `work` is (how many, of what) one call does. `target` is the ratio wanted of `metric` (default: the first).
+        `graph`: on a GPU "both" are timed as CUDA graphs, so that launches from Python do not count, or "ours" alone,
+        where the baseline waits for the GPU and no graph can be made of it.
         """
         wanted = metric or self.metrics()[0]
         threads = threads or _threads()
@@ -103,6 +109,8 @@ class Bench:
         if not equal(subject(), baseline()):
             self.add(metric=wanted, value=None, unit=f"us/{work[1]}", ratio=None, equal=False, target=target, **fixed)
             return
+        if graph and self.device == "cuda":
+            subject, baseline = cost.replayed(subject), cost.replayed(baseline) if graph == "both" else baseline
         turns = self._turns(subject, baseline)
         for name in self.metrics():
             value = median(mine[name] for mine, _ in turns)
@@ -131,16 +139,21 @@ class Bench:
         row = Row(
             case, subject, baseline, metric, value, unit, ratio, equal, target, met, threads or _threads(), backend
         )
+        self._take(row)
+
+    def _take(self, row: Row) -> None:
         self.rows.append(row)
         if self.echo:
             print(describe(row), flush=True)
+        self.kept()
 
     def absent(self, case: str, subject: str, why: str) -> None:
         """A row that says why something could not be measured here."""
-        row = Row(case, subject, why, ABSENT, None, "-", None, True, None, None, _threads(), "-")
-        self.rows.append(row)
-        if self.echo:
-            print(describe(row), flush=True)
+        self._take(Row(case, subject, why, ABSENT, None, "-", None, True, None, None, _threads(), "-"))
+
+    def latest(self) -> Row:
+        """The last row of the device's time: of what was compared last, timed or not."""
+        return next(row for row in reversed(self.rows) if row.metric == self.metrics()[0])
 
     def metrics(self) -> tuple[str, str]:
         """The times taken: of the device, and of the clock on the wall."""
@@ -149,9 +162,10 @@ class Bench:
     def _turns(
         self, subject: Callable[[], Any], baseline: Callable[[], Any]
     ) -> list[tuple[dict[str, float], dict[str, float]]]:
-        """Seconds a call of both, in turn, the first one changing each turn; 7 or more turns."""
-        floor, budget, least = (0.01, 0.3, 3) if self.quick else (0.1, 12.0, 7)
-        calls = [_calls_for(function, floor) for function in (subject, baseline)]
+        """Seconds a call of both, in turn, the first one changing each turn; 7 or more turns, fewer when quick."""
+        whole = (0.05, 3.0, 7) if self.device == "cuda" else (0.1, 12.0, 7)
+        floor, budget, least = (0.01, 0.3, 3) if self.quick else whole
+        calls = [cost.calls_for(function, floor, self.device) for function in (subject, baseline)]
         turns: list[tuple[dict[str, float], dict[str, float]]] = []
         began = time.perf_counter()
         while len(turns) < least or (len(turns) < 25 and time.perf_counter() - began < budget):
@@ -164,40 +178,12 @@ class Bench:
     def _time(self, function: Callable[[], Any], calls: int) -> dict[str, float]:
         """Seconds a call, by metric."""
         if self.device == "cuda":
-            return _time_on_gpu(function, calls)
+            return cost.time_on_gpu(function, calls)
         wall, cpu = time.perf_counter(), time.process_time()
         for _ in range(calls):
             function()
         cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
         return {"cpu": cpu / calls, "wall": wall / calls}
-
-
-def _calls_for(function: Callable[[], Any], floor_s: float) -> int:
-    """Calls that together take at least `floor_s`; also the warm-up."""
-    calls = 1
-    while True:
-        began = time.perf_counter()
-        for _ in range(calls):
-            function()
-        taken = time.perf_counter() - began
-        if taken >= floor_s or calls >= 1 << 16:
-            return calls
-        calls = max(calls * 2, int(calls * floor_s / max(taken, 1e-7)))
-
-
-def _time_on_gpu(function: Callable[[], Any], calls: int) -> dict[str, float]:
-    import torch
-
-    start, stop = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-    torch.cuda.synchronize()
-    wall = time.perf_counter()
-    start.record()
-    for _ in range(calls):
-        function()
-    stop.record()
-    torch.cuda.synchronize()
-    wall = time.perf_counter() - wall
-    return {"gpu": start.elapsed_time(stop) / 1e3 / calls, "wall": wall / calls}
 
 
 def describe(row: Row) -> str:
@@ -224,10 +210,13 @@ def names() -> tuple[str, ...]:
     return tuple(sorted(found))
 
 
-def run(name: str, quick: bool = False, *, echo: bool = True, arguments: Sequence[str] = ()) -> dict[str, Any]:
+def run(
+    name: str, quick: bool = False, *, echo: bool = True, arguments: Sequence[str] = (), path: Path | None = None
+) -> dict[str, Any]:
     """Run one bench: {"header": ..., "rows": [...], "ran": what backends ran, "seconds": ...}.
 
-    `arguments` go to the bench's `options(bench, arguments)`, where it has one.
+    `arguments` go to the bench's `options(bench, arguments)`, where it has one. At `path` stands after each row what
+    there is so far, with "cut": true; it stays where the bench breaks or is ended.
     """
     from vstar_fast import backends
 
@@ -237,24 +226,38 @@ def run(name: str, quick: bool = False, *, echo: bool = True, arguments: Sequenc
     bench = Bench(name, quick, backends.device(), echo)
     backends.reset_report()
     began = time.perf_counter()
+    head = header(name, quick, bench.device)
+
+    def report() -> dict[str, Any]:
+        rows = [asdict(row) for row in bench.rows]
+        seconds = round(time.perf_counter() - began, 2)
+        return {"header": head, "rows": rows, "ran": backends.report(), "seconds": seconds}
+
+    if path is not None:
+        bench.kept = lambda: _write(path, report() | {"cut": True})
     if not arguments:
         module.run(bench, quick)
     elif hasattr(module, "options"):
         module.options(bench, arguments)
     else:
         raise ConfigError(f"bench {name} takes no further options, got: {' '.join(arguments)}")
-    rows = [asdict(row) for row in bench.rows]
-    seconds = round(time.perf_counter() - began, 2)
-    return {"header": header(name, quick, bench.device), "rows": rows, "ran": backends.report(), "seconds": seconds}
+    return report() | {"header": header(name, quick, bench.device)}
+
+
+def _write(path: Path, found: Any) -> None:
+    path.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
 
 
 def main(name: str, quick: bool = False, json_path: str | Path | None = None, arguments: Sequence[str] = ()) -> int:
     """Run bench `name`, or "all"; exit status 1 when results differ or there is no row, 2 on a VstarError."""
     try:
-        reports = [run(each, quick, arguments=arguments) for each in (names() if name == "all" else (name,))]
-        if json_path is not None:
-            text = json.dumps(reports if name == "all" else reports[0], indent=1) + "\n"
-            Path(json_path).write_text(text, encoding="utf-8")
+        path = None if json_path is None else Path(json_path)
+        if name == "all":
+            reports = [run(each, quick, arguments=arguments) for each in names()]
+        else:
+            reports = [run(name, quick, arguments=arguments, path=path)]
+        if path is not None:
+            _write(path, reports if name == "all" else reports[0])
     except (VstarError, OSError) as error:
         print(f"bench {name}: {error}")
         return 2

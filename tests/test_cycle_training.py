@@ -4,9 +4,10 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 import tiny
-from vstar_fast import advice, cycle, export
+from vstar_fast import advice, cycle, export, features
 from vstar_fast import config as settings
 from vstar_fast.config import from_dict
 from vstar_fast.errors import DataError, NothingKept
@@ -15,6 +16,7 @@ from vstar_fast.match import verify
 from vstar_fast.profiling import Profiler
 from vstar_fast.progress import Progress
 from vstar_fast.records import FAILED
+from vstar_fast.session import Session
 
 
 @pytest.fixture(scope="module")
@@ -102,3 +104,69 @@ def test_a_cycle_that_keeps_nothing_says_what_to_change(project, tmp_path, monke
     ):
         assert words in text
     assert "no question was answered" in advice.nothing_kept("cycle 0", [], [], from_dict(project))
+
+
+def all_pass(*args, **kwargs):
+    from dataclasses import replace
+
+    return [replace(v, passed=True, reason="ok") for v in verify(*args, **kwargs)]
+
+
+def test_preferences_without_a_failed_answer_say_what_to_change(project, tmp_path, monkeypatch):
+    monkeypatch.setattr("vstar_fast.match.verify", all_pass)
+    with pytest.raises(
+        NothingKept, match=r"did not pass; raise generate.samples or .*, or set finetune.objective = sft or kto"
+    ):
+        one_cycle(project, tmp_path, finetune={"objective": "dpo"})
+
+
+def test_a_later_cycle_without_a_failed_answer_ends_the_run(project, tmp_path, monkeypatch):
+    answer = cycle.answer
+
+    def better(session, r):
+        judged = answer(session, r)
+        if r.number == 0:
+            return judged
+        return [(c, all_pass([c], r.asked, session.config.match)[0]) for c, _ in judged]
+
+    monkeypatch.setattr(cycle, "answer", better)
+    summary = one_cycle(project, tmp_path, finetune={"objective": "dpo"}, loop={"max_cycles": 2, "patience": 2})
+    assert summary["state"] == "done" and len(summary["cycles"]) == 1
+    assert summary["stopped"].startswith("nothing to train on in cycle 1 (none of 6 examples can be trained on;")
+
+
+def test_what_a_killed_process_did_is_told_of(project, tmp_path, monkeypatch):
+    calm = one_cycle(project, tmp_path / "calm")
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        train = cycle.train
+
+        def killed(*args, **kwargs):
+            train(*args, **kwargs)
+            raise KeyboardInterrupt
+
+        patched.setattr(cycle, "train", killed)
+        one_cycle(project, tmp_path / "run")
+    found = one_cycle(project, tmp_path / "run")
+    assert found["reasons"] == calm["reasons"] and found["reasons"]["training"].startswith("packed")
+    assert found["backends"].keys() == calm["backends"].keys() and "None" not in found["backends"]["attention"]
+    for name, stage in calm["stages"].items():
+        assert found["stages"][name]["items"].get("answers") == stage["items"].get("answers") or name == "match"
+
+
+def test_features_that_were_kept_under_another_transformers_are_made_again(project, tmp_path, monkeypatch):
+    quick = {"finetune": {"steps": 1}, "cache": {"folder": str(tmp_path / "cache")}}
+    encoded = [one_cycle(project, tmp_path / name, **quick)["frames"].get("encoded", 0) for name in "ab"]
+    monkeypatch.setattr(features, "version", lambda _: "5.0.0")
+    encoded.append(one_cycle(project, tmp_path / "c", **quick)["frames"].get("encoded", 0))
+    assert encoded[0] == encoded[2] > encoded[1] == 0
+
+
+def test_a_run_that_moves_to_a_processor_with_bf16_is_another_one(project, monkeypatch):
+    def seen(mixed, **model):
+        monkeypatch.setattr("vstar_fast.models.loading.pick_dtype", lambda *_: (torch.float32, mixed))
+        session = object.__new__(Session)
+        session.config = from_dict(settings.merge(project, {"model": model}))
+        return session.seen_through
+
+    assert seen(True) != seen(False) and seen(True, dtype="mixed") == seen(True)
+    assert seen(True, dtype="float32") == seen(False, dtype="float32")

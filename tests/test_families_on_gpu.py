@@ -17,6 +17,12 @@ GPU = "cuda"
 TEXTS = ["which colour", "is it red?", "see a ball"]
 
 
+@pytest.fixture(autouse=True)
+def whole_fp32(monkeypatch):
+    """cuDNN cuts convolutions, a tower's first layer, to 10 bits by default."""
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+
+
 @pytest.fixture(scope="module", params=sorted({*families.FAMILIES, *families.MORE}))
 def both(request, tmp_path_factory):
     folder = str(families.write(request.param, tmp_path_factory.mktemp(request.param) / "model"))

@@ -100,6 +100,14 @@ def test_the_last_checkpoints_stay_and_a_damaged_one_is_passed_over(model, tmp_p
     assert not where.exists()
 
 
+def test_what_ktos_reference_point_drops_out_does_not_depend_on_a_restart(model, tmp_path):
+    config = dataclasses.replace(CONFIG, objective="kto", lora_dropout=0.3, steps=5)
+    undisturbed = fit(model, tmp_path / "calm", config)
+    stopped(model, tmp_path / "a", 3, config)
+    assert fit(model, tmp_path / "a", config) == undisturbed
+    assert content(tmp_path / "a") == content(tmp_path / "calm")
+
+
 @pytest.mark.parametrize(("damage", "content"), [("seal.json", b""), ("seal.json", b"null"), ("state.pt", b"")])
 def test_with_no_checkpoint_that_is_whole_it_starts_anew(model, tmp_path, damage, content):
     undisturbed = fit(model, tmp_path / "calm")
@@ -128,6 +136,16 @@ def change(folder, name, place):
     held = load_file(path)
     held[name].view(-1)[place] += 1
     save_file(held, path, metadata={"format": "pt"})
+
+
+def test_checkpoints_of_other_layers_are_not_gone_on_from(model, tmp_path):
+    """As those of another version may be, which took other layers for those to train."""
+    stopped(model, tmp_path / "a", 3, key="k")
+    other = dataclasses.replace(CONFIG, target_modules="q_proj")
+    told = []
+    log = fit(model, tmp_path / "a", other, key="k", note=told.append)
+    assert len(told) == 1 and "written by another version, which trained other layers" in told[0]
+    assert log == fit(model, tmp_path / "calm", other, key="k")
 
 
 @pytest.mark.parametrize(("name", "place"), [("lm_head.weight", 0), ("model.language_model.norm.weight", 17)])

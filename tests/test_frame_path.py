@@ -62,12 +62,15 @@ def test_a_processor_that_cuts_otherwise_keeps_its_own_steps(lm, caplog, monkeyp
 
 
 @pytest.mark.gpu
-def test_frames_on_a_gpu_give_what_frames_on_the_host_give(lm):
+def test_frames_on_a_gpu_are_processed_as_by_the_processor_itself_there(lm):
+    """On the host a resize keeps bytes between its two passes, on a GPU floats: single pixels differ by some levels."""
     data, times = probe_clip()
     backends.reset_report()
-    ours = lm.processed(prompt_of(lm), data.cuda(), times)
-    own = lm.processed(prompt_of(lm), data, times)
-    for name, value in own.items():
-        if isinstance(value, torch.Tensor) and value.is_floating_point():
-            torch.testing.assert_close(ours[name].cpu(), value, atol=2e-2, rtol=2e-2)
+    ours, host = lm.processed(prompt_of(lm), data.cuda(), times), lm.processed(prompt_of(lm), data, times)
     assert backends.report()["patchify"]["triton"] >= 1
+    own = _call(lm.processor, prompt_of(lm), data.cuda(), times, How(True))
+    pixels = [name for name, value in own.items() if isinstance(value, torch.Tensor) and value.is_floating_point()]
+    assert pixels
+    for name in pixels:
+        torch.testing.assert_close(ours[name], own[name].to(ours[name].device), atol=1e-4, rtol=1e-4)
+        assert (ours[name].cpu() - host[name].cpu()).abs().mean() < 2e-2

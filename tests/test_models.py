@@ -193,7 +193,7 @@ def test_weights_and_processor_of_two_models_are_named(tmp_path):
 @pytest.mark.parametrize("dtype", ["int8", "float33", "load"])
 def test_a_dtype_that_is_none_is_named(tmp_path, dtype):
     message = refused(tiny.write_model(tmp_path / "m"), dtype=dtype)
-    assert f"model.dtype = {dtype!r} is no kind of float; use auto, float32, bfloat16 or float16" in message
+    assert f"model.dtype = {dtype!r} is no kind of float; use auto, float32, mixed, bfloat16 or float16" in message
 
 
 def test_a_model_is_described_without_its_weights(tmp_path):
@@ -204,3 +204,18 @@ def test_a_model_is_described_without_its_weights(tmp_path):
     assert found["model class"] == "Qwen3VLForConditionalGeneration" and found["adapter"] == "VideoLM, generic"
     assert found["text stack"] == "model.language_model, 3 row(s) of positions"
     assert "visual.deepstack_merger_list.1" in found["may be trained"]
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory")], ids=str)
+def test_memory_that_runs_out_is_not_taken_for_a_misfit(lm, monkeypatch, error):
+    from vstar_fast.models import prompts
+
+    def ran_out(*_args, **_kwargs):
+        raise error
+
+    monkeypatch.setattr(prompts, "joined_along", ran_out)
+    with pytest.raises(type(error)):
+        lm.joined_along  # noqa: B018
+    monkeypatch.setattr(prompts, "preprocess", ran_out)
+    with pytest.raises(type(error)):
+        lm.pixels(clips(1))

@@ -141,3 +141,18 @@ def test_a_part_that_never_comes_is_named(tmp_path, of_two, monkeypatch):
     run = RunFolder(tmp_path / "run")
     with pytest.raises(RunError, match="another process's part gone is not in .*all need the same run folder"):
         SharedParts(run, of_two, [(run.root / "parts", "gone")]).rows()
+
+
+def test_what_a_killed_process_had_not_finished_writing_is_removed(tmp_path):
+    gone = os.fork()
+    if not gone:
+        os._exit(0)
+    os.waitpid(gone, 0)
+    (tmp_path / "cycle-00" / "parts").mkdir(parents=True)
+    (tmp_path / "cache").mkdir()
+    left = [tmp_path / f".a.json.{gone}.0.tmp", tmp_path / "cycle-00" / "parts" / f".k.jsonl.{gone}.1.tmp"]
+    kept = [tmp_path / f".a.json.{os.getpid()}.0.tmp", tmp_path / "cache" / f".k.{gone}.0.tmp", tmp_path / ".mine.tmp"]
+    for path in [*left, *kept]:
+        path.write_text("half")
+    RunFolder(tmp_path).close()
+    assert not any(p.exists() for p in left) and all(p.exists() for p in kept)

@@ -57,7 +57,9 @@ def running(config: Any) -> str:
 
 def ran_in_tower(body: Any) -> None:
     """Note which attention the vision tower of a model body has just run."""
-    backends.ran("attention", running(getattr(body.config, "vision_config", None) or body.config))
+    config = getattr(body.config, "vision_config", None) or body.config
+    if config._attn_implementation is not None:  # a tower of convolutions has none
+        backends.ran("attention", running(config))
 
 
 def _switch(model: Any, part: str, config: Any, backend: str) -> backends.Choice:

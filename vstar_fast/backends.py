@@ -41,6 +41,7 @@ ORDER: dict[str, dict[str, tuple[str, ...]]] = {
     "match_sequence": {"cuda": ("cuda", "cpp", "reference"), "cpu": ("cpp", "reference")},
     "sample": {"cuda": ("triton", "reference"), "cpu": ("cpp", "reference")},
     "linear": {"cuda": ("reference",), "cpu": ("onednn", "reference")},
+    "half_linear": {"cuda": ("reference",), "cpu": ("onednn-bf16", "reference")},
     "prefix_attention": {
         "cuda": ("triton", "flash", "gemm", "reference"),
         "cpu": ("avx512", "flash", "gemm", "reference"),
@@ -64,6 +65,7 @@ OPS = (
     "match_sequence",
     "sample",
     "linear",
+    "half_linear",
     "prefix_attention",
     "tree_attention",
     "patchify",

@@ -46,10 +46,10 @@ def run(
             this = Round(n, folder.cycle(n), session.questions["train"], teacher)
             try:
                 teacher, result = one_cycle(session, this)
-            except NothingKept:
+            except NothingKept as error:
                 if n == 0:
                     raise
-                record.stopped = f"no answer was kept in cycle {n}"
+                record.stopped = f"nothing to train on in cycle {n} ({error})"
                 break
             record.cycles.append(result)
             history.append(estimate_from(result["dev"]))
@@ -61,7 +61,7 @@ def run(
         if config.recipe == "paper" and record.cycles[-1]["kept"]["rationalized"]:
             record.final = final_model(session, len(record.cycles) - 1)
             if record.final is None:
-                record.stopped += "; no direct answer was kept, so there is no final model"
+                record.stopped += "; no direct answer can be trained on, so there is no final model"
         if controls:
             record.controls = run_controls(session, len(record.cycles) - 1)
         return record.write("done")
@@ -176,7 +176,7 @@ def measure(session: Session, adapter: Path | None, where: Path, *, reason: bool
 
 
 def final_model(session: Session, number: int) -> dict[str, Any] | None:
-    """The paper's last step when the plateau came early: the direct answers of the last cycle only, if any."""
+    """The paper's last step when the plateau came early: the direct answers of the last cycle only; None without."""
     before = session.folder.cycle(number - 1) / "adapter" if number else None
     last = Round(number, session.folder.cycle(number), session.questions["train"], before)
     where = session.folder.root / "final"
@@ -186,7 +186,10 @@ def final_model(session: Session, number: int) -> dict[str, Any] | None:
     if not kept:
         return None
     examples = _preferences(session.config, kept, judged, asked)
-    adapter = fit(session, examples, where / "adapter")
+    try:
+        adapter = fit(session, examples, where / "adapter")
+    except NothingKept:
+        return None
     return {"kept": len(kept), **measure(session, adapter, where / "metrics")}
 
 
@@ -215,8 +218,10 @@ def shuffled(session: Session, where: Path, steps: int) -> dict[str, Any]:
     r = Round(0, where, permuted, None)
     direct = answer(session, r)
     examples = keep(session, r, direct, rationalize(session, r, direct))
-    # With nothing kept there is nothing to learn from, and the control is the base model itself.
-    adapter = train(session, r, examples, steps=steps) if examples else None
+    try:
+        adapter = train(session, r, examples, steps=steps)
+    except NothingKept:  # there is nothing to learn from, and the control is the base model itself
+        adapter = None
     return {"steps": steps, "kept": len(examples), **measure(session, adapter, where / "metrics")}
 
 

@@ -108,7 +108,12 @@ def write_merged(run_dir: Path, out: Path, *, cycle: int | None = None) -> Path:
     adapter = _adapter(run_dir, cycle)
     config = settings.load(run_dir / "config.toml")
     base = config.model.init or config.model.base
-    lm = models.load(base, dtype=config.model.dtype, device="cpu", family=config.model.family)
+    lm = models.load(
+        base,
+        dtype="float32" if config.model.dtype == "mixed" else config.model.dtype,
+        device="cpu",
+        family=config.model.family,
+    )
     base_model.check(lm, adapter)
     merged = PeftModel.from_pretrained(lm.model, str(adapter)).merge_and_unload()
     with writing(out):
@@ -124,7 +129,8 @@ def _adapter(run_dir: Path, cycle: int | None) -> Path:
     if cycle is None and "final" in _summary(run_dir):
         folder = run_dir / "final" / "adapter"
     if not (folder / "adapter_config.json").is_file():
-        raise RunError(f"{folder} holds no adapter yet; run `vstar-fast finetune --run {run_dir}` first")
+        which = "" if cycle is None else f" --cycle {cycle}"
+        raise RunError(f"{folder} holds no adapter yet; run `vstar-fast finetune --run {run_dir}{which}` first")
     return folder
 
 
@@ -134,6 +140,8 @@ def _cycle(run_dir: Path, cycle: int | None, needed: str) -> Path:
     if cycle is not None or counted:
         return run_dir / f"cycle-{counted - 1 if cycle is None else cycle:02d}"
     done = sorted(p for p in run_dir.glob("cycle-*") if (p / needed).exists())
+    if not done and (run_dir / "config.toml").is_file():
+        raise RunError(f"no cycle of {run_dir} has come to its {needed} yet; start its `vstar-fast cycle` again")
     if not done:
         raise RunError(f"{run_dir} holds no cycle with {needed}; is it a run folder?")
     return done[-1]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Iterable, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from vstar_fast import clip_files, frames
 from vstar_fast.cache import Cache, Entry
 from vstar_fast.config import CacheConfig, CycleConfig
 from vstar_fast.errors import DataError
+from vstar_fast.models.modules import dtype_name
 from vstar_fast.models.tower import KEPT
 from vstar_fast.models.video_lm import Features, VideoLM
 from vstar_fast.profiling import Profiler
@@ -25,6 +27,8 @@ INDEX_BYTES = 1 << 28
 """Disk for the indices of files; one takes some kilobytes."""
 BATCH = 8
 """Clips a call of the tower."""
+LAYOUT = 2
+"""Of what is kept of a video. Count it up where that changes: what an earlier version kept is made again then."""
 
 
 def weights_key(path: str) -> str:
@@ -77,7 +81,9 @@ class FeatureStore:
         self.source = frames.FrameSource(config.frames, model_size=size, **kept)
         # Of a model from the hub the commit stands for its files.
         weights = (weights_key(lm.path), getattr(lm.model.config, "_commit_hash", None))
-        self._seen_as = (size.key if size else "", *weights, type(lm).__name__, str(lm.model.dtype))
+        # Where a model can be cut, and what its processor gives, is the business of transformers.
+        made_by = (LAYOUT, version("transformers"), type(lm).__name__)
+        self._seen_as = (size.key if size else "", *weights, *made_by, dtype_name(lm))
         self._failed: dict[str, Rejected] = {}
         self._upcoming: deque[LabeledVideo] = deque()
         self._encoded = 0

@@ -115,6 +115,18 @@ def _onednn() -> Probe:
     return Probe(True, f"MKL takes AVX2 code on a CPU of {vendor or 'an unnamed vendor'}, oneDNN the widest there is")
 
 
+def _onednn_bf16() -> Probe:
+    import torch
+
+    if not (torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")):
+        return Probe(False, "this torch has no oneDNN")
+    units = {"AMX": torch.cpu._is_amx_tile_supported(), "AVX512-BF16": torch.cpu._is_avx512_bf16_supported()}
+    found = next((name for name, there in units.items() if there), "")
+    if not found:
+        return Probe(False, "the processor has no bf16 instructions (AMX, AVX512-BF16)", "use model.dtype = float32")
+    return Probe(True, f"the processor multiplies bf16 numbers ({found}), for model.dtype = mixed")
+
+
 def _cpu_vendor() -> str:
     """ "GenuineIntel", "AuthenticAMD" and so on; empty where the system does not tell."""
     try:
@@ -137,6 +149,7 @@ PROBES: dict[str, Callable[[], Probe]] = {
     "flash": _always("torch's fused attention, always there"),
     "gemm": _always("batched products of plain torch, always there"),
     "onednn": _onednn,
+    "onednn-bf16": _onednn_bf16,
     "cpp": _cpp,
     "avx512": _avx512,
     "cuda": _cuda,

@@ -9,6 +9,7 @@ import hashlib
 import json
 import math
 import os
+import re
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -16,12 +17,14 @@ from typing import Any
 
 from vstar_fast.errors import RunError
 from vstar_fast.records import Rejected, to_dict
-from vstar_fast.sharding import rank
+from vstar_fast.sharding import rank, size
 
 FORMAT = 1
 """Version of what is stored; part of every content key."""
 
 _WINDOW_BYTES = 1 << 20
+_UNFINISHED = re.compile(r"\..+\.(\d+)\.\d+\.tmp")
+"""Name of a file that is being written, see `write_atomic`: the process's id is in it."""
 PATIENCE_S = 120.0
 """How long another process's file is waited for. Network file systems may say for a minute that it is not there."""
 
@@ -127,9 +130,9 @@ def appears(path: Path, patience_s: float = PATIENCE_S) -> bool:
 
 
 def read_json(path: Path) -> Any:
-    """Read JSON; a damaged file is an error that says so."""
+    """Read JSON; a damaged file is an error that says so, and so is one that is not there."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(_text(path))
     except ValueError as error:
         raise RunError(f"{path} is damaged ({error}); delete it and run the same command again") from None
 
@@ -138,9 +141,18 @@ def read_jsonl(path: Path) -> list[Any]:
     """Read one JSON value a line."""
     try:
         # Not splitlines(): it also splits at U+2028 and the like, which JSON leaves as they are.
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
+        return [json.loads(line) for line in _text(path).split("\n") if line]
     except ValueError as error:
         raise RunError(f"{path} is damaged ({error}); delete it and run the same command again") from None
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise RunError(
+            f"cannot read {path}: {error.strerror}; run the same `vstar-fast cycle` again to have it written"
+        ) from None
 
 
 class RunFolder:
@@ -159,7 +171,19 @@ class RunFolder:
             ) from None
         except OSError as error:
             raise RunError(f"cannot use run folder {self.root}: {error}") from None
+        if size() == 1:
+            self._sweep()
         self._rejected: dict[Rejected, None] = {}
+
+    def _sweep(self) -> None:
+        """Remove what processes that were killed had not finished writing; caches look after themselves."""
+        for folder, inner, names in os.walk(self.root):
+            if folder == str(self.root) and "cache" in inner:
+                inner.remove("cache")
+            for name in names:
+                writer = _UNFINISHED.fullmatch(name)
+                if writer and not os.path.exists(f"/proc/{writer[1]}"):
+                    (Path(folder) / name).unlink(missing_ok=True)
 
     def close(self) -> None:
         """Let another process use the folder."""

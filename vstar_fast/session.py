@@ -18,6 +18,7 @@ from vstar_fast.config import CycleConfig
 from vstar_fast.errors import DataError
 from vstar_fast.features import clip_key_of, weights_key
 from vstar_fast.generate import Sampling
+from vstar_fast.ledger import Ledger
 from vstar_fast.match.ids import with_text
 from vstar_fast.profiling import Profiler
 from vstar_fast.progress import Progress
@@ -53,6 +54,7 @@ class Session:
         self.tokens = TokenStore(folder.root / "tokens")
         self.answers = Answers(self)
         self.training = Training(self)
+        self.ledger = Ledger(folder.root, profiler, self.runtime.frame_counts)
         with profiler.stage("read"):
             videos, rejected, self.label_sets = readers.read(config.data, seed=config.seed)
         folder.reject(rejected)
@@ -99,7 +101,16 @@ class Session:
         """Settings between a file and what the model makes of it."""
         c = self.config
         kept = (c.model.quantize,) if c.model.quantize != "none" else ()
-        return c.frames.pixels(), c.data.max_duration_s, c.model.dtype, c.model.device, *kept
+        return c.frames.pixels(), c.data.max_duration_s, self._dtype(), c.model.device, *kept
+
+    def _dtype(self) -> str:
+        """`model.dtype`; of `auto`, which goes by the processor, `mixed` where it is that."""
+        from vstar_fast.models.loading import pick_device, pick_dtype
+
+        m = self.config.model
+        if m.dtype != "auto" or m.device not in ("auto", "cpu"):
+            return m.dtype
+        return "mixed" if pick_dtype("auto", pick_device(m.device))[1] else "auto"
 
     def teacher_key(self, adapter: Path | None) -> str:
         if adapter is None:
@@ -123,7 +134,9 @@ class Session:
         """Answers to questions by the base model (`adapter` None) or a trained one, part by part."""
         how = How(adapter, sampling, mode, stage, reason)
         rows = batch_size or self.config.generate.batch_size
-        return self.answers.draw(asked, how, where, rows, self.teacher_key(adapter))
+        found = self.answers.draw(asked, how, where, rows, self.teacher_key(adapter))
+        self.ledger.write()
+        return found
 
     # -- match ---------------------------------------------------------------------------------
 
@@ -185,6 +198,7 @@ class Session:
         }
         if e.score_labels:
             found["scored"] = self.answers.scored(asked, adapter, where / split, self.teacher_key(adapter))
+            self.ledger.write()
         write_json(where / f"{split}.json", found)
         write_json(where / f"{split}-clips.json", clips)
         return found, clips

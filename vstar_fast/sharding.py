@@ -27,6 +27,11 @@ def rank() -> int:
     return int(os.environ.get("RANK", "0"))
 
 
+def size() -> int:
+    """How many processes `torchrun` started."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
 def mine(keys: Sequence[str], rank: int, size: int) -> list[int]:
     """Indices of the keys that process `rank` of `size` does; equal keys go to the same process.
 
@@ -52,7 +57,7 @@ class Ranks:
         self.rank, self.size = 0, 1
         self.lockstep = False
         """Whether all ranks must go through the model equally often (split weights)."""
-        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        if size() > 1:
             self._join()
 
     def _join(self) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vstar_fast import backends, evaluate, match
+from vstar_fast import evaluate, match
 from vstar_fast.config import CycleConfig, to_dict
 from vstar_fast.records import Example, Question
 from vstar_fast.records import to_dict as record_dict
@@ -46,21 +46,11 @@ class Record:
         self.final: dict[str, Any] | None = None
         self.controls: dict[str, Any] = {}
         self.stopped = ""
-        path = session.folder.root / "stages.json"
-        if path.is_file():
-            session.profiler.merge(read_json(path))
-        ran = session.folder.root / "backends.json"
-        frames = session.folder.root / "frames.json"
-        self._frames_before = Counter(read_json(frames) if frames.is_file() else {})
-        self._ran = backends.Since(read_json(ran) if ran.is_file() else {})
-        summary = session.folder.root / "summary.json"
-        self._reasons = read_json(summary).get("reasons", {}) if summary.is_file() else {}
 
     def write(self, state: str) -> dict[str, Any]:
         """Write and return the summary as it stands."""
         s = self._session
-        stages = s.profiler.stages()
-        frames = dict(self._frames_before + Counter(s.runtime.frame_counts()))
+        did = s.ledger.write()
         value = {
             "state": state,
             "stopped": self.stopped,
@@ -75,18 +65,12 @@ class Record:
             "gain": self._gain(self.cycles[-1]),
             "controls": {k: _public(v) | {"gain": self._gain(v)} for k, v in self.controls.items()},
             "input_rejected": dict(Counter(f"{r.stage}:{r.reason}" for r in s.folder.rejected)),
-            "stages": stages,
-            "frames": frames,
-            "backends": self._ran.report(),
-            "reasons": self._reasons | backends.reasons(),
+            **did,
             "versions": versions(),
             "processes": s.ranks.size,
         }
         if self.final is not None:
             value["final"] = _public(self.final) | {"gain": self._gain(self.final)}
-        write_json(s.folder.root / "stages.json", stages)
-        write_json(s.folder.root / "frames.json", frames)
-        write_json(s.folder.root / "backends.json", value["backends"])
         write_json(s.folder.root / "summary.json", value)
         return value
 

@@ -50,12 +50,12 @@ class _Linear(torch.autograd.Function):
             of_weight = rows.t() @ input.reshape(-1, input.shape[-1]) if needed[1] else None
         else:
             of_input = product(grad, weight.t()) if needed[0] else None
-            of_weight = _of_weight(rows, input.reshape(-1, input.shape[-1])) if needed[1] else None
+            of_weight = weight_grad(rows, input.reshape(-1, input.shape[-1])) if needed[1] else None
         of_bias = rows.sum(0) if needed[2] else None
         return of_input, of_weight, of_bias
 
 
-def _of_weight(grad: torch.Tensor, input: torch.Tensor) -> torch.Tensor:
+def weight_grad(grad: torch.Tensor, input: torch.Tensor) -> torch.Tensor:
     """grad [M, N], input [M, K] -> [N, K]."""
     if len(grad) < MIN_ROWS:
         return grad.t() @ input

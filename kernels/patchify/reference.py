@@ -18,8 +18,11 @@ def run(frames: torch.Tensor, layout: Layout, dtype: torch.dtype) -> torch.Tenso
 
 
 def _recolour(colours: torch.Tensor, matrix: tuple[float, ...]) -> torch.Tensor:
-    rows = colours.new_tensor(matrix).view(3, 4)
-    moved = torch.einsum("ij,fjhw->fihw", rows[:, :3], colours) + rows[:, 3][:, None, None]
+    """Sums in one order, each rounded: where a sum ends near a half, another order gives another colour."""
+    rows = colours.new_tensor(matrix).view(3, 4)[:, :, None, None]
+    moved = rows[:, 3] + colours[:, 0, None] * rows[:, 0]
+    for channel in (1, 2):
+        moved = moved + colours[:, channel, None] * rows[:, channel]
     return moved.round().clamp(0, 255)
 
 

@@ -220,7 +220,7 @@ def test_where_onednn_is_not_taken_no_weight_is_copied(monkeypatch):
 @pytest.mark.parametrize(("inner", "columns"), [(16, 320), (320, 16), (64, 64)])
 def test_a_weights_gradient_of_either_shape(inner, columns):
     x, grad = torch.randn(200, inner), torch.randn(200, columns)
-    torch.testing.assert_close(onednn_backend._of_weight(grad, x), grad.t() @ x, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(onednn_backend.weight_grad(grad, x), grad.t() @ x, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.usefixtures("onednn")

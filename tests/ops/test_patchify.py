@@ -45,6 +45,20 @@ def test_the_kernel_is_the_reference(name, dtype, poison):
 
 
 @interpreted
+def test_colours_near_a_half_are_rounded_as_the_reference_does(poison):
+    """A sum in another order, or with products that are not rounded, ends on the other side of some of them."""
+    made = torch.Generator().manual_seed(0)
+    colours = torch.randint(0, 256, (400_000, 3), dtype=torch.uint8, generator=made)
+    rows = torch.tensor(BT601, dtype=torch.float32).double().view(3, 4)
+    exact = colours.double() @ rows[:, :3].t() + rows[:, 3]
+    near = colours[((exact % 1 - 0.5).abs() < 2e-5).any(1)]
+    assert len(near) >= 30
+    frames = near.t().reshape(1, 3, 1, -1)
+    layout = Layout((0.0,) * 3, (1.0,) * 3, matrix=BT601)
+    assert torch.equal(triton_kernel.run(frames, layout, torch.float32), reference(frames, layout, torch.float32))
+
+
+@interpreted
 def test_frames_of_any_strides(poison):
     """[F, H, W, C] as a reader gives it, and a part of larger frames."""
     frames = clip(2, 28, 56)

@@ -24,13 +24,14 @@ from typing import Any
 import torch
 
 from vstar_fast import backends
-from vstar_fast.engine import memory, ways
+from vstar_fast.engine import ways
 from vstar_fast.engine.request import Answer, Counts, Request
 from vstar_fast.engine.scheduler import LOOKAHEAD, Scheduler
-from vstar_fast.engine.turn import meanwhile
 from vstar_fast.errors import ConfigError, ModelError
 from vstar_fast.kernels.linear import packed_linears
+from vstar_fast.models import memory
 from vstar_fast.models.replica import replicas
+from vstar_fast.models.turn import meanwhile
 from vstar_fast.openmp import settable, threads_here
 
 MOST_WORKERS = 8
@@ -158,13 +159,18 @@ def _front(source: Iterator[Request], workers: int) -> tuple[list[Request], int,
     return seen, answers, len(videos)
 
 
-def packed(lm: Any) -> contextlib.AbstractContextManager[Any]:
+@contextlib.contextmanager
+def packed(lm: Any) -> Iterator[None]:
     """`packed_linears` of what a step calls, if there is memory for the copies."""
-    modules = [lm.text_model, lm.head]
-    weights = {id(p): p.nbytes for module in modules for p in module.parameters()}
+    parts = ((lm.text_model, lm.mixed), (lm.head, False))
+    weights = {id(p): p.nbytes for module, _ in parts for p in module.parameters()}
     if lm.device.type != "cpu" or not memory.room_for_copies(sum(weights.values()), lm.device):
-        return contextlib.nullcontext()
-    return packed_linears(modules)
+        yield
+        return
+    with contextlib.ExitStack() as stack:
+        for module, half in parts:
+            stack.enter_context(packed_linears([module], half=half))
+        yield
 
 
 class _Worker:

@@ -10,7 +10,7 @@ import contextlib
 import logging
 import os
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -20,8 +20,10 @@ from vstar_fast.engine.burst import IDLE, MOST_STEPS, Filling, Shape, Step
 from vstar_fast.engine.burst_states import Buffers
 from vstar_fast.engine.drawing import keep_open
 from vstar_fast.engine.plan import Span
+from vstar_fast.engine.recorders import Again, CudaGraphs, Recorder
 from vstar_fast.engine.store import PAGE, Arena, Node, Store
 from vstar_fast.errors import ModelError
+from vstar_fast.kernels.capture import first
 from vstar_fast.kernels.launch import on
 
 if TYPE_CHECKING:
@@ -31,49 +33,6 @@ VARIABLE = "VSTAR_CUDA_GRAPHS"
 """0: on a GPU every step is made anew."""
 MOST_RECORDED = 32
 """Recordings kept; the oldest goes first."""
-
-
-class Recorder(Protocol):
-    """Makes a replay of a step whose buffers keep their addresses."""
-
-    name: str
-
-    def record(self, step: Callable[[], None]) -> Callable[[], None]:
-        """A function that does again what `step` does; `step` may have been called any number of times afterwards."""
-
-
-class Again:
-    """A recording that is the step itself."""
-
-    name = "eager"
-
-    def record(self, step: Callable[[], None]) -> Callable[[], None]:
-        """The step."""
-        return step
-
-
-class CudaGraphs:
-    """CUDA graphs that share one pool of memory."""
-
-    name = "cuda graph"
-
-    def __init__(self) -> None:
-        self._pool = torch.cuda.graph_pool_handle()
-
-    def record(self, step: Callable[[], None]) -> Callable[[], None]:
-        """Two calls on a stream of their own to warm up, and one that is captured."""
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            step()
-            step()
-        torch.cuda.current_stream().wait_stream(stream)
-        graph = torch.cuda.CUDAGraph()
-        # other threads may use the GPU meanwhile, to decode frames
-        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
-            step()
-        replay: Callable[[], None] = graph.replay
-        return replay
 
 
 def bucket(n: int) -> int:
@@ -91,7 +50,7 @@ def made_for(batch: Batch) -> Graphs | None:
         return None
     if backends.choose("prefix_attention", device).name != "triton":
         return None
-    return Graphs(batch, CudaGraphs())
+    return Graphs(batch, CudaGraphs(device))
 
 
 class Graphs:
@@ -188,10 +147,10 @@ class Graphs:
         try:
             return self.recorder.record(step)
         except RuntimeError as error:
-            if isinstance(error, torch.OutOfMemoryError):
+            cause, name = first(error), type(self.batch.stack.text_model).__name__
+            if isinstance(cause, torch.OutOfMemoryError):
                 raise
-            name = type(self.batch.stack.text_model).__name__
-            logging.getLogger(__name__).warning("%s cannot be recorded, steps are made anew: %s", name, error)
+            logging.getLogger(__name__).warning("%s cannot be recorded, steps are made anew: %s", name, cause)
             self.recorder = Again()
             return self.recorder.record(step)
 

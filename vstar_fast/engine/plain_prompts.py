@@ -81,13 +81,12 @@ class PlainStack:
         """The decoder stack."""
         return self.lm.text_model
 
-    @fast_linears()
     def read(self, ids: torch.Tensor, features: Any, last: int = 1) -> tuple[Held, torch.Tensor]:
         """A prompt's row of ids [T], and the hidden states [last, H] of its last tokens."""
         inputs = self.lm.row_inputs(ids, features)
         inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
         try:
-            with _watched(self.text_model) as seen:
+            with _watched(self.text_model) as seen, fast_linears(half=self.lm.mixed):
                 self.lm.body(**inputs, use_cache=True)
         finally:
             self.lm.forget_positions()
@@ -113,13 +112,13 @@ class PlainStack:
             return torch.arange(tokens, device=self.lm.device).expand(getattr(self.lm, "position_rows", 1), -1)
         return given if given.ndim == 2 else given[:, 0]
 
-    @fast_linears()
     def behind(self, cache: Any, ids: torch.Tensor, first: Sequence[int], rows: int) -> torch.Tensor:
         """Hidden states [B, n, H] of tokens ids [B, n] behind a cache of B rows, that grows; `first` positions."""
         device = self.lm.device
         positions = torch.tensor(first, device=device)[:, None] + torch.arange(ids.shape[1], device=device)
         positions = positions if rows == 1 else positions.expand(rows, *positions.shape)
-        out = self.text_model(input_ids=ids.to(device), position_ids=positions, use_cache=True, **{CACHE: cache})
+        with fast_linears(half=self.lm.mixed):
+            out = self.text_model(input_ids=ids.to(device), position_ids=positions, use_cache=True, **{CACHE: cache})
         hidden: torch.Tensor = out[0]
         return hidden
 
@@ -170,7 +169,7 @@ class PlainStack:
             return False
         found = self.behind(front.cache, entire.ids[None, cut:], [front.next_position], front.rows)[0]
         error = (found - wanted).float().norm() / wanted.float().norm()
-        return bool(error < rounding(wanted.dtype))
+        return bool(error < rounding(self.lm))
 
 
 def _say(what: str) -> None:

@@ -13,12 +13,12 @@ from vstar_fast.engine.cache import refusal
 from vstar_fast.engine.plain import PlainScheduler
 from vstar_fast.engine.request import Request
 from vstar_fast.engine.scheduler import Scheduler
-from vstar_fast.engine.turn import alone
 from vstar_fast.errors import ConfigError, ModelError
 from vstar_fast.models import FAMILIES
-from vstar_fast.models.modules import evaluating, rounding
+from vstar_fast.models.modules import evaluating, rounding, unmixed
 from vstar_fast.models.preprocessing import probe_clip
 from vstar_fast.models.sight import embedded
+from vstar_fast.models.turn import alone
 from vstar_fast.records import FrameBatch
 
 WAYS = {"packed": Scheduler, "plain": PlainScheduler}
@@ -44,7 +44,7 @@ def obstacle(lm: Any) -> str:
 
 def _tried(lm: Any) -> str:
     data, times_s = probe_clip()
-    with alone(lm.text_model), evaluating(lm.model), torch.inference_mode():
+    with alone(lm.text_model), evaluating(lm.model), unmixed(lm), torch.inference_mode():
         (features,) = lm.encode(FrameBatch([data], [times_s], []))
         head, tail = lm.split("a b")
         asked = Request(head, tail, features, [0])
@@ -62,7 +62,7 @@ def differs(lm: Any, asked: Request) -> str:
     labels = [[asked.tail[:n].tolist()] for n in (1, 2, 3)]
     packed, own = (Scorer(lm, engine=name).score([asked, asked], labels) for name in WAYS)
     error = float(((packed - own).abs() / own.abs().clamp(min=1)).max())
-    if error <= rounding(lm.text_model.dtype):
+    if error <= rounding(lm):
         return ""
     return f"{type(lm.model).__name__} scores labels otherwise when it is packed, {error:.2g} of their score"
 

@@ -105,7 +105,11 @@ def _obstacle(item: Item, config: FinetuneConfig) -> tuple[str, str] | None:
             f"{item.tokens} tokens, but finetune.micro_batch_tokens = {most}; raise it or use fewer frames",
         )
     if config.objective == "dpo" and item.rejected is None:
-        return "no_failed_answer", "objective dpo needs an answer to the same question that did not pass"
+        return (
+            "no_failed_answer",
+            "objective dpo needs an answer to the same question that did not pass; raise generate.samples or "
+            "generate.temperature, or set finetune.objective = sft or kto",
+        )
     if config.objective == "dpo" and not item.example.rejected.strip():
         return "no_answer", "its rejected answer has no words, so nothing of it can be trained on; take the pair out"
     if config.objective != "kto" and not item.wanted:

@@ -14,14 +14,14 @@ import torch
 
 from vstar_fast import base_model
 from vstar_fast.config import FinetuneConfig
-from vstar_fast.config_finetune import weighty
+from vstar_fast.config.finetune import weighty
 from vstar_fast.errors import RunError
 from vstar_fast.finetune import replay
 from vstar_fast.finetune.batches import batches, count_steps
 from vstar_fast.finetune.checkpoints import Checkpoints, Note
 from vstar_fast.finetune.items import Item
 from vstar_fast.finetune.optimizer import Optimizer
-from vstar_fast.finetune.step import accumulate, streams
+from vstar_fast.finetune.step import accumulate, copied, streams
 from vstar_fast.finetune.tracking import Tracking
 from vstar_fast.models.video_lm import VideoLM
 from vstar_fast.runfolder import content_key, writing
@@ -82,7 +82,7 @@ class Fit:
         )
         devices = [torch.cuda.current_device()] if self._lm.device.type == "cuda" else []
         try:
-            with torch.random.fork_rng(devices):
+            with torch.random.fork_rng(devices), copied(self._lm):
                 for step in range(done, self.steps):
                     tracking.log(step, *self._step(step))
                     if on_step is not None:
@@ -137,7 +137,7 @@ class Fit:
 
     def _restore(self) -> int:
         """Go on from the newest checkpoint, if there is any; steps done."""
-        found = self._checkpoints.load()
+        found = self._checkpoints.load(self._fits)
         seen = self._ranks.merged({str(self._ranks.rank): found.step if found else 0})
         if len(set(seen.values())) > 1:
             named = ", ".join(f"process {rank} step {step}" for rank, step in seen.items())
@@ -155,6 +155,12 @@ class Fit:
         self._note(f"training goes on behind step {found.step} of {self.steps}")
         return found.step
 
+    def _fits(self, adapter: Path) -> bool:
+        from peft import get_peft_model_state_dict
+
+        own = {name: tuple(t.shape) for name, t in get_peft_model_state_dict(self._peft).items()}
+        return base_model.shapes(adapter) == own
+
     def _digest(self, items: Iterable[Item]) -> str:
         """Key of all that the weights depend on: what is trained, on what, and how."""
         digest = hashlib.blake2b(digest_size=8)
@@ -164,7 +170,9 @@ class Fit:
             for tensor in features.kwargs.values():
                 digest.update(_bytes(tensor))
         rows = [(asdict(i.example), i.text, i.clip) for i in items]
-        return content_key(base_model.key_of(self._lm), rows, weighty(self._config), self._seed, digest.hexdigest())
+        return content_key(
+            base_model.key_of(self._lm), rows, weighty(self._config), self._seed, digest.hexdigest(), self._lm.mixed
+        )
 
     def _facts(self) -> dict[str, Any]:
         """What trackers are told of the run."""

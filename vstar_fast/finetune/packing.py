@@ -75,7 +75,7 @@ def _difference(lm: VideoLM, peft: Any, items: Sequence[Item], packed: torch.Ten
         rows = row_nll(lm, items)
     counts = torch.tensor([len(i.answer) for i in items], device=rows.device)
     error = float(((packed - rows).abs() / counts).max())
-    if error <= rounding(lm.text_model.dtype):
+    if error <= rounding(lm):
         return ""
     return f"the loss of a packed token is {error:.2g} from that of a row's"
 

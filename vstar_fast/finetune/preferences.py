@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -53,7 +53,7 @@ def mismatched(items: Sequence[Item]) -> list[Item]:
 def divergence(
     lm: VideoLM,
     peft: Any,
-    groups: Sequence[tuple[Sequence[Item], float]],
+    groups: Iterable[tuple[Sequence[Item], float]],
     nll: NLL,
     total: Callable[[torch.Tensor], torch.Tensor],
 ) -> float:

@@ -15,6 +15,7 @@ from vstar_fast.config import FinetuneConfig
 from vstar_fast.errors import RunError
 from vstar_fast.finetune.items import Item, Reader
 from vstar_fast.finetune.step import accumulate, streams
+from vstar_fast.models.modules import dtype_name
 from vstar_fast.models.prompts import Talk
 from vstar_fast.models.video_lm import Features, VideoLM
 from vstar_fast.records import Example
@@ -31,7 +32,7 @@ def save(
     places = {id(clip): n for n, clip in enumerate(clips)}
     batch = {
         "base": lm.path,
-        "dtype": str(lm.model.dtype).removeprefix("torch."),
+        "dtype": dtype_name(lm),
         "quantize": "4bit" if getattr(lm.model, "is_loaded_in_4bit", False) else "none",
         "seed": seed,
         "step": step,

@@ -14,14 +14,13 @@ from vstar_fast.finetune.batches import packs
 from vstar_fast.finetune.items import Item
 from vstar_fast.finetune.loss import packed_nll, packed_rows, row_nll
 from vstar_fast.finetune.preferences import divergence, dpo_loss, kto_loss, mismatched
-from vstar_fast.kernels.linear import fast_linears
+from vstar_fast.kernels.linear import fast_linears, packed_linears
 from vstar_fast.models.video_lm import VideoLM
 from vstar_fast.sharding import Ranks
 
 Losses = Callable[[Sequence[Item]], torch.Tensor]
 
 
-@fast_linears()
 def accumulate(
     lm: VideoLM,
     peft: Any,
@@ -42,16 +41,24 @@ def accumulate(
     total = sum(i.example.weight * (len(i.answer) if by_token else 1) for i in items)
     groups = _passes(items, config)
     loss = torch.zeros((), dtype=torch.float64)
-    with packed_rows(lm) if config.pack else contextlib.nullcontext():
-        losses = _objective(lm, peft, items, config, ranks)
-        for (number, group), counted in ranks.share(list(enumerate(groups))):
-            if stream is not None:
-                torch.manual_seed(stream(number))
+    with fast_linears(half=lm.mixed), packed_rows(lm) if config.pack else contextlib.nullcontext():
+        losses = _objective(lm, peft, items, config, ranks, stream)
+        for group, counted in _shared(groups, ranks, stream):
             scale = torch.tensor([counted * weights[id(i)] / total for i in group], device=lm.device)
             piece = (losses(group) * scale).sum()
             piece.backward()
             loss += piece.item()
     return float(ranks.sum(loss)), _counts(items, groups, config)
+
+
+def _shared(
+    groups: Sequence[list[Item]], ranks: Ranks, stream: Callable[[int], int] | None, first: int = 0
+) -> Iterator[tuple[list[Item], float]]:
+    """This process's passes and what each counts, random numbers set for each; the passes count from `first`."""
+    for (number, group), counted in ranks.share(list(enumerate(groups, first))):
+        if stream is not None:
+            torch.manual_seed(stream(number))
+        yield group, counted
 
 
 def _passes(items: Sequence[Item], config: FinetuneConfig) -> list[list[Item]]:
@@ -69,14 +76,21 @@ def streams(seed: int, step: int) -> Callable[[int], int]:
     return of_pass
 
 
-def _objective(lm: VideoLM, peft: Any, items: Sequence[Item], config: FinetuneConfig, ranks: Ranks) -> Losses:
+def _objective(
+    lm: VideoLM,
+    peft: Any,
+    items: Sequence[Item],
+    config: FinetuneConfig,
+    ranks: Ranks,
+    stream: Callable[[int], int] | None,
+) -> Losses:
     """Items of a pass -> the loss of each, before its weight. KTO's reference point is that of the whole batch."""
     nll = packed_nll if config.pack else row_nll
     if config.objective == "dpo":
         return lambda group: dpo_loss(lm, peft, group, config.dpo_beta, nll)
     if config.objective == "kto":
         others = _passes(mismatched(items), config)
-        kl = divergence(lm, peft, ranks.share(others), nll, ranks.sum)
+        kl = divergence(lm, peft, _shared(others, ranks, stream, -len(others)), nll, ranks.sum)
         return lambda group: kto_loss(lm, peft, group, config.kto_beta, kl, nll)
     return lambda group: nll(lm, group)
 
@@ -96,6 +110,19 @@ def _counts(items: Sequence[Item], groups: Sequence[Sequence[Item]], config: Fin
         "row_tokens": sum(i.tokens for i in rows),
         "packed_tokens": sum(i.tokens for i in rows) if not config.pack else sum(sum(g.values()) for g in packed),
     }
+
+
+@contextlib.contextmanager
+def copied(lm: VideoLM) -> Iterator[None]:
+    """Inside, frozen weights that are multiplied in bf16 are rounded once, if there is memory for the copies."""
+    from vstar_fast.models import memory
+
+    size = sum(p.nbytes for p in lm.text_model.parameters()) // 2
+    if not (lm.mixed and memory.room_for_copies(size, lm.device)):
+        yield
+        return
+    with packed_linears([lm.text_model], half=True, backward=True):
+        yield
 
 
 @contextlib.contextmanager

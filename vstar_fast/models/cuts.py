@@ -16,6 +16,7 @@ import torch
 from torch.utils import _pytree as pytree
 from transformers.modeling_outputs import ModelOutput
 
+from vstar_fast.errors import ran_out
 from vstar_fast.models.text_inputs import forward_of
 
 PROJECTORS = ("multi_modal_projector", "connector", "merger", "aligner", "mm_projector", "projector")
@@ -263,9 +264,9 @@ class BehindTower(Cut):
     def _remakes(self, own: Any, leaves: list[Any], video: Source) -> bool:
         try:
             return same(own, self._again([leaves[i] for i in self.used], video))
-        except (torch.OutOfMemoryError, MemoryError):
-            raise
-        except Exception:  # whatever the model's code does without a tensor that it needs
+        except Exception as error:  # whatever the model's code does without a tensor that it needs
+            if ran_out(error):
+                raise
             return False
 
     def _joined_along(self, one: torch.Tensor, twice: Callable[[], Any]) -> int:

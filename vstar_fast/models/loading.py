@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from vstar_fast import attention
-from vstar_fast.config_ranges import DEVICE
+from vstar_fast import attention, backends
+from vstar_fast.config.ranges import DEVICE
 from vstar_fast.errors import BackendError, ModelError
 from vstar_fast.models.video_lm import VideoLM
 
@@ -20,7 +20,7 @@ def load(path: str, cls: type[VideoLM], *, dtype: str, device: str, quantize: st
     from transformers import AutoModelForImageTextToText
 
     target = pick_device(device)
-    kind = pick_dtype(dtype, target)
+    kind, mixed = pick_dtype(dtype, target)
     processor = load_processor(path)
     packed = (
         {"quantization_config": four_bit(path, cls, kind), "device_map": {"": target}} if quantize == "4bit" else {}
@@ -32,7 +32,9 @@ def load(path: str, cls: type[VideoLM], *, dtype: str, device: str, quantize: st
     model = (model if packed else model.to(target)).eval()
     for part, choice in attention.use(model).items():
         logging.getLogger(__name__).info("attention of %s: %s (%s)", part or path, choice.name, choice.reason)
-    return cls(str(Path(path)) if Path(path).exists() else path, model, processor, target)
+    lm = cls(str(Path(path)) if Path(path).exists() else path, model, processor, target)
+    lm.mixed = mixed
+    return lm
 
 
 def four_bit(path: str, cls: type[VideoLM], kind: torch.dtype) -> Any:
@@ -121,11 +123,22 @@ def pick_device(device: str) -> torch.device:
     return torch.device(device)
 
 
-def pick_dtype(dtype: str, device: torch.device) -> torch.dtype:
-    """`auto` -> bf16 on a GPU; fp32 on the CPU, where bf16 is slower. Raises ModelError for what is no float type."""
+def pick_dtype(dtype: str, device: torch.device) -> tuple[torch.dtype, bool]:
+    """(what the weights are in, whether linear layers of fp32 weights multiply in bf16).
+
+    `auto`: bf16 on a GPU; on a CPU `mixed` where it has bf16 instructions, else fp32. A CPU's other layers, attention
+    above all, are slower in bf16. Raises ModelError for what is no float type, and for `mixed` on a GPU; BackendError
+    for `mixed` on a CPU without such instructions.
+    """
     if dtype == "auto":
-        return torch.bfloat16 if device.type == "cuda" else torch.float32
+        on_gpu = device.type == "cuda"
+        return (torch.bfloat16, False) if on_gpu else (torch.float32, backends.available("onednn-bf16").ok)
+    if dtype == "mixed":
+        if device.type != "cpu":
+            raise ModelError(f"model.dtype = mixed is for a CPU, the device is {device}; use bfloat16")
+        backends.require("onednn-bf16", "model.dtype = mixed")
+        return torch.float32, True
     kind = getattr(torch, dtype, None)
     if not isinstance(kind, torch.dtype) or not kind.is_floating_point:
-        raise ModelError(f"model.dtype = {dtype!r} is no kind of float; use auto, float32, bfloat16 or float16")
-    return kind
+        raise ModelError(f"model.dtype = {dtype!r} is no kind of float; use auto, float32, mixed, bfloat16 or float16")
+    return kind, False

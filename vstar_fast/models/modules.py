@@ -69,9 +69,24 @@ def attending_by(text_model: Any, name: str) -> Iterator[None]:
         config._attn_implementation = before
 
 
-def rounding(dtype: torch.dtype) -> float:
+def rounding(lm: Any) -> float:
     """Largest relative difference between two ways of one computation that counts as rounding, not as another one."""
-    return 1e-3 if dtype in (torch.float32, torch.float64) else 0.1
+    return 1e-3 if lm.text_model.dtype in (torch.float32, torch.float64) and not lm.mixed else 0.1
+
+
+def dtype_name(lm: Any) -> str:
+    """What a model is computed in, as `model.dtype` has it."""
+    return "mixed" if lm.mixed else str(lm.model.dtype).removeprefix("torch.")
+
+
+@contextmanager
+def unmixed(lm: Any) -> Iterator[None]:
+    """Inside, all products of an `lm` are of its weights' dtype: what is compared is to differ by little rounding."""
+    before, lm.mixed = lm.mixed, False
+    try:
+        yield
+    finally:
+        lm.mixed = before
 
 
 class Head:
@@ -80,6 +95,8 @@ class Head:
     model: Any
     body: Any
     text_model: Any
+    mixed = False
+    """Whether the text stack and the tower multiply fp32 weights in bf16, see `half_linear`; the head never does."""
 
     @property
     def head(self) -> Any:

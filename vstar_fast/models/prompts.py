@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from vstar_fast.errors import ModelError
+from vstar_fast.errors import ModelError, ran_out
 from vstar_fast.models import placeholder as placeholders
 from vstar_fast.models.features import Features
 from vstar_fast.models.preprocessing import How, joined_along, preprocess, probe_clip
@@ -76,9 +76,9 @@ class Prompts:
         special = self._special(text)
         try:
             out = preprocess(self.processor, text, data, times_s, How(special, self._whole))
-        except torch.OutOfMemoryError:
-            raise
         except Exception as error:  # whatever a processor's code stumbles over
+            if ran_out(error):
+                raise
             size = " x ".join(str(n) for n in data.shape[:3])
             name, kind = type(self.processor).__name__, type(error).__name__
             what = str(error) if isinstance(error, ValueError) else f"{kind}: {error}"
@@ -92,6 +92,8 @@ class Prompts:
         try:
             return joined_along(self.processor, text, How(self._special(text), self._whole))
         except Exception as error:  # whatever a processor's code stumbles over
+            if ran_out(error):
+                raise
             name = type(self.processor).__name__
             raise ModelError(f"{name} of {self.path} does not join videos: {error}; call with one row each") from error
 

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from vstar_fast import attention
-from vstar_fast.errors import ModelError
+from vstar_fast.errors import ModelError, ran_out
 from vstar_fast.models.cuts import CUTS, Cut, Source, same
 from vstar_fast.models.modules import evaluating
 
@@ -96,9 +96,9 @@ class Tower:
     def _check(self, inputs: dict[str, torch.Tensor]) -> None:
         try:
             self.run(inputs)
-        except torch.OutOfMemoryError:
-            raise
         except Exception as error:  # whatever a model's code stumbles over
+            if ran_out(error):
+                raise
             import transformers
 
             raise ModelError(
@@ -117,9 +117,9 @@ class Tower:
         twice = None if double is None else partial(self.run, double)
         try:
             fits = cut.fits(self._source(inputs, twice))
-        except torch.OutOfMemoryError:
-            raise
         except Exception as error:  # whatever a model's code does with its modules replaced
+            if ran_out(error):
+                raise
             return str(error) or type(error).__name__
         return "" if fits else OTHER
 

@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from vstar_fast import config_file
-from vstar_fast.config_file import field_docs, merge, need, one_of
-from vstar_fast.config_finetune import FinetuneConfig
-from vstar_fast.config_frames import CacheConfig, FramesConfig
-from vstar_fast.config_ranges import DEVICE, in_range
+from vstar_fast.config import file
+from vstar_fast.config.file import field_docs, merge, need, one_of
+from vstar_fast.config.finetune import FinetuneConfig
+from vstar_fast.config.frames import CacheConfig, FramesConfig
+from vstar_fast.config.ranges import DEVICE, in_range
 from vstar_fast.errors import ConfigError
 
 __all__ = [
@@ -90,7 +90,8 @@ class ModelConfig:
     init: str = ""
     """Checkpoint fine-tuning starts from (the paper: before instruction tuning); default: `base`."""
     dtype: str = "auto"
-    """`auto` (bf16 on GPU, fp32 on CPU), `float32`, `bfloat16` or `float16`."""
+    """`auto` (bf16 on a GPU; on a CPU mixed where it has bf16 instructions, else fp32), `float32`, `mixed` (on a CPU:
+    fp32, linear layers multiplied in bf16 but the head and what is trained), `bfloat16` or `float16`."""
     device: str = "auto"
     """`auto`, `cpu`, `cuda` or `cuda:N`."""
     quantize: str = "none"
@@ -99,7 +100,7 @@ class ModelConfig:
     """Adapter in `vstar_fast.models`; `auto` goes by the config's model_type."""
 
     def __post_init__(self) -> None:
-        one_of("model.dtype", self.dtype, ("auto", "float32", "bfloat16", "float16"))
+        one_of("model.dtype", self.dtype, ("auto", "float32", "mixed", "bfloat16", "float16"))
         one_of("model.quantize", self.quantize, ("none", "4bit"))
         known = DEVICE.fullmatch(self.device) is not None
         need(known, f"model.device = {self.device!r} is no device; use auto, cpu, cuda or cuda:N")
@@ -259,12 +260,12 @@ PAPER: dict[str, Any] = {
 def from_dict(values: dict[str, Any]) -> CycleConfig:
     """Settings from nested plain values; unknown keys raise ConfigError with the nearest right one."""
     merged = merge(PAPER if values.get("recipe") == "paper" else {}, values)
-    return config_file.build(CycleConfig, merged, "")
+    return file.build(CycleConfig, merged, "")
 
 
 def load(path: str | Path, overrides: dict[str, Any] | None = None) -> CycleConfig:
     """Settings from a TOML file, with `overrides` (nested like the file) on top."""
-    values = merge(config_file.read(Path(path)), overrides or {})
+    values = merge(file.read(Path(path)), overrides or {})
     try:
         return from_dict(values)
     except ConfigError as error:
@@ -283,4 +284,4 @@ def to_dict(config: CycleConfig) -> dict[str, Any]:
 
 def to_toml(config: CycleConfig, *, comments: bool = False) -> str:
     """The settings as TOML; with `comments`, each field's documentation above it and defaults commented out."""
-    return config_file.write(config, comments=comments)
+    return file.write(config, comments=comments)

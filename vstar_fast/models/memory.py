@@ -1,4 +1,4 @@
-"""How much memory is free, and whether an error says that there was too little."""
+"""How much memory is free, and how many rows it takes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,6 @@ _C_LIBRARY = ctypes.CDLL(None)
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
 HEADROOM = 2
 """Copies of weights are made when so many times their size is free."""
-WORDS = ("out of memory", "can't allocate memory", "not enough memory")
 
 
 def free_bytes(device: torch.device) -> int:
@@ -47,13 +46,6 @@ def _within_group() -> int:
     except OSError:  # no version 2 control group here, hence no limit by one
         return 1 << 62
     return 1 << 62 if limit == "max" else max(0, int(limit) - used)
-
-
-def ran_out(error: BaseException) -> bool:
-    """Whether an error means that memory ran out."""
-    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
-        return True
-    return isinstance(error, RuntimeError) and any(words in str(error).lower() for words in WORDS)
 
 
 def release(device: torch.device) -> None:

@@ -16,11 +16,10 @@ import torch
 from transformers import AttentionInterface
 from transformers.cache_utils import DynamicCache
 
-from vstar_fast.engine import memory
-from vstar_fast.engine.store import LayerShape, Shape
-from vstar_fast.engine.turn import alone
+from vstar_fast.errors import ran_out
 from vstar_fast.models.hf_cache import CACHE
 from vstar_fast.models.modules import attending_by, evaluating
+from vstar_fast.models.turn import alone
 
 NAME = "vstar_observed"
 UNKNOWN = ("softcap", "position_bias", "sinks")
@@ -28,6 +27,14 @@ UNKNOWN = ("softcap", "position_bias", "sinks")
 TOKENS = 2
 LOOSE = 1e-2
 """How much of its largest value a key may differ by when it is made beside another one."""
+
+
+class LayerShape(NamedTuple):
+    """What a layer keeps of one token: so many heads of a key and a value."""
+
+    heads: int
+    key_width: int
+    value_width: int
 
 
 class Layers(NamedTuple):
@@ -41,10 +48,6 @@ class Layers(NamedTuple):
     windows: tuple[int, ...]
     odd: str
     late: bool = False
-
-    def shape(self, dtype: torch.dtype, device: torch.device) -> Shape:
-        """The keys and values of one token in all layers."""
-        return Shape.of(self.shapes, dtype, device)
 
 
 _SEEN: WeakKeyDictionary[Any, Layers] = WeakKeyDictionary()
@@ -172,7 +175,7 @@ def _call(text_model: Any, seen: _Observer) -> str:
             ids = torch.arange(1, TOKENS + 1, device=text_model.device)[None]
             text_model(input_ids=ids, attention_mask=None, use_cache=True, **{CACHE: cache})
     except Exception as error:  # whatever a layer does with keys that it is not given; the reason is reported
-        if memory.ran_out(error):
+        if ran_out(error):
             raise
         return f"{type(error).__name__}: {str(error)[:120]}"
     return ""
