@@ -396,3 +396,14 @@ def test_a_running_state_is_not_shared_inside_transformers():
     model.set_attn_implementation("vstar_prefix")
     with torch.no_grad(), pytest.raises(ModelError, match="layer 0 keeps a running state"):
         model(input_ids=torch.arange(1, 9)[None], **{CACHE: cache})
+
+
+def test_a_default_device_of_another_kind_changes_nothing(loaded):
+    engine, videos = Engine(*loaded), clips()
+    want = tokens(engine.generate(videos, ASKED, n=2, settings=SAMPLED))
+    torch.set_default_device("meta")
+    try:
+        found = tokens(Engine(*loaded).generate(videos, ASKED, n=2, settings=SAMPLED))
+    finally:
+        torch.set_default_device(None)
+    assert found == want

@@ -14,8 +14,8 @@ def run(
     from vstar_fast import _C
 
     rows, columns = logits.shape
-    ids = torch.empty(rows, dtype=torch.int64)
-    logprobs = torch.empty(rows, dtype=torch.float32)
+    ids = torch.empty(rows, dtype=torch.int64, device="cpu")
+    logprobs = torch.empty(rows, dtype=torch.float32, device="cpu")
     _C.sample_cpu(
         logits.data_ptr(),
         allowed.data_ptr(),

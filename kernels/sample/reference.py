@@ -66,7 +66,7 @@ def scale_down(bits: torch.Tensor, total: torch.Tensor) -> torch.Tensor:
 
 def exponent_scale(temperature: float) -> float:
     """log2(e) / temperature as the fp32 number all backends multiply with."""
-    return float(torch.tensor(math.log2(math.e) / temperature, dtype=torch.float32))
+    return float(torch.tensor(math.log2(math.e) / temperature, dtype=torch.float32, device="cpu"))
 
 
 def weights(logits: torch.Tensor, top: torch.Tensor, temperature: float) -> torch.Tensor:

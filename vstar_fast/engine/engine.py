@@ -19,7 +19,7 @@ from vstar_fast.engine.crew import Crew
 from vstar_fast.engine.request import Answer, Counts, Request, Settings
 from vstar_fast.engine.scheduler import Scheduler
 from vstar_fast.errors import ConfigError, ModelError
-from vstar_fast.models.turn import alone
+from vstar_fast.models.turn import alone, on_host
 
 if TYPE_CHECKING:
     from vstar_fast.kernels.constrain import Grammar
@@ -31,6 +31,7 @@ CACHE_BYTES = 1 << 30
 class Engine:
     """The importable face: a Hugging Face video-LMM with its processor, as they come from `from_pretrained`."""
 
+    @on_host()
     def __init__(
         self,
         model: Any,
@@ -56,6 +57,7 @@ class Engine:
         """What was done so far: answers, tokens, steps, CPU seconds by kind, batches halved."""
         return self.crew.counts
 
+    @on_host()
     def generate(
         self,
         videos: Iterable[Any],
@@ -99,6 +101,7 @@ class Engine:
         found = {id(r): answers for r, answers in self.crew.run(requests)}
         return [found[id(r)] for r in requests]
 
+    @on_host()
     def request(
         self,
         text: str,

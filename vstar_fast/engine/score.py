@@ -28,7 +28,7 @@ from vstar_fast.kernels.prefix_attention import Groups
 from vstar_fast.models import branches
 from vstar_fast.models.modules import evaluating
 from vstar_fast.models.recurrent import WAVE_BYTES, Waves
-from vstar_fast.models.turn import alone
+from vstar_fast.models.turn import alone, on_host
 
 MOST_LOGITS = 1 << 25
 """Logits held at once."""
@@ -118,6 +118,7 @@ class Scorer:
         """Prompt tokens that went through the text stack so far."""
         return self._prompts.tokens
 
+    @on_host()
     def score(
         self, requests: Sequence[Request], labels: Sequence[Sequence[Sequence[int]]], *, norm: str = "sum"
     ) -> torch.Tensor:
@@ -133,6 +134,7 @@ class Scorer:
         found = self._score(requests, [listed] * len(requests), norm)
         return torch.stack(found) if found else torch.empty(0, listed.count)
 
+    @on_host()
     def score_each(
         self,
         requests: Sequence[Request],

@@ -18,7 +18,7 @@ from vstar_fast.models import FAMILIES
 from vstar_fast.models.modules import evaluating, rounding, unmixed
 from vstar_fast.models.preprocessing import probe_clip
 from vstar_fast.models.sight import embedded
-from vstar_fast.models.turn import alone
+from vstar_fast.models.turn import alone, on_host
 from vstar_fast.records import FrameBatch
 
 WAYS = {"packed": Scheduler, "plain": PlainScheduler}
@@ -82,6 +82,7 @@ def choose(lm: Any, engine: str = "auto") -> Choice:
     return Choice(engine, "asked for by name")
 
 
+@on_host()
 def chosen(lm: Any, engine: str = "auto") -> Choice:
     """As `choose`; where that makes a run slower without having been asked for, a warning says so, once."""
     found = choose(lm, engine)
