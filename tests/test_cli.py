@@ -300,7 +300,7 @@ def test_init_says_that_there_is_nothing_to_learn_from(project, tmp_path):
     data, model = project
     held_out = data.parent / "held_out.jsonl"
     held_out.write_text("".join(r + "\n" for r in data.read_text().splitlines() if '"train"' not in r))
-    lines = init_config.write(held_out, str(model), tmp_path / "run.toml")
+    lines = starter.write(held_out, str(model), tmp_path / "run.toml")
     assert lines[0] == "6 videos: 0 train, 3 dev, 3 test" and any("no train videos" in line for line in lines)
 
 

@@ -170,3 +170,21 @@ def test_a_run_that_moves_to_a_processor_with_bf16_is_another_one(project, monke
 
     assert seen(True) != seen(False) and seen(True, dtype="mixed") == seen(True)
     assert seen(True, dtype="float32") == seen(False, dtype="float32")
+
+
+def test_what_is_done_anew_is_told_of(project, tmp_path, monkeypatch):
+    told = []
+    wanted = ("anew", "changed since")
+    monkeypatch.setattr(Progress, "note", lambda _, x: told.append(x) if any(w in x for w in wanted) else None)
+    quick = {"finetune": {"steps": 1}, "cache": {"folder": str(tmp_path / "cache")}}
+    one_cycle(project, tmp_path / "run", **quick)
+    one_cycle(project, tmp_path / "run", **quick)
+    assert told == []
+    one_cycle(project, tmp_path / "run", **quick, generate={"temperature": 0.9})
+    anew = "what stands there is of other settings, data, weights or arithmetic; drawn anew"
+    assert told == [
+        "changed since the last start, generate.temperature: 1.0 -> 0.9",
+        f"cycle-00 generate: {anew}",
+        "cycle-00/adapter: what stands there was trained on other examples or settings; trained anew",
+        *(f"cycle-00 metrics {split}: {anew}" for split in ("dev", "test")),
+    ]
