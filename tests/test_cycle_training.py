@@ -1,6 +1,7 @@
 """Training inside a cycle: going on after a stop, preferences, data that cannot be used, nothing kept."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -188,3 +189,14 @@ def test_what_is_done_anew_is_told_of(project, tmp_path, monkeypatch):
         "cycle-00/adapter: what stands there was trained on other examples or settings; trained anew",
         *(f"cycle-00 metrics {split}: {anew}" for split in ("dev", "test")),
     ]
+
+
+def test_weights_do_not_depend_on_what_a_cache_held(project, tmp_path):
+    """Clips of one content (the first colour comes twice) are one object where they were encoded just now."""
+    quick = {"finetune": {"steps": 6}, "cache": {"folder": str(tmp_path / "cache")}}
+    one_cycle(project, tmp_path / "kept", **quick)
+    shutil.copytree(tmp_path / "kept", tmp_path / "made")
+    shutil.rmtree(tmp_path / "made/cycle-00/adapter")
+    one_cycle(project, tmp_path / "made", finetune={"steps": 6}, cache={"folder": str(tmp_path / "empty")})
+    adapters = [tmp_path / name / "cycle-00/adapter/adapter_model.safetensors" for name in ("kept", "made")]
+    assert adapters[0].read_bytes() == adapters[1].read_bytes()
