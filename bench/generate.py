@@ -141,6 +141,9 @@ def _rivals(bench: Bench, case: Case, model: Any, prompts: Any, found: Any, ours
         except generate_rivals.Absent as reason:
             bench.absent(f"{case}", name, str(reason))
             continue
+        except Exception as error:  # a rival that does not run here is a line, not the end of the bench
+            bench.absent(f"{case}", name, f"it fails: {type(error).__name__}: {str(error)[:100]}")
+            continue
         against.time(name, ids, cost.seconds - start, None)
 
 
@@ -212,7 +215,7 @@ def cost_of(work: Callable[[], Any], device: str) -> tuple[Any, Cost]:
     import torch
 
     from vstar_fast import profiling
-    from vstar_fast.engine import memory
+    from vstar_fast.models import memory
 
     gc.collect()
     if device == "cuda":

@@ -75,8 +75,8 @@ def check_size(name: str, device: str) -> None:
     """Raise ConfigError for a model whose weights do not fit what is free; nothing is allocated to find out."""
     import torch
 
-    from vstar_fast.engine import memory
     from vstar_fast.errors import ConfigError
+    from vstar_fast.models import memory
 
     if name not in SHAPES:
         raise ConfigError(f"no model named {name!r}; there are: {', '.join(SHAPES)}")
@@ -89,15 +89,15 @@ def check_size(name: str, device: str) -> None:
         )
 
 
-def build(name: str, device: str = "cpu") -> Any:
-    """The model of SHAPES[name] with seeded random weights, no end-of-turn token; bf16 on a GPU."""
+def build(name: str, device: str = "cpu", layers: int | None = None) -> Any:
+    """The model of SHAPES[name] with seeded random weights, no end-of-turn token; bf16 on a GPU. `layers`: so many."""
     import torch
 
     import vstar_fast.engine  # noqa: F401 - makes transformers importable beside CPU torch
 
     import transformers  # isort: skip
 
-    sizes = dict(SHAPES[name])
+    sizes = SHAPES[name] | ({} if layers is None else {"num_hidden_layers": layers})
     kind = sizes.pop("kind")
     config_kind = sizes.pop("config", kind)
     torch.manual_seed(0)

@@ -32,13 +32,13 @@ TOTAL=${TOTAL:-1740}
 WORKERS=${WORKERS:-8}
 FAMILIES=tests/test_families_on_gpu.py
 PART=64                                                                           # exit status of a step done in part
-FIRST="prefix_attention decode_step tree_attention constrain label_match patchify sample"   # wanted most, in this order
-OTHER="attention generate score value_match decode finetune constrained_answers cycle"
-ON_CPU="crew linear"                                                              # benches that no GPU has a part in
+FIRST="prefix_attention decode_step train_step constrain tree_attention label_match patchify sample"   # in this order
+OTHER="attention generate score value_match decode constrained_answers cycle"
+ON_CPU="crew finetune half_linear linear"                                                   # benches that measure a CPU alone
 NEED_CUDA="constrain constrained_answers label_match value_match"                 # benches of the CUDA kernels
 # Seconds that a step takes, about, on 16 cores and an H200; guesses until one has run.
 declare -A TAKES=([env]=20 [wheels]=30 [build]=90 [test]=240 [benches]=15 [memcheck]=200 [racecheck]=200 [families]=240
-  [compile]=60 [roofline]=10 [unproven]=10 [bench-prefix_attention]=180 [bench-decode_step]=180 [bench-tree_attention]=60
+  [compile]=60 [roofline]=10 [unproven]=10 [bench-prefix_attention]=180 [bench-decode_step]=180 [bench-tree_attention]=60 [bench-train_step]=60
   [bench-constrain]=60 [bench-label_match]=90 [bench-patchify]=20 [bench-sample]=50 [bench-attention]=30
   [bench-generate]=90 [bench-score]=40 [bench-value_match]=60 [bench-decode]=200)
 CUDA_TESTS="label or constrain or value"                                          # tests of them, as pytest's -k
@@ -134,9 +134,11 @@ gpu_tests() {
 }
 
 step_test() {
-  local tests=()
+  local tests=() files
   has_cuda_code || tests=(-k "not ($CUDA_TESTS)")
-  gpu_tests --junitxml="$OUT/gpu-tests.xml" --ignore="$FAMILIES" "${tests[@]}"
+  # files with tests for a GPU alone: the others may need packages that are not here
+  mapfile -t files < <(grep -rlE 'mark\.gpu|def test_.*\bdevice\b' tests --include='test_*.py' | grep -vxF "$FAMILIES" | sort)
+  gpu_tests --junitxml="$OUT/gpu-tests.xml" "${files[@]}" "${tests[@]}"
   [ "${#tests[@]}" = 0 ] || in_part test "tests of the CUDA kernels, which are not built"
 }
 

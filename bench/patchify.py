@@ -51,5 +51,5 @@ def run(bench: Bench, quick: bool) -> None:
 
         bench.compare(
             f"{name}, {len(frames)} frames of {side} x {side}", ours, theirs, equal=same,
-            names=("patchify", "torch, pass by pass"), work=(len(frames), "frame"), backend=backend, graph=True,
+            names=("patchify", "torch, pass by pass"), work=(len(frames), "frame"), backend=backend, graph="ours",
         )  # fmt: skip

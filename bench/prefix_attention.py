@@ -147,7 +147,7 @@ def against_plain(bench: Bench, shape: Shape, backend: str, target: float | None
 
     bench.compare(
         str(shape), ours, theirs, equal=same, names=("shared", "a copy a row"), work=(1, "layer"), target=target,
-        backend=backend, graph=True,
+        backend=backend, graph="both",
     )  # fmt: skip
     value = bench.latest().value
     return None if value is None else value / 1e6
@@ -207,7 +207,7 @@ def prompts(bench: Bench, shape: Shape, card: cost.Card, count: int = 4, tokens:
         bench.compare(
             case, partial(prefix_attention, query, levels, backend=backend),
             partial(prefix_attention, query, levels, backend="triton"), equal=same, names=(backend, "triton"),
-            work=(1, "layer"), backend=backend, graph=True,
+            work=(1, "layer"), backend=backend, graph="both",
         )  # fmt: skip
 
 

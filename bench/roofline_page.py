@@ -15,7 +15,7 @@ from typing import Any
 from vstar_fast.bench import cost
 
 CARDS = ("A100", "H100", "H200")
-BENCHES = ("prefix_attention", "tree_attention", "attention", "patchify", "decode_step", "sample")
+BENCHES = ("prefix_attention", "tree_attention", "attention", "patchify", "decode_step", "train_step", "sample")
 HEAD = """# Roofline
 
 Written by `python -m vstar_fast.bench.roofline_page`; do not edit by hand. Predictions come from bytes and operations

@@ -78,9 +78,10 @@ def run(bench: Bench, quick: bool) -> None:
         names = ("vstar-fast", "torch argmax")
         bench.compare(
             f"greedy {shape}", greedy_ours, greedy_torch,
-            equal=same_greedy, names=names, work=(rows, "row"), backend=backend, graph=True,
+            equal=same_greedy, names=names, work=(rows, "row"), backend=backend, graph="both",
         )  # fmt: skip
         bench.compare(
             f"T=0.7 {shape}", drawn_ours, drawn_torch,
-            equal=same_draw, names=("vstar-fast", "torch multinomial"), work=(rows, "row"), backend=backend, graph=True,
+            equal=same_draw, names=("vstar-fast", "torch multinomial"), work=(rows, "row"), backend=backend,
+            graph="ours",
         )  # fmt: skip

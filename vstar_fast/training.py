@@ -83,7 +83,7 @@ class Training:
         prompts: dict[str, str],
     ) -> list[Rejected]:
         """Train and write the adapter to `out`; what could not be used."""
-        from vstar_fast.engine import memory
+        from vstar_fast.models import memory
 
         s = self._session
         seed = stream_seed(s.config.seed, "finetune", key)

@@ -104,6 +104,7 @@ class DecodeState:
         for name in ("state", "remaining", "step", "_starts", "_budget"):
             setattr(joined, name, torch.cat([getattr(self, name), getattr(other, name)]))
         joined._rows = self._rows._replace(state=joined.state, remaining=joined.remaining, step=joined.step)
+        joined._tickets = torch.zeros_like(joined.state)
         joined._bits = None
         return joined
 

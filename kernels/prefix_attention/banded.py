@@ -55,14 +55,15 @@ def sdpa(
     keys, values = keys.repeat_interleave(times, 1), values.repeat_interleave(times, 1)
     ends: tuple[torch.Tensor, ...] = ()
     if sinks is not None:
-        query, keys, *ends = _sunk(query, keys, values, sinks / scale)
+        query, keys, *end = _sunk(query, keys, values, sinks / scale)
+        ends = tuple(end)
         made = [b._replace(mask=b.mask if b.mask is None else pad(b.mask, (0, 1), value=True)) for b in made]
     q, k, v = ([t.transpose(0, 1)[None] for t in x.split(BLOCK)] for x in (query, keys, values))
     k_end, v_end = ([t.transpose(0, 1)[None]] for t in ends) if ends else ([], [])
     outs = []
     for rows, band in zip(q, made, strict=True):
-        seen = (torch.cat([x[i] for i in band.blocks] + end, 2) for x, end in ((k, k_end), (v, v_end)))
-        outs.append(scaled_dot_product_attention(rows, *seen, attn_mask=band.mask, scale=scale))
+        seen, given = (torch.cat([x[i] for i in band.blocks] + end, 2) for x, end in ((k, k_end), (v, v_end)))
+        outs.append(scaled_dot_product_attention(rows, seen, given, attn_mask=band.mask, scale=scale))
     return torch.cat(outs, 2)[0].transpose(0, 1)
 
 

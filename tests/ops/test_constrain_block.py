@@ -126,6 +126,18 @@ def test_a_move_and_its_mask_in_one_launch(block, dtype, budget, columns):
             assert torch.equal(getattr(ours, name), getattr(theirs, name))
 
 
+def test_rows_that_were_joined_have_a_ticket_each(block):
+    """One launch counts its blocks there: with fewer tickets than rows it writes behind them."""
+    grammar = ops.compile(ops.template("Answer: {x}", x=ops.choice(NAMES)), small_vocab("twins"))
+    parts = [ops.DecodeState(grammar, rows) for rows in (1, 4)]
+    joined, twin = parts[0].join(parts[1]), ops.DecodeState(grammar, 5)
+    assert len(joined._tickets) == 5 and joined._tickets.data_ptr() != parts[0]._tickets.data_ptr()
+    joined._run, logits = Emulated(block), torch.randn(5, 300)
+    tokens = twin.sample_(logits, torch.arange(5))[0]
+    assert torch.equal(joined.advance_mask_(logits.clone(), tokens), twin.mask_(logits.clone()))
+    assert not joined._tickets.any()
+
+
 def test_moves_lost_rows_and_logits_that_are_no_distribution(block):
     ours, theirs = rows_of("twins", None), rows_of("twins", None)
     run = Emulated(block)
