@@ -173,6 +173,10 @@ def test_a_run_that_moves_to_a_processor_with_bf16_is_another_one(project, monke
     assert seen(True, dtype="float32") == seen(False, dtype="float32")
 
 
+def stopped(*_args):
+    raise KeyboardInterrupt
+
+
 def test_what_is_done_anew_is_told_of(project, tmp_path, monkeypatch):
     told = []
     wanted = ("anew", "changed since")
@@ -181,6 +185,14 @@ def test_what_is_done_anew_is_told_of(project, tmp_path, monkeypatch):
     one_cycle(project, tmp_path / "run", **quick)
     one_cycle(project, tmp_path / "run", **quick)
     assert told == []
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(cycle, "one_cycle", stopped)
+        one_cycle(project, tmp_path / "run", **quick)
+    assert json.loads((tmp_path / "run/summary.json").read_text())["state"] == "done"
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(cycle, "one_cycle", stopped)
+        one_cycle(project, tmp_path / "run", **quick, generate={"temperature": 0.9})
+    assert not (tmp_path / "run/summary.json").exists()  # the old one is not of these settings
     one_cycle(project, tmp_path / "run", **quick, generate={"temperature": 0.9})
     anew = "what stands there is of other settings, data, weights or arithmetic; drawn anew"
     assert told == [
