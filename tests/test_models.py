@@ -213,6 +213,7 @@ def test_memory_that_runs_out_is_not_taken_for_a_misfit(lm, monkeypatch, error):
     def ran_out(*_args, **_kwargs):
         raise error
 
+    monkeypatch.delitem(vars(lm), "joined_along", raising=False)  # what an earlier test found out
     monkeypatch.setattr(prompts, "joined_along", ran_out)
     with pytest.raises(type(error)):
         lm.joined_along  # noqa: B018

@@ -11,7 +11,7 @@ import math
 import os
 import re
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -201,6 +201,11 @@ class RunFolder:
     def has_part(self, folder: Path, key: str) -> bool:
         """Whether a part stands in the folder."""
         return self.part_file(folder, key).is_file()
+
+    def only_others(self, folder: Path, keys: Sequence[str]) -> bool:
+        """Whether there are parts in the folder, but none of these."""
+        there = {path.stem for path in folder.glob("*.jsonl")}
+        return bool(there) and not there & set(keys)
 
     def part(self, folder: Path, key: str, compute: Callable[[], Part]) -> list[dict[str, Any]]:
         """Rows of a part: read when present, else computed and stored.

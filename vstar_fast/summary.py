@@ -46,6 +46,13 @@ class Record:
         self.final: dict[str, Any] | None = None
         self.controls: dict[str, Any] = {}
         self.stopped = ""
+        self._hash = content_key(to_dict(session.config))
+        self._forget_other_settings(session.folder.root / "summary.json")
+
+    def _forget_other_settings(self, path: Path) -> None:
+        """Remove the summary of other settings: until the next one is written it would pass for this run's."""
+        if self._session.ranks.first and path.is_file() and read_json(path).get("config_hash") != self._hash:
+            path.unlink()
 
     def write(self, state: str) -> dict[str, Any]:
         """Write and return the summary as it stands."""
@@ -56,7 +63,7 @@ class Record:
             "stopped": self.stopped,
             "recipe": s.config.recipe,
             "seed": s.config.seed,
-            "config_hash": content_key(to_dict(s.config)),
+            "config_hash": self._hash,
             "primary": s.primary,
             "videos": {k: len({q.video_id for q in v}) for k, v in s.questions.items()},
             "base": _public(self.base),
