@@ -112,7 +112,9 @@ def all_pass(*args, **kwargs):
 
 def test_preferences_without_a_failed_answer_say_what_to_change(project, tmp_path, monkeypatch):
     monkeypatch.setattr("vstar_fast.match.verify", all_pass)
-    with pytest.raises(NothingKept, match=r"did not pass; raise generate.samples or .*, or set finetune.objective = sft or kto"):
+    with pytest.raises(
+        NothingKept, match=r"did not pass; raise generate.samples or .*, or set finetune.objective = sft or kto"
+    ):
         one_cycle(project, tmp_path, finetune={"objective": "dpo"})
 
 
