@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, NamedTuple
 from vstar_fast.bench.cycle import Work, features_of, prepare
 
 from vstar_fast import match, ops, questions
-from vstar_fast.answer_slots import Slots
 from vstar_fast.generate import Sampling, generate, to_candidates
+from vstar_fast.labels.slots import Slots
 from vstar_fast.match.text import Names
 from vstar_fast.records import Candidate
 

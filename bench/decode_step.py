@@ -88,7 +88,8 @@ def least_bytes(model: Any, scheduler: Any, case: Case) -> float:
 
 def generate(model: Any, prompts: torch.Tensor, case: Case, *, recorded: bool) -> tuple[list[list[int]], float, Any]:
     """Greedy answers, seconds a step (prefill and recording left out), and the scheduler."""
-    from vstar_fast.engine import Request, Scheduler, Settings, TextLM, graphs, memory
+    from vstar_fast.engine import Request, Scheduler, Settings, TextLM, graphs
+    from vstar_fast.models import memory
 
     room = int(0.9 * memory.free_bytes(model.device))
     scheduler = Scheduler(TextLM(model), max_rows=case.videos * case.k, memory_bytes=room, skip_forced=False)

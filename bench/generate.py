@@ -215,7 +215,7 @@ def cost_of(work: Callable[[], Any], device: str) -> tuple[Any, Cost]:
     import torch
 
     from vstar_fast import profiling
-    from vstar_fast.engine import memory
+    from vstar_fast.models import memory
 
     gc.collect()
     if device == "cuda":

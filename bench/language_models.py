@@ -75,8 +75,8 @@ def check_size(name: str, device: str) -> None:
     """Raise ConfigError for a model whose weights do not fit what is free; nothing is allocated to find out."""
     import torch
 
-    from vstar_fast.engine import memory
     from vstar_fast.errors import ConfigError
+    from vstar_fast.models import memory
 
     if name not in SHAPES:
         raise ConfigError(f"no model named {name!r}; there are: {', '.join(SHAPES)}")

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from vstar_fast import ops, questions
-from vstar_fast.answer_slots import Slots
 from vstar_fast.errors import ConstrainError
+from vstar_fast.labels.slots import Slots
 from vstar_fast.match.text import Names
 from vstar_fast.records import Label, LabeledVideo, Question
 

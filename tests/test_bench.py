@@ -192,7 +192,7 @@ def test_towers_of_the_bench_give_the_tokens_they_say(names, more):
 def test_a_model_that_does_not_fit_is_refused_before_it_is_made(monkeypatch):
     from vstar_fast.bench import language_models
 
-    from vstar_fast.engine import memory
+    from vstar_fast.models import memory
 
     monkeypatch.setattr(memory, "free_bytes", lambda _: 20 << 30)
     language_models.check_size("SmolLM2-135M", "cpu")

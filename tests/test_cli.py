@@ -13,8 +13,9 @@ import torch
 from click.testing import CliRunner
 
 import tiny
-from vstar_fast import cli, cycle, init_config
+from vstar_fast import cli, cycle
 from vstar_fast import config as settings
+from vstar_fast.config import starter
 from vstar_fast.errors import BackendError, ConfigError, DataError, ModelError, RunError
 from vstar_fast.records import Example, Label, LabeledVideo, Question, to_dict
 from vstar_fast.runfolder import write_json, write_jsonl
@@ -214,6 +215,13 @@ def made_up(seed, last):
     }
 
 
+def test_what_no_clip_measured_is_said_to_be_so():
+    from vstar_fast import console
+
+    nothing = dict.fromkeys(("value", "low", "high"), float("nan")) | {"n": 0}
+    assert console.points(nothing) == console.percent(nothing) == "not measured (no clips)"
+
+
 def test_several_seeds_are_shown_one_by_one_and_pooled(toml, monkeypatch, tmp_path):
     runs = [made_up(3, 0.4), made_up(4, 0.6)]
     pooled = {"base": part(0.2), "last": part(0.5), "controls": {"labels_only": part(0.31)}}
@@ -283,9 +291,17 @@ def test_init_counts_rows_left_out(project, tmp_path):
     )
     worse = data.parent / "worse.jsonl"
     worse.write_text("\n".join(rows))
-    lines = init_config.write(worse, str(model), tmp_path / "run.toml")
+    lines = starter.write(worse, str(model), tmp_path / "run.toml")
     (left,) = [line for line in lines if "left out" in line]
     assert left.startswith("1 rows left out: ") and "worse.jsonl" in left and "colour" in left
+
+
+def test_init_says_that_there_is_nothing_to_learn_from(project, tmp_path):
+    data, model = project
+    held_out = data.parent / "held_out.jsonl"
+    held_out.write_text("".join(r + "\n" for r in data.read_text().splitlines() if '"train"' not in r))
+    lines = starter.write(held_out, str(model), tmp_path / "run.toml")
+    assert lines[0] == "6 videos: 0 train, 3 dev, 3 test" and any("no train videos" in line for line in lines)
 
 
 # -- export ----------------------------------------------------------------------------------------------
@@ -393,7 +409,11 @@ def test_export_of_nothing(tmp_path):
     assert "no cycle with examples.jsonl" in call("export", "--run", tmp_path, "--format", "hf", code=1).stderr
     run = accepted(tmp_path)
     assert "cycle-07 has no examples" in call("export", "--run", run, "--format", "hf", "--cycle", 7, code=1).stderr
-    assert "no cycle with adapter" in call("export", "--run", run, "--merged", tmp_path / "m", code=1).stderr
+    missing = call("export", "--run", run, "--merged", tmp_path / "m", code=1).stderr
+    assert "has come to its adapter yet; start its `vstar-fast cycle` again" in missing
+    (run / "videos.jsonl").unlink()
+    missing = call("export", "--run", run, "--format", "hf", code=1).stderr
+    assert "videos.jsonl: No such file" in missing and "cycle` again" in missing
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "x").touch()
     assert "is not empty" in call("export", "--run", run, "--merged", tmp_path / "full", code=1).stderr
@@ -480,7 +500,7 @@ def test_merged_model_answers_like_model_and_adapter(ran, tmp_path):
 
 
 def test_bars_of_other_libraries_stay_off_the_terminal(tmp_path):
-    code = "from vstar_fast.cli_settings import quieten; quieten(); from tqdm.auto import tqdm; list(tqdm(range(3)))"
+    code = "from vstar_fast.cli.settings import quieten; quieten(); from tqdm.auto import tqdm; list(tqdm(range(3)))"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert (found.stdout, found.stderr) == ("", "")
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from vstar_fast import config
 from vstar_fast.config import CycleConfig, from_dict, load, to_dict, to_toml
-from vstar_fast.config_ranges import RANGES
+from vstar_fast.config.ranges import RANGES
 from vstar_fast.errors import ConfigError
 
 

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 import tiny
 from vstar_fast import advice, cycle, export, features
@@ -15,6 +16,7 @@ from vstar_fast.match import verify
 from vstar_fast.profiling import Profiler
 from vstar_fast.progress import Progress
 from vstar_fast.records import FAILED
+from vstar_fast.session import Session
 
 
 @pytest.fixture(scope="module")
@@ -123,7 +125,9 @@ def test_a_later_cycle_without_a_failed_answer_ends_the_run(project, tmp_path, m
 
     def better(session, r):
         judged = answer(session, r)
-        return judged if r.number == 0 else [(c, all_pass([c], r.asked, session.config.match)[0]) for c, _ in judged]
+        if r.number == 0:
+            return judged
+        return [(c, all_pass([c], r.asked, session.config.match)[0]) for c, _ in judged]
 
     monkeypatch.setattr(cycle, "answer", better)
     summary = one_cycle(project, tmp_path, finetune={"objective": "dpo"}, loop={"max_cycles": 2, "patience": 2})
@@ -155,3 +159,14 @@ def test_features_that_were_kept_under_another_transformers_are_made_again(proje
     monkeypatch.setattr(features, "version", lambda _: "5.0.0")
     encoded.append(one_cycle(project, tmp_path / "c", **quick)["frames"].get("encoded", 0))
     assert encoded[0] == encoded[2] > encoded[1] == 0
+
+
+def test_a_run_that_moves_to_a_processor_with_bf16_is_another_one(project, monkeypatch):
+    def seen(mixed, **model):
+        monkeypatch.setattr("vstar_fast.models.loading.pick_dtype", lambda *_: (torch.float32, mixed))
+        session = object.__new__(Session)
+        session.config = from_dict(settings.merge(project, {"model": model}))
+        return session.seen_through
+
+    assert seen(True) != seen(False) and seen(True, dtype="mixed") == seen(True)
+    assert seen(True, dtype="float32") == seen(False, dtype="float32")

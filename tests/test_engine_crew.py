@@ -202,9 +202,9 @@ def test_nothing_of_a_run_is_held_by_cycles(video_lm):
     kept, own = [], crew.packed_linears
 
     @contextlib.contextmanager
-    def seen(modules):
+    def seen(modules, **how):
         listed = list(modules)
-        with own(listed):
+        with own(listed, **how):
             every = [m for module in listed for m in module.modules()]
             kept.extend(weakref.ref(vars(m)[PACKED]) for m in every if PACKED in vars(m))
             yield

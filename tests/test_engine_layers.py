@@ -10,10 +10,10 @@ from vstar_fast.kernels.prefix_attention import prefix_attention
 from test_engine import drawn, prompts, request, text_model, theirs
 from test_engine_score import rows
 from vstar_fast.engine import Request, Scheduler, Scorer, Settings, TextLM, cache, pieces, windows
-from vstar_fast.engine.layers import layers_of
-from vstar_fast.engine.store import LayerShape, Store
+from vstar_fast.engine.store import Shape, Store
 from vstar_fast.errors import ModelError
 from vstar_fast.models.hf_cache import CACHE
+from vstar_fast.models.layers import LayerShape, layers_of
 
 HYBRID = ["sliding_attention", "full_attention"]
 LATENT = {
@@ -57,12 +57,12 @@ def test_what_layers_keep_is_seen_layer_by_layer_and_equal_ones_lie_together():
     narrow, wide = LayerShape(2, 16, 16), LayerShape(2, 32, 32)
     found = decoder("Gemma4", **GEMMA4)
     assert layers_of(found) == ((narrow, wide, None, None), (8,), "", False)
-    shape = layers_of(found).shape(torch.float32, torch.device("cpu"))
+    shape = Shape.of(layers_of(found).shapes, torch.float32, torch.device("cpu"))
     assert shape.kinds == (narrow, wide) and shape.layers == ((0, 0), (1, 0), None, None)
     node = Store(shape).take(70)
     assert [tuple(t.shape[2:]) for t in node.arena.tensors] == [(2, 128, 16), (2, 128, 32)] * 2
     assert node.arena.nbytes == shape.token_bytes * node.arena.capacity * node.arena.slots
-    equal = layers_of(decoder("Llama")).shape(torch.float32, torch.device("cpu"))
+    equal = Shape.of(layers_of(decoder("Llama")).shapes, torch.float32, torch.device("cpu"))
     assert equal.kinds == (LayerShape(2, 8, 8),) and equal.layers == ((0, 0), (0, 1))
     assert equal.token_bytes == 2 * 2 * 2 * 8 * 4
 

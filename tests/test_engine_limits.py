@@ -13,7 +13,8 @@ import torch
 
 import families
 from test_engine import drawn, prompts, request, text_model, theirs
-from vstar_fast.engine import Crew, Engine, Request, Scheduler, Settings, TextLM, memory
+from vstar_fast.engine import Crew, Engine, Request, Scheduler, Settings, TextLM
+from vstar_fast.models import memory
 
 
 @pytest.fixture(scope="module")

@@ -16,9 +16,9 @@ from test_engine_families import theirs as of_generate
 from test_families import batch_of
 from vstar_fast import models, ops
 from vstar_fast.engine import Crew, Request, Scheduler, Scorer, Settings, TextLM, crew, pieces, score, stack
-from vstar_fast.engine.recurrent import States, in_waves, mixed, running
 from vstar_fast.models.hf_cache import CACHE
 from vstar_fast.models.mixers import mixers_of
+from vstar_fast.models.recurrent import States, in_waves, mixed, running
 
 DELTA = {
     "linear_num_value_heads": 4,

@@ -78,7 +78,8 @@ def test_each_prompt_may_have_labels_of_its_own(lm):
 def test_a_video_is_read_once_for_all_its_questions(tmp_path):
     import families
     from test_families import batch_of
-    from vstar_fast import label_scores, models
+    from vstar_fast import models
+    from vstar_fast.labels import scores as label_scores
     from vstar_fast.records import Label, Question
 
     shown = models.load(str(families.write("qwen2_5_vl", tmp_path / "model")))

@@ -83,7 +83,7 @@ def test_plateau_needs_patience_cycles_without_a_gain_beyond_the_interval():
 
 
 def test_label_scores_become_top_shares_and_a_calibration_error():
-    from vstar_fast.label_scores import Scored, metrics
+    from vstar_fast.labels.scores import Scored, metrics
 
     names = ("a", "b", "c", "d", "e", "f")
     sure = Scored("1", names, (0.95, 0.05, 0.0, 0.0, 0.0, 0.0), "a")

@@ -138,6 +138,16 @@ def change(folder, name, place):
     save_file(held, path, metadata={"format": "pt"})
 
 
+def test_checkpoints_of_other_layers_are_not_gone_on_from(model, tmp_path):
+    """As those of another version may be, which took other layers for those to train."""
+    stopped(model, tmp_path / "a", 3, key="k")
+    other = dataclasses.replace(CONFIG, target_modules="q_proj")
+    told = []
+    log = fit(model, tmp_path / "a", other, key="k", note=told.append)
+    assert len(told) == 1 and "written by another version, which trained other layers" in told[0]
+    assert log == fit(model, tmp_path / "calm", other, key="k")
+
+
 @pytest.mark.parametrize(("name", "place"), [("lm_head.weight", 0), ("model.language_model.norm.weight", 17)])
 def test_checkpoints_of_another_base_model_at_the_same_path_are_not_gone_on_from(model, tmp_path, name, place):
     base = shutil.copytree(model, tmp_path / "base")

@@ -13,10 +13,11 @@ import test_packed
 from test_engine_recurrent import KINDS, text_model
 from test_families import batch_of
 from vstar_fast import models
-from vstar_fast.engine import TextLM, branches
+from vstar_fast.engine import TextLM
 from vstar_fast.errors import ModelError
 from vstar_fast.finetune import accumulate, checkpointed
 from vstar_fast.finetune.loss import packed_rows
+from vstar_fast.models import branches
 from vstar_fast.runtime import unload
 
 SHAPES = {

@@ -13,7 +13,7 @@ from test_families import batch_of
 from vstar_fast import backends, doctor, models
 from vstar_fast import config as settings
 from vstar_fast.config import FinetuneConfig
-from vstar_fast.config_finetune import weighty
+from vstar_fast.config.finetune import weighty
 from vstar_fast.engine import ways
 from vstar_fast.errors import ConfigError, ModelError, NotPacked
 from vstar_fast.finetune import packing

@@ -394,6 +394,15 @@ def test_csv_own_columns_kinds_and_semicolons(tmp_path):
     assert videos[1].labels[0] == Label("number", "sport", 2.5, unit="s")
 
 
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-be"])
+def test_csv_as_spreadsheets_save_unicode_text(tmp_path, encoding):
+    touch(tmp_path, "a.mp4", "b.mp4")
+    mark = "\ufeff" if encoding == "utf-16-be" else ""
+    (tmp_path / "t.csv").write_bytes(f"{mark}video\tlabel\na.mp4\tgr\u00fcn\nb.mp4\t\u7ea2\n".encode(encoding))
+    videos, rejected, _ = read_all(tmp_path / "t.csv")
+    assert rejected == [] and [v.labels[0].value for v in videos] == ["gr\u00fcn", "\u7ea2"]
+
+
 def test_csv_bad_lines_are_counted_and_the_next_line_is_read(tmp_path):
     touch(tmp_path, *(f"{x}.mp4" for x in "abcde"))
     lines = [b"video,label,start", b"a,run,", b"b,run", b'c,"run,', b"d,jump,x", b"e,caf\xe9,", b"e,walk,"]

@@ -13,9 +13,10 @@ from typing import Any
 import pytest
 
 import tiny
-from vstar_fast import charts, report, rundata
+from vstar_fast import report, rundata
 from vstar_fast.errors import RunError
 from vstar_fast.records import Candidate, Example, Label, LabeledVideo, Question, Rejected, Span, Verdict, to_dict
+from vstar_fast.report import charts
 from vstar_fast.runfolder import write_json, write_jsonl
 
 COLOURS = ("red", "green", "blue")

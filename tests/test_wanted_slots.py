@@ -8,11 +8,11 @@ import torch
 
 from test_answer_slots import BYTES, SETS, action, asked, slots, takes
 from vstar_fast import backends, match, ops, questions
-from vstar_fast.answer_slots import Slots
 from vstar_fast.config import MatchConfig
+from vstar_fast.labels.slots import Slots
+from vstar_fast.labels.wanted import Wanted, judge
 from vstar_fast.match.text import Names
 from vstar_fast.records import Candidate, Label
-from vstar_fast.wanted_slots import Wanted, judge
 
 COUNT = Label("number", "repetitions", 3.0, unit="times", event="jump")
 ROUTINE = Label("sequence", "routine", ("walk", "spin kick"), set="actions")

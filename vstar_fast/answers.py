@@ -8,16 +8,17 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from vstar_fast import label_scores, ops, questions
-from vstar_fast.answer_slots import Slots
+from vstar_fast import ops, questions
 from vstar_fast.features import weights_key
 from vstar_fast.generate import Asked, Sampling, batches, joined, stream, to_candidates, usable
+from vstar_fast.labels import scores
+from vstar_fast.labels.slots import Slots
+from vstar_fast.labels.wanted import Wanted, judge
 from vstar_fast.match.text import Names
 from vstar_fast.records import Candidate, Question, Rejected, candidate_from_dict, to_dict
 from vstar_fast.runfolder import Part, content_key
 from vstar_fast.runtime import stream_seed
 from vstar_fast.shared_parts import SharedParts
-from vstar_fast.wanted_slots import Wanted, judge
 
 if TYPE_CHECKING:
     from vstar_fast.engine import Counts
@@ -153,7 +154,7 @@ class Answers:
         prompts = [questions.prompt_text(q, reason=False) for q, _ in closed]
         names = [slots.scored(q) for q, _ in closed]
         engine = self._session.config.generate.engine
-        found = label_scores.score(lm, [q for q, _ in closed], [v for _, v in closed], prompts, names, engine=engine)
+        found = scores.score(lm, [q for q, _ in closed], [v for _, v in closed], prompts, names, engine=engine)
         self._session.profiler.count("scored", len(found))
 
         def each(question: Question, labels: Sequence[Sequence[str]]) -> list[Grammar]:
@@ -167,7 +168,7 @@ class Answers:
         }
 
     def scored(self, asked: Sequence[Question], adapter: Path | None, where: Path, teacher: str) -> dict[str, float]:
-        """How questions about closed sets score (`label_scores.metrics`), asked for the answer alone."""
+        """How questions about closed sets score (`scores.metrics`), asked for the answer alone."""
         s = self._session
         slots = self._slots or Slots(asked, s.videos, Names(asked, s.label_sets).closed)
         closed = [q for q in asked if slots.scored(q)]
@@ -182,17 +183,17 @@ class Answers:
             features = s.runtime.features(path, [s.videos[q.video_id] for q in closed])
             kept, videos = usable(closed, features)
             prompts = [questions.prompt_text(q, reason=False) for q in kept]
-            blank = label_scores.blank_video(lm, s.config.frames.count) if norm == "pmi" else None
+            blank = scores.blank_video(lm, s.config.frames.count) if norm == "pmi" else None
             with s.profiler.stage("evaluate"):
                 names = [slots.scored(q) for q in kept]
                 engine = s.config.generate.engine
-                found = label_scores.score(lm, kept, videos, prompts, names, norm=norm, blank=blank, engine=engine)
+                found = scores.score(lm, kept, videos, prompts, names, norm=norm, blank=blank, engine=engine)
                 s.profiler.count("scored", len(found))
             return [asdict(x) for x in found], [f for f in features.values() if isinstance(f, Rejected)]
 
         for i in parts.mine():
             parts.store(places[i], compute(groups[i]))
-        return label_scores.metrics([label_scores.Scored(**row) for rows in parts.rows() for row in rows])
+        return scores.metrics([scores.Scored(**row) for rows in parts.rows() for row in rows])
 
     def _scored_key(self, closed: Sequence[Question], slots: Slots, teacher: str) -> str:
         s = self._session

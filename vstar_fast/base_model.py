@@ -67,8 +67,7 @@ def _bits(tensor: torch.Tensor) -> torch.Tensor:
 def check(lm: VideoLM, adapter: Path) -> None:
     """Raise ModelError for an adapter folder that was made for another model than `lm`, which has no adapter on."""
     made_for = _made_for(adapter)
-    shapes = _shapes(adapter)
-    why = next(_misfits(lm, shapes), "")
+    why = next(_misfits(lm, shapes(adapter)), "")
     known = made_for.get("key")
     if not why and known and known != weights_key(lm.path):
         why = "its layers fit, but the files of the two models differ"
@@ -101,7 +100,7 @@ def _damaged(adapter: Path, why: object) -> ModelError:
     return ModelError(f"{adapter} is damaged ({why}); delete it and run the same command again")
 
 
-def _shapes(adapter: Path) -> dict[str, tuple[int, ...]]:
+def shapes(adapter: Path) -> dict[str, tuple[int, ...]]:
     """Shape of each tensor of an adapter; empty where it is not stored as safetensors."""
     from safetensors import SafetensorError, safe_open
 

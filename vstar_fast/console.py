@@ -13,6 +13,8 @@ from rich.text import Text
 
 from vstar_fast.progress import clock
 
+NOT_MEASURED = "not measured (no clips)"
+
 
 def show_run(summary: Mapping[str, Any], run_dir: Path, out: TextIO | None = None) -> None:
     """Print what `summary.json` of a run, or of several seeds, says, and where to read on."""
@@ -51,12 +53,16 @@ def show_rows(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]],
 
 def percent(estimate: Mapping[str, Any]) -> str:
     """An accuracy with its interval: `41.3 % [36.0, 46.7]`."""
+    if not estimate["n"]:
+        return NOT_MEASURED
     value, low, high = (100 * estimate[k] for k in ("value", "low", "high"))
     return f"{value:.1f} % \\[{low:.1f}, {high:.1f}]"
 
 
 def points(estimate: Mapping[str, Any]) -> str:
     """A difference of accuracies in points with its interval and number of clips."""
+    if not estimate["n"]:
+        return NOT_MEASURED
     value, low, high = (100 * estimate[k] for k in ("value", "low", "high"))
     return f"{value:+.1f} points \\[{low:+.1f}, {high:+.1f}], {estimate['n']} clips"
 

@@ -129,7 +129,8 @@ def _adapter(run_dir: Path, cycle: int | None) -> Path:
     if cycle is None and "final" in _summary(run_dir):
         folder = run_dir / "final" / "adapter"
     if not (folder / "adapter_config.json").is_file():
-        raise RunError(f"{folder} holds no adapter yet; run `vstar-fast finetune --run {run_dir}` first")
+        which = "" if cycle is None else f" --cycle {cycle}"
+        raise RunError(f"{folder} holds no adapter yet; run `vstar-fast finetune --run {run_dir}{which}` first")
     return folder
 
 
@@ -139,6 +140,8 @@ def _cycle(run_dir: Path, cycle: int | None, needed: str) -> Path:
     if cycle is not None or counted:
         return run_dir / f"cycle-{counted - 1 if cycle is None else cycle:02d}"
     done = sorted(p for p in run_dir.glob("cycle-*") if (p / needed).exists())
+    if not done and (run_dir / "config.toml").is_file():
+        raise RunError(f"no cycle of {run_dir} has come to its {needed} yet; start its `vstar-fast cycle` again")
     if not done:
         raise RunError(f"{run_dir} holds no cycle with {needed}; is it a run folder?")
     return done[-1]

@@ -60,8 +60,9 @@ def stream(
     depend on what else is drawn. `max_rows`: answers drawn at once, on a CPU by each worker of a `Crew`. `engine`: see
     `engine.ways.choose`. `counts` is told at the end what was done.
     """
-    from vstar_fast.engine import Crew, memory
+    from vstar_fast.engine import Crew
     from vstar_fast.engine.merged import merged
+    from vstar_fast.models import memory
 
     with merged(lm.model, lm.device):
         crew = Crew(lm, max_rows=max_rows, engine=engine)

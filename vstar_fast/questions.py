@@ -15,7 +15,7 @@ from typing import Any
 
 from vstar_fast.config import CycleConfig
 from vstar_fast.errors import ConfigError
-from vstar_fast.label_texts import label_text, words
+from vstar_fast.labels.texts import label_text, words
 from vstar_fast.records import Label, LabeledVideo, Question
 
 # Open table: question form -> templates. The form is the label kind, but for counts and closed choices.

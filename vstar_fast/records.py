@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from vstar_fast.errors import DataError
-from vstar_fast.label_checks import LABEL_KINDS, check_from_zero, require_word
+from vstar_fast.labels.checks import LABEL_KINDS, check_from_zero, require_word
 
 if TYPE_CHECKING:
     import torch

@@ -130,9 +130,9 @@ def appears(path: Path, patience_s: float = PATIENCE_S) -> bool:
 
 
 def read_json(path: Path) -> Any:
-    """Read JSON; a damaged file is an error that says so."""
+    """Read JSON; a damaged file is an error that says so, and so is one that is not there."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(_text(path))
     except ValueError as error:
         raise RunError(f"{path} is damaged ({error}); delete it and run the same command again") from None
 
@@ -141,9 +141,18 @@ def read_jsonl(path: Path) -> list[Any]:
     """Read one JSON value a line."""
     try:
         # Not splitlines(): it also splits at U+2028 and the like, which JSON leaves as they are.
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
+        return [json.loads(line) for line in _text(path).split("\n") if line]
     except ValueError as error:
         raise RunError(f"{path} is damaged ({error}); delete it and run the same command again") from None
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise RunError(
+            f"cannot read {path}: {error.strerror}; run the same `vstar-fast cycle` again to have it written"
+        ) from None
 
 
 class RunFolder:

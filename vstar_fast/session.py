@@ -101,7 +101,16 @@ class Session:
         """Settings between a file and what the model makes of it."""
         c = self.config
         kept = (c.model.quantize,) if c.model.quantize != "none" else ()
-        return c.frames.pixels(), c.data.max_duration_s, c.model.dtype, c.model.device, *kept
+        return c.frames.pixels(), c.data.max_duration_s, self._dtype(), c.model.device, *kept
+
+    def _dtype(self) -> str:
+        """`model.dtype`; of `auto`, which goes by the processor, `mixed` where it is that."""
+        from vstar_fast.models.loading import pick_device, pick_dtype
+
+        m = self.config.model
+        if m.dtype != "auto" or m.device not in ("auto", "cpu"):
+            return m.dtype
+        return "mixed" if pick_dtype("auto", pick_device(m.device))[1] else "auto"
 
     def teacher_key(self, adapter: Path | None) -> str:
         if adapter is None:

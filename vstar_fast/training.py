@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from vstar_fast import config as settings
 from vstar_fast import instructions, questions
-from vstar_fast.config_finetune import FinetuneConfig, weighty
+from vstar_fast.config.finetune import FinetuneConfig, weighty
 from vstar_fast.errors import DataError, NothingKept, RunError
 from vstar_fast.features import clip_key_of
 from vstar_fast.finetune import Places, finetune, lora_settings
@@ -80,7 +80,7 @@ class Training:
         prompts: dict[str, str],
     ) -> list[Rejected]:
         """Train and write the adapter to `out`; what could not be used."""
-        from vstar_fast.engine import memory
+        from vstar_fast.models import memory
 
         s = self._session
         seed = stream_seed(s.config.seed, "finetune", key)

@@ -49,27 +49,28 @@ def sdpa(
     query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, tree: Tree, scale: float,
     sinks: torch.Tensor | None = None, window: int | None = None,
 ) -> torch.Tensor:  # fmt: skip
-    """As `tree_attention`, with torch's attention for each block; sinks are a key that all see, with a value of zeros."""
+    """As `tree_attention`, torch's attention a block at a time; sinks are a key that all see, with a value of zeros."""
     made = bands(tree, query.device, window)
     times = query.shape[1] // keys.shape[1]
     keys, values = keys.repeat_interleave(times, 1), values.repeat_interleave(times, 1)
     ends: tuple[torch.Tensor, ...] = ()
     if sinks is not None:
-        query, keys, *ends = _sunk(query, keys, values, sinks / scale)
+        query, keys, *end = _sunk(query, keys, values, sinks / scale)
+        ends = tuple(end)
         made = [b._replace(mask=b.mask if b.mask is None else pad(b.mask, (0, 1), value=True)) for b in made]
     q, k, v = ([t.transpose(0, 1)[None] for t in x.split(BLOCK)] for x in (query, keys, values))
     k_end, v_end = ([t.transpose(0, 1)[None]] for t in ends) if ends else ([], [])
     outs = []
     for rows, band in zip(q, made, strict=True):
-        seen = (torch.cat([x[i] for i in band.blocks] + end, 2) for x, end in ((k, k_end), (v, v_end)))
-        outs.append(scaled_dot_product_attention(rows, *seen, attn_mask=band.mask, scale=scale))
+        seen, given = (torch.cat([x[i] for i in band.blocks] + end, 2) for x, end in ((k, k_end), (v, v_end)))
+        outs.append(scaled_dot_product_attention(rows, seen, given, attn_mask=band.mask, scale=scale))
     return torch.cat(outs, 2)[0].transpose(0, 1)
 
 
 def _sunk(
     query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, sinks: torch.Tensor
 ) -> tuple[torch.Tensor, ...]:
-    """Query and keys one number wider (and seven more: rows stay aligned), and the key and value [1, Hq, D] of sinks."""
+    """Query and keys one number wider (seven more keep rows aligned), and the key and value [1, Hq, D] of sinks."""
     width = query.shape[-1]
     query, keys = pad(query, (0, 8)), pad(keys, (0, 8))
     one = torch.zeros_like(query[:1]).index_fill(2, torch.tensor([width], device=query.device), 1)

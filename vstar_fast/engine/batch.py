@@ -13,10 +13,10 @@ from vstar_fast.engine.drawing import Drawing
 from vstar_fast.engine.lanes import Lane, Tracked
 from vstar_fast.engine.plan import Level, Plan, Span
 from vstar_fast.engine.prompts import Prefix
-from vstar_fast.engine.recurrent import Held
 from vstar_fast.engine.request import Answer, Counts, Request
 from vstar_fast.engine.stack import Stack, copy
 from vstar_fast.engine.store import PAGE, Node
+from vstar_fast.models.recurrent import Held
 
 
 @dataclass(slots=True, eq=False)

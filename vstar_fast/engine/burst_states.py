@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from vstar_fast.engine.recurrent import Held, Source, States, Wave, Waves, gathered, sources
+from vstar_fast.models.recurrent import Held, Source, States, Wave, Waves, gathered, sources
 
 if TYPE_CHECKING:
     from vstar_fast.engine.batch import Row

@@ -17,14 +17,13 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from vstar_fast.engine.layers import UNKNOWN, Layers, layers_of
 from vstar_fast.engine.plan import Plan
-from vstar_fast.engine.store import LayerShape
-from vstar_fast.engine.turn import alone
 from vstar_fast.errors import ModelError
 from vstar_fast.kernels.prefix_attention import prefix_attention
 from vstar_fast.kernels.prefix_attention.sinks import with_sinks
+from vstar_fast.models.layers import UNKNOWN, Layers, LayerShape, layers_of
 from vstar_fast.models.modules import attending_by, odd_layers
+from vstar_fast.models.turn import alone
 
 NAME = "vstar_prefix"
 """`attn_implementation` for any model: plain caches go to torch's attention, those of this module are shared."""

@@ -24,13 +24,14 @@ from typing import Any
 import torch
 
 from vstar_fast import backends
-from vstar_fast.engine import memory, ways
+from vstar_fast.engine import ways
 from vstar_fast.engine.request import Answer, Counts, Request
 from vstar_fast.engine.scheduler import LOOKAHEAD, Scheduler
-from vstar_fast.engine.turn import meanwhile
 from vstar_fast.errors import ConfigError, ModelError
 from vstar_fast.kernels.linear import packed_linears
+from vstar_fast.models import memory
 from vstar_fast.models.replica import replicas
+from vstar_fast.models.turn import meanwhile
 from vstar_fast.openmp import settable, threads_here
 
 MOST_WORKERS = 8

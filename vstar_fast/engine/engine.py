@@ -18,8 +18,8 @@ from vstar_fast.engine import clips
 from vstar_fast.engine.crew import Crew
 from vstar_fast.engine.request import Answer, Counts, Request, Settings
 from vstar_fast.engine.scheduler import Scheduler
-from vstar_fast.engine.turn import alone
 from vstar_fast.errors import ConfigError, ModelError
+from vstar_fast.models.turn import alone
 
 if TYPE_CHECKING:
     from vstar_fast.kernels.constrain import Grammar

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from vstar_fast.engine import memory
+from vstar_fast.models import memory
 
 
 @contextlib.contextmanager

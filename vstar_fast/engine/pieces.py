@@ -12,7 +12,7 @@ import torch
 from vstar_fast.engine.store import Node
 
 if TYPE_CHECKING:
-    from vstar_fast.engine.recurrent import Held
+    from vstar_fast.models.recurrent import Held
     from vstar_fast.models.sight import Sight
 
 BETWEEN_STEPS = {"cpu": 1 << 62, "cuda": 8192}

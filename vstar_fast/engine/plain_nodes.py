@@ -7,9 +7,9 @@ from typing import Any, Protocol
 
 import torch
 
-from vstar_fast.engine import memory
 from vstar_fast.engine.caches import NoRows
 from vstar_fast.engine.plain_prompts import Held, PlainStack
+from vstar_fast.models import memory
 
 ROWS = 64
 """Labels read at once."""

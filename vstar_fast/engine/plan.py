@@ -15,7 +15,7 @@ from vstar_fast.errors import ModelError
 from vstar_fast.kernels.prefix_attention import Groups, Segment
 
 if TYPE_CHECKING:
-    from vstar_fast.engine.recurrent import Waves
+    from vstar_fast.models.recurrent import Waves
 
 DENSE = 0.7
 """Slots are read in place, unused ones between them too, when at least this share of the range is used."""

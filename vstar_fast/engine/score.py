@@ -15,19 +15,20 @@ import numpy as np
 import torch
 
 from vstar_fast import backends
-from vstar_fast.engine import branches, ways, windows
 from vstar_fast.engine import plan as plans
+from vstar_fast.engine import ways, windows
 from vstar_fast.engine.plain_nodes import plain_nodes
 from vstar_fast.engine.plain_prompts import PlainPrompts, PlainStack
 from vstar_fast.engine.plan import Level, Plan, Slab, Span
 from vstar_fast.engine.prompts import Prefix, Prompts
-from vstar_fast.engine.recurrent import WAVE_BYTES, Waves
 from vstar_fast.engine.request import Request
 from vstar_fast.engine.stack import PREFILL_TOKENS, Stack
-from vstar_fast.engine.turn import alone
 from vstar_fast.errors import ConfigError
 from vstar_fast.kernels.prefix_attention import Groups
+from vstar_fast.models import branches
 from vstar_fast.models.modules import evaluating
+from vstar_fast.models.recurrent import WAVE_BYTES, Waves
+from vstar_fast.models.turn import alone
 
 MOST_LOGITS = 1 << 25
 """Logits held at once."""

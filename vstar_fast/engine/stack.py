@@ -12,13 +12,13 @@ import torch
 from vstar_fast.engine import masked, windows
 from vstar_fast.engine import plan as plans
 from vstar_fast.engine.cache import PackedCache, attending, check
-from vstar_fast.engine.layers import layers_of
 from vstar_fast.engine.pieces import BETWEEN_STEPS, Prompt, pieces, whole
 from vstar_fast.engine.plan import Level, Plan, Slab, Span
-from vstar_fast.engine.recurrent import Held, Run, Waves, in_waves, mixers_in, running
-from vstar_fast.engine.store import Node, Store
+from vstar_fast.engine.store import Node, Shape, Store
 from vstar_fast.kernels.linear import fast_linears
 from vstar_fast.models.hf_cache import CACHE
+from vstar_fast.models.layers import layers_of
+from vstar_fast.models.recurrent import Held, Run, Waves, in_waves, mixers_in, running
 from vstar_fast.models.sight import of_window
 
 PREFILL_TOKENS = {"cpu": 512, "cuda": 8192}
@@ -37,7 +37,7 @@ class Stack:
         self.text_model = lm.text_model
         check(self.text_model)
         layers = layers_of(self.text_model)
-        self.store = Store(layers.shape(self.text_model.dtype, lm.device))
+        self.store = Store(Shape.of(layers.shapes, self.text_model.dtype, lm.device))
         self.look()
         self.windows = layers.windows
         self._cache = PackedCache(layers)

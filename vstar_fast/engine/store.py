@@ -9,14 +9,15 @@ import heapq
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import torch
 
 from vstar_fast.errors import ModelError
+from vstar_fast.models.layers import LayerShape
 
 if TYPE_CHECKING:
-    from vstar_fast.engine.recurrent import Held
+    from vstar_fast.models.recurrent import Held
 
 PAGE = 64
 """Tokens of an answer that are stored together."""
@@ -25,14 +26,6 @@ COARSE = 512
 ARENA_TOKENS = 4096
 ARENA_BYTES = 256 << 20
 """An arena has as many slots as fit both, one at least."""
-
-
-class LayerShape(NamedTuple):
-    """What a layer keeps of one token: so many heads of a key and a value."""
-
-    heads: int
-    key_width: int
-    value_width: int
 
 
 @dataclass(frozen=True)

@@ -13,12 +13,12 @@ from vstar_fast.engine.cache import refusal
 from vstar_fast.engine.plain import PlainScheduler
 from vstar_fast.engine.request import Request
 from vstar_fast.engine.scheduler import Scheduler
-from vstar_fast.engine.turn import alone
 from vstar_fast.errors import ConfigError, ModelError
 from vstar_fast.models import FAMILIES
 from vstar_fast.models.modules import evaluating, rounding, unmixed
 from vstar_fast.models.preprocessing import probe_clip
 from vstar_fast.models.sight import embedded
+from vstar_fast.models.turn import alone
 from vstar_fast.records import FrameBatch
 
 WAYS = {"packed": Scheduler, "plain": PlainScheduler}

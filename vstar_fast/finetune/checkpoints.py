@@ -70,11 +70,17 @@ class Checkpoints:
         for old in [*others, *[p for p in self._found() if p not in others][: -self._kept]]:
             shutil.rmtree(old)
 
-    def load(self) -> Loaded | None:
-        """The newest checkpoint of this training that is whole; those that are not are told of and counted."""
+    def load(self, fits: Callable[[Path], bool] = lambda _: True) -> Loaded | None:
+        """The newest checkpoint of this training that is whole; those that are not are told of and counted.
+
+        `fits`: whether an adapter's folder holds what is trained, which goes by the version of more than one package.
+        """
         for folder in reversed(self._found()):
             try:
-                return self._opened(folder)
+                found = self._opened(folder)
+                if not fits(found.adapter):
+                    raise ValueError("it was written by another version, which trained other layers")
+                return found
             except (OSError, ValueError, KeyError, TypeError, RuntimeError, EOFError) as error:
                 self._unusable.append(folder)
                 self.damaged.append(f"{folder}: {error}")

@@ -14,7 +14,7 @@ import torch
 
 from vstar_fast import base_model
 from vstar_fast.config import FinetuneConfig
-from vstar_fast.config_finetune import weighty
+from vstar_fast.config.finetune import weighty
 from vstar_fast.errors import RunError
 from vstar_fast.finetune import replay
 from vstar_fast.finetune.batches import batches, count_steps
@@ -137,7 +137,7 @@ class Fit:
 
     def _restore(self) -> int:
         """Go on from the newest checkpoint, if there is any; steps done."""
-        found = self._checkpoints.load()
+        found = self._checkpoints.load(self._fits)
         seen = self._ranks.merged({str(self._ranks.rank): found.step if found else 0})
         if len(set(seen.values())) > 1:
             named = ", ".join(f"process {rank} step {step}" for rank, step in seen.items())
@@ -154,6 +154,12 @@ class Fit:
         self.log = json.loads(found.state["log"])
         self._note(f"training goes on behind step {found.step} of {self.steps}")
         return found.step
+
+    def _fits(self, adapter: Path) -> bool:
+        from peft import get_peft_model_state_dict
+
+        own = {name: tuple(t.shape) for name, t in get_peft_model_state_dict(self._peft).items()}
+        return base_model.shapes(adapter) == own
 
     def _digest(self, items: Iterable[Item]) -> str:
         """Key of all that the weights depend on: what is trained, on what, and how."""

@@ -64,8 +64,8 @@ def packed_rows(lm: VideoLM) -> Iterator[None]:
     """
     from transformers import AttentionInterface
 
-    from vstar_fast.engine.branches import along_trees
-    from vstar_fast.engine.layers import layers_of
+    from vstar_fast.models.branches import along_trees
+    from vstar_fast.models.layers import layers_of
 
     odd = odd_layers(lm.text_model) or layers_of(lm.text_model).odd
     if odd:

@@ -115,7 +115,7 @@ def _counts(items: Sequence[Item], groups: Sequence[Sequence[Item]], config: Fin
 @contextlib.contextmanager
 def copied(lm: VideoLM) -> Iterator[None]:
     """Inside, frozen weights that are multiplied in bf16 are rounded once, if there is memory for the copies."""
-    from vstar_fast.engine import memory
+    from vstar_fast.models import memory
 
     size = sum(p.nbytes for p in lm.text_model.parameters()) // 2
     if not (lm.mixed and memory.room_for_copies(size, lm.device)):

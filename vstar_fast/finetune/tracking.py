@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from vstar_fast.config_finetune import TRACKERS
+from vstar_fast.config.finetune import TRACKERS
 from vstar_fast.errors import BackendError
 from vstar_fast.finetune.checkpoints import Note
 

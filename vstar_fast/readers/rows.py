@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from vstar_fast import clip_files
 from vstar_fast.config import DataConfig
 from vstar_fast.errors import DataError
-from vstar_fast.label_checks import LABEL_KINDS, is_finite
+from vstar_fast.labels.checks import LABEL_KINDS, is_finite
 from vstar_fast.readers.splits import SPLIT_NAMES
 from vstar_fast.records import Label, LabeledVideo, Rejected
 

@@ -85,10 +85,11 @@ def read_json(source: Source) -> tuple[dict[str, list[str]], Iterator[Row | Reje
 
 def _text_lines(path: Path) -> list[str]:
     try:
-        text = path.read_bytes().decode("utf-8", errors="surrogateescape").removeprefix("\ufeff")
+        data = path.read_bytes()
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror}") from None
-    return list(io.StringIO(text, newline=""))
+    how = ("utf-16", "replace") if data[:2] in (b"\xff\xfe", b"\xfe\xff") else ("utf-8", "surrogateescape")
+    return list(io.StringIO(data.decode(*how).removeprefix("\ufeff"), newline=""))
 
 
 def _csv_records(lines: list[str], delimiter: str) -> Iterator[tuple[int, list[str] | csv.Error]]:

@@ -11,10 +11,10 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from vstar_fast import charts
 from vstar_fast.progress import clock
 from vstar_fast.questions import label_text
 from vstar_fast.records import LabeledVideo
+from vstar_fast.report import charts
 from vstar_fast.rundata import Run, Sample, choose, load, mode_of
 from vstar_fast.runfolder import write_text
 
@@ -105,7 +105,7 @@ def render(run: Run, shown: Sequence[Sample], strips: Mapping[str, str]) -> str:
 
 
 def _resource(name: str) -> str:
-    return resources.files("vstar_fast").joinpath("templates", name).read_text(encoding="utf-8")
+    return resources.files(__name__).joinpath("templates", name).read_text(encoding="utf-8")
 
 
 def _config(root: Path) -> str:

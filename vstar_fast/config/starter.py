@@ -34,6 +34,8 @@ def write(data: Path, model: str, out: Path, *, force: bool = False) -> list[str
         "labels: " + ", ".join(f"{n} {kind}" for kind, n in kinds.most_common()),
         *(f"label set {name}: {len(values)} names" for name, values in sets.items()),
     ]
+    if not splits["train"]:
+        lines.append("no train videos: a cycle has nothing to learn from; give some the split train, or none a split")
     if not splits["dev"] or not splits["test"]:
         lines.append("too few videos for dev and test: no plateau can be seen, no accuracy reported; add videos")
     if Path(source).is_dir():

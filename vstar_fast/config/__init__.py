@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from vstar_fast import config_file
-from vstar_fast.config_file import field_docs, merge, need, one_of
-from vstar_fast.config_finetune import FinetuneConfig
-from vstar_fast.config_frames import CacheConfig, FramesConfig
-from vstar_fast.config_ranges import DEVICE, in_range
+from vstar_fast.config import file
+from vstar_fast.config.file import field_docs, merge, need, one_of
+from vstar_fast.config.finetune import FinetuneConfig
+from vstar_fast.config.frames import CacheConfig, FramesConfig
+from vstar_fast.config.ranges import DEVICE, in_range
 from vstar_fast.errors import ConfigError
 
 __all__ = [
@@ -260,12 +260,12 @@ PAPER: dict[str, Any] = {
 def from_dict(values: dict[str, Any]) -> CycleConfig:
     """Settings from nested plain values; unknown keys raise ConfigError with the nearest right one."""
     merged = merge(PAPER if values.get("recipe") == "paper" else {}, values)
-    return config_file.build(CycleConfig, merged, "")
+    return file.build(CycleConfig, merged, "")
 
 
 def load(path: str | Path, overrides: dict[str, Any] | None = None) -> CycleConfig:
     """Settings from a TOML file, with `overrides` (nested like the file) on top."""
-    values = merge(config_file.read(Path(path)), overrides or {})
+    values = merge(file.read(Path(path)), overrides or {})
     try:
         return from_dict(values)
     except ConfigError as error:
@@ -284,4 +284,4 @@ def to_dict(config: CycleConfig) -> dict[str, Any]:
 
 def to_toml(config: CycleConfig, *, comments: bool = False) -> str:
     """The settings as TOML; with `comments`, each field's documentation above it and defaults commented out."""
-    return config_file.write(config, comments=comments)
+    return file.write(config, comments=comments)

@@ -16,11 +16,10 @@ import torch
 from transformers import AttentionInterface
 from transformers.cache_utils import DynamicCache
 
-from vstar_fast.engine.store import LayerShape, Shape
-from vstar_fast.engine.turn import alone
 from vstar_fast.errors import ran_out
 from vstar_fast.models.hf_cache import CACHE
 from vstar_fast.models.modules import attending_by, evaluating
+from vstar_fast.models.turn import alone
 
 NAME = "vstar_observed"
 UNKNOWN = ("softcap", "position_bias", "sinks")
@@ -28,6 +27,14 @@ UNKNOWN = ("softcap", "position_bias", "sinks")
 TOKENS = 2
 LOOSE = 1e-2
 """How much of its largest value a key may differ by when it is made beside another one."""
+
+
+class LayerShape(NamedTuple):
+    """What a layer keeps of one token: so many heads of a key and a value."""
+
+    heads: int
+    key_width: int
+    value_width: int
 
 
 class Layers(NamedTuple):
@@ -41,10 +48,6 @@ class Layers(NamedTuple):
     windows: tuple[int, ...]
     odd: str
     late: bool = False
-
-    def shape(self, dtype: torch.dtype, device: torch.device) -> Shape:
-        """The keys and values of one token in all layers."""
-        return Shape.of(self.shapes, dtype, device)
 
 
 _SEEN: WeakKeyDictionary[Any, Layers] = WeakKeyDictionary()

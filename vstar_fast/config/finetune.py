@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from vstar_fast.config_file import need, one_of
-from vstar_fast.config_ranges import in_range
+from vstar_fast.config.file import need, one_of
+from vstar_fast.config.ranges import in_range
 
 TRACKERS = {"tensorboard": "tensorboard", "wandb": "wandb", "mlflow": "mlflow", "trackio": "trackio"}
 """Name of a tracker -> package that it needs."""

@@ -11,8 +11,8 @@ from weakref import WeakKeyDictionary
 
 import torch
 
-from vstar_fast.engine.recurrent import TREE, Held, States, Wave, Waves, mixers_in, running, sources
 from vstar_fast.errors import ModelError
+from vstar_fast.models.recurrent import TREE, Held, States, Wave, Waves, mixers_in, running, sources
 
 if TYPE_CHECKING:
     from vstar_fast.kernels.prefix_attention.tree import Tree

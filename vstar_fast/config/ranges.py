@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from vstar_fast.config_file import need
+from vstar_fast.config.file import need
 
 DEVICE = re.compile(r"auto|cpu|cuda(?::\d{1,3})?")
 

@@ -15,9 +15,9 @@ from typing import Any, NamedTuple
 
 import torch
 
-from vstar_fast.engine.turn import alone
 from vstar_fast.errors import ModelError
 from vstar_fast.models.mixers import Mixer, Mixers, Tensors, mixers_of
+from vstar_fast.models.turn import alone
 
 WAVE_BYTES = 256 << 20
 """States of one layer in a wave whose states are let go of behind the layer; a tree of more is walked part by part."""

@@ -11,15 +11,16 @@ from fractions import Fraction
 from math import ceil, floor
 from typing import TYPE_CHECKING
 
-from vstar_fast import answer_slots, match, ops
+from vstar_fast import match, ops
 from vstar_fast.config import MatchConfig
 from vstar_fast.errors import ConstrainError
+from vstar_fast.labels import slots
 from vstar_fast.match.text import fold
 from vstar_fast.records import Candidate, Label, Question
 
 if TYPE_CHECKING:
-    from vstar_fast.answer_slots import Slots
     from vstar_fast.kernels.constrain.nodes import Node
+    from vstar_fast.labels.slots import Slots
 
 Judge = Callable[[Question, Sequence[str]], list[bool]]
 HERE = "here"
@@ -87,7 +88,7 @@ class Wanted:
         """The numbers within the tolerance, on the grid that the slot has; what lies beside them must be refused."""
         label = question.labels[0]
         facts = self._slots.facts(label)
-        digits = answer_slots.places(facts)
+        digits = slots.places(facts)
         gold, grid = Fraction(str(label.value)), 10**digits
         threshold = match.PROFILES["strict"].matchers["number"].threshold
 
@@ -99,7 +100,7 @@ class Wanted:
             return None
         low = min(near) - _most(lambda k: passes(min(near) - k))
         high = max(near) + _most(lambda k: passes(max(near) + k))
-        units = ("", *answer_slots.units(label)) if label.unit else ("",)
+        units = ("", *slots.units(label)) if label.unit else ("",)
 
         def written(*steps: int) -> list[str]:
             return [f"{n / grid:.{digits}f}{unit}" for n in steps for unit in units]
@@ -107,7 +108,7 @@ class Wanted:
         if any(self._judge(question, written(low - 1, high + 1))) or not all(self._judge(question, written(*near))):
             return None
         least = low if facts.negative else max(low, 0)
-        return answer_slots.number(label, facts, Fraction(least, grid), Fraction(high, grid))
+        return slots.number(label, facts, Fraction(least, grid), Fraction(high, grid))
 
     def _interval(self, question: Question, _several: bool) -> Node | None:
         """Starts and ends, each by itself, from which the overlap can still be had."""
@@ -117,8 +118,8 @@ class Wanted:
         starts = (max(start - spare, Fraction(0)), end - share * length + STEP_S)
         ends = (max(start + share * length - STEP_S, Fraction(0)), end + spare)
         length_s = self._slots.length_s(question)
-        fine = length_s is not None and length_s <= answer_slots.LONGEST_FINE_S
-        return answer_slots.moments(starts, ends, 1 if fine else (0, 1))
+        fine = length_s is not None and length_s <= slots.LONGEST_FINE_S
+        return slots.moments(starts, ends, 1 if fine else (0, 1))
 
 
 _SLOTS: dict[str, Callable[[Wanted, Question, bool], Node | None]] = {

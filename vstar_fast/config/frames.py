@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from vstar_fast.config_file import one_of
-from vstar_fast.config_ranges import in_range
+from vstar_fast.config.file import one_of
+from vstar_fast.config.ranges import in_range
 
 
 @dataclass(frozen=True)

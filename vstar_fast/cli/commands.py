@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from vstar_fast import __version__
-from vstar_fast.cli_settings import quieten, settings_of
+from vstar_fast.cli.settings import quieten, settings_of
 from vstar_fast.errors import ConfigError, DataError, VstarError
 from vstar_fast.sharding import rank
 
@@ -64,7 +64,7 @@ def _options(*options: Callable[[Any], Any]) -> Callable[[Any], Any]:
 FOLDER = click.Path(file_okay=False, path_type=Path)
 FILE = click.Path(dir_okay=False, path_type=Path)
 
-_source = _options(
+source_options = _options(
     click.option("--config", type=FILE, help="Settings (TOML); `vstar-fast init` writes one."),
     click.option("--demo", is_flag=True, help="The built-in demo: rendered human motion and a small video-LMM."),
     click.option("--run", "run_dir", type=FOLDER, help="Run folder (default: runs/demo or runs/NAME of the config)."),
@@ -87,7 +87,7 @@ _source = _options(
 
 
 @main.command()
-@_source
+@source_options
 @click.option("--recipe", type=click.Choice(["fast", "paper"]), help="How the cycle trains.")
 @click.option("--seeds", type=click.IntRange(1), default=1, help="Repeat with so many seeds and pool the results.")
 @click.option("--controls", is_flag=True, help="Also measure labels-only fine-tuning and shuffled labels.")
@@ -98,7 +98,7 @@ _source = _options(
 @click.option("--rationalize-only", is_flag=True, help="Ablation: no direct answers.")
 def cycle(seeds: int, controls: bool, **options: Any) -> None:
     """Run the whole cycle until dev accuracy stops rising. Run it again after a stop, and it goes on."""
-    config, run_dir, progress, profiler = _start(options)
+    config, run_dir, progress, profiler = opened(options)
     from vstar_fast import cycle as engine
 
     with progress:
@@ -124,10 +124,10 @@ STAGES = {
 
 def _add_stage(name: str, text: str) -> None:
     @main.command(name, help=f"{text} Does what this stage still lacks, too, and nothing twice.")
-    @_source
+    @source_options
     @click.option("--cycle", "number", type=click.IntRange(0), default=0, help="Cycle, counted from 0.")
     def stage(number: int, **options: Any) -> None:
-        config, run_dir, progress, profiler = _start(options)
+        config, run_dir, progress, profiler = opened(options)
         from vstar_fast import cycle as engine
 
         with progress:
@@ -223,13 +223,13 @@ def doctor(model: str | None, as_json: bool) -> None:
 @click.option("--force", is_flag=True, help="Overwrite the file.")
 def init(data: Path, model: str, out: Path, force: bool) -> None:
     """Check DATA (a manifest, table or folder of videos) and MODEL (a folder or hub id); write settings for them."""
-    from vstar_fast import init_config
+    from vstar_fast.config import starter
 
-    for line in init_config.write(data, model, out, force=force):
+    for line in starter.write(data, model, out, force=force):
         click.echo(line)
 
 
-def _start(options: dict[str, Any]) -> tuple[CycleConfig, Path, Progress, Profiler]:
+def opened(options: dict[str, Any]) -> tuple[CycleConfig, Path, Progress, Profiler]:
     """Settings, run folder, progress and profiler from a command's options."""
     from vstar_fast.profiling import Profiler
     from vstar_fast.progress import Progress
@@ -250,6 +250,3 @@ def _benches() -> list[str]:
     folders = list(spec.submodule_search_locations or []) if spec else []
     files = (path for folder in folders for path in Path(folder).glob("*.py"))
     return sorted(path.stem for path in files if "\ndef run(bench: Bench" in path.read_text(encoding="utf-8"))
-
-
-from vstar_fast import cli_cache, cli_replay  # noqa: E402, F401 - their commands join `main`

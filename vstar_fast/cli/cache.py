@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from vstar_fast.cli import FOLDER, _source, _start, main
+from vstar_fast.cli.commands import FOLDER, main, opened, source_options
 from vstar_fast.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -68,10 +68,10 @@ def _freed(kept: Cache) -> int:
 
 
 @cache.command()
-@_source
+@source_options
 def warm(**options: Any) -> None:
     """Decode and encode all videos of a run now."""
-    config, run_dir, progress, profiler = _start(options)
+    config, run_dir, progress, profiler = opened(options)
     from vstar_fast import readers
     from vstar_fast.runtime import Runtime
 

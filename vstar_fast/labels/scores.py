@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vstar_fast.answer_slots import ANSWER
 from vstar_fast.errors import ConfigError
+from vstar_fast.labels.slots import ANSWER
 from vstar_fast.match.text import fold
 from vstar_fast.models.preprocessing import probe_clip
 from vstar_fast.records import FrameBatch, Question
@@ -55,7 +55,7 @@ def score(
     from vstar_fast.engine import Scorer
 
     if norm == "pmi" and blank is None:
-        raise ConfigError("label scores of norm 'pmi' need the features of a blank video; see label_scores.blank_video")
+        raise ConfigError("label scores of norm 'pmi' need the features of a blank video; see scores.blank_video")
     order = sorted(range(len(asked)), key=lambda i: asked[i].video_id)
     known: dict[tuple[str, ...], list[list[list[int]]]] = {}
     labels = [known.setdefault(_key(names), _spelt(lm, names)) for names in surfaces]

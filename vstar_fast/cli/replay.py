@@ -8,8 +8,8 @@ from typing import Any
 
 import click
 
-from vstar_fast.cli import FOLDER, main
-from vstar_fast.cli_settings import quieten
+from vstar_fast.cli.commands import FOLDER, main
+from vstar_fast.cli.settings import quieten
 
 MOST = 20
 """Broken weights that are listed."""
