@@ -3,6 +3,7 @@
 import copy
 import functools
 
+import numpy as np
 import pytest
 import torch
 from vstar_fast.kernels.prefix_attention import prefix_attention
@@ -10,6 +11,7 @@ from vstar_fast.kernels.prefix_attention import prefix_attention
 from test_engine import drawn, prompts, request, text_model, theirs
 from test_engine_score import rows
 from vstar_fast.engine import Request, Scheduler, Scorer, Settings, TextLM, cache, pieces, windows
+from vstar_fast.engine.plan import Level, Span
 from vstar_fast.engine.store import Shape, Store
 from vstar_fast.errors import ModelError
 from vstar_fast.models.hf_cache import CACHE
@@ -138,6 +140,16 @@ def test_a_window_reaches_over_clips_questions_and_pieces_of_prompts(model, most
     asked = questions(max_new_tokens=20)
     for r, answers in zip(asked, drawn(Scheduler(lm, plain_below=0), asked), strict=True):
         assert answers == [theirs(model, whole(r), 20)] * 2
+
+
+def test_blocks_of_a_long_prompt_have_one_mask():
+    """In half precision a mask is as large as the scores of all heads: one a block would be the window times the prompt."""
+    shape = Shape.of(layers_of(decoder("Llama")).shapes, torch.float32, torch.device("cpu"))
+    node = Store(shape).take(3000)
+    level = Level("causal", [Span(node, 0, 3000, 0, 3000)])
+    (slabs,) = windows.within(64, [level], np.arange(3000), torch.device("cpu"))
+    assert len(slabs) == 12 and len({id(slab.groups.visible) for slab in slabs}) == 3  # the first, the last, the others
+    assert slabs[1].groups.bias(319, 2, torch.bfloat16) is slabs[9].groups.bias(319, 2, torch.bfloat16)
 
 
 def test_labels_score_as_rows_of_their_own(model):

@@ -37,6 +37,12 @@ class Groups:
         _check(tokens, slots, visible)
         self._bias: dict[tuple[int, int, torch.dtype], torch.Tensor | None] = {}
 
+    def of(self, tokens: torch.Tensor, slots: torch.Tensor | None) -> Groups:
+        """Groups of other tokens and slots that see what these see; both have one mask in memory."""
+        made = Groups(tokens, slots, self.visible, causal=self.causal)
+        made._bias = self._bias
+        return made
+
     @cached_property
     def _held(self) -> tuple[torch.Tensor, ...]:
         given = (self.tokens, self.slots, None if self.causal else self.visible)

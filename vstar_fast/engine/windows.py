@@ -21,6 +21,10 @@ BLOCK = 256
 """Tokens of a prompt that are one group: each reads at most so many positions more than it sees."""
 
 
+_Seen = tuple[bytes, bytes, tuple[int, int], int]
+"""What each token of some groups sees of a segment: from where, up to where, in which shape, of how many places."""
+
+
 class _Part(NamedTuple):
     """Tokens of the step that see positions [low, high) of a span's node."""
 
@@ -32,17 +36,20 @@ class _Part(NamedTuple):
 
 def within(window: int, levels: Sequence[Level], places: np.ndarray, device: torch.device) -> list[list[Slab]]:
     """The levels as a layer of this window sees them; `places` [N] of the step's tokens in their rows."""
-    return [_level(window, level, places, device) for level in levels]
+    made: dict[_Seen, Groups] = {}
+    return [_level(window, level, places, device, made) for level in levels]
 
 
-def _level(window: int, level: Level, places: np.ndarray, device: torch.device) -> list[Slab]:
+def _level(
+    window: int, level: Level, places: np.ndarray, device: torch.device, made: dict[_Seen, Groups]
+) -> list[Slab]:
     held: dict[tuple[int, int], list[_Part]] = defaultdict(list)
     for span in level.spans:
         for number, first in enumerate(range(span.first, span.end, BLOCK)):
             part = _part(window, span, np.arange(first, min(first + BLOCK, span.end)), level.kind, places)
             if bool((part.low < part.high).any()):
                 held[id(span.node.arena), number].append(part)
-    return [_slab(sorted(parts, key=lambda p: p.span.node.slot), device) for parts in held.values()]
+    return [_slab(sorted(parts, key=lambda p: p.span.node.slot), device, made) for parts in held.values()]
 
 
 def _part(window: int, span: Span, tokens: np.ndarray, kind: str, places: np.ndarray) -> _Part:
@@ -55,7 +62,8 @@ def _part(window: int, span: Span, tokens: np.ndarray, kind: str, places: np.nda
     return _Part(span, tokens, low, np.minimum(stop, span.node.arena.capacity))
 
 
-def _slab(parts: list[_Part], device: torch.device) -> Slab:
+def _slab(parts: list[_Part], device: torch.device, made: dict[_Seen, Groups]) -> Slab:
+    """One segment; groups that see the same places of it as others before have their mask, too."""
     start, stop = min(int(p.low.min()) for p in parts), max(int(p.high.max()) for p in parts)
     slots = np.array([p.span.node.slot for p in parts])
     rows, count, at = placed(slots)
@@ -64,10 +72,13 @@ def _slab(parts: list[_Part], device: torch.device) -> Slab:
     for group, part in zip(at, parts, strict=True):
         own = slice(len(part.tokens))
         tokens[group, own], low[group, own], high[group, own] = part.tokens, part.low, part.high
-    seen = _visible(low - start, high - start, stop - start)
-    shown = None if seen is None else torch.from_numpy(seen).to(device)
+    seen = (low - start).tobytes(), (high - start).tobytes(), size, stop - start
     named = None if rows is not None else torch.from_numpy(slots).to(device)
-    return Slab(parts[0].span.node.arena, rows, start, stop, Groups(torch.from_numpy(tokens).to(device), named, shown))
+    own = torch.from_numpy(tokens).to(device)
+    if seen not in made:
+        shown = _visible(low - start, high - start, stop - start)
+        made[seen] = Groups(own, named, None if shown is None else torch.from_numpy(shown).to(device))
+    return Slab(parts[0].span.node.arena, rows, start, stop, made[seen].of(own, named))
 
 
 def _visible(low: np.ndarray, high: np.ndarray, positions: int) -> np.ndarray | None:
