@@ -13,7 +13,7 @@ from vstar_fast.errors import DataError, RunError
 from vstar_fast.questions import prompt_text
 from vstar_fast.records import FAILED, Example, LabeledVideo, Question, question_from_dict, video_from_dict
 from vstar_fast.rundata import check_one_seed, cycles_of
-from vstar_fast.runfolder import read_json, read_jsonl, write_json, write_jsonl, write_text, writing
+from vstar_fast.runfolder import read_json, read_jsonl, read_object, write_json, write_jsonl, write_text, writing
 
 
 class Written(NamedTuple):
@@ -149,7 +149,7 @@ def _cycle(run_dir: Path, cycle: int | None, needed: str) -> Path:
 
 def _summary(run_dir: Path) -> dict[str, Any]:
     path = run_dir / "summary.json"
-    found = dict(read_json(path)) if path.is_file() else {}
+    found = read_object(path) if path.is_file() else {}
     check_one_seed(run_dir, found)
     return found
 

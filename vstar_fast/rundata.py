@@ -21,7 +21,7 @@ from vstar_fast.records import (
     verdict_from_dict,
     video_from_dict,
 )
-from vstar_fast.runfolder import read_json, read_jsonl
+from vstar_fast.runfolder import read_jsonl, read_object
 
 BASE = -1
 """Cycle number of the base model's answers."""
@@ -64,7 +64,7 @@ def load(root: Path) -> Run:
 
     Raises RunError when there is nothing to show, or when the folder holds several seeds.
     """
-    summary = _with_nan(read_json(root / "summary.json")) if (root / "summary.json").is_file() else None
+    summary = _with_nan(read_object(root / "summary.json")) if (root / "summary.json").is_file() else None
     check_one_seed(root, summary or {})
     run = Run(root, summary or {}, {row["id"]: video_from_dict(row) for row in _rows(root / "videos.jsonl")})
     run.rejected = _rows(root / "rejected.jsonl")

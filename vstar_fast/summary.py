@@ -11,7 +11,7 @@ from vstar_fast import evaluate, match
 from vstar_fast.config import CycleConfig, to_dict
 from vstar_fast.records import Example, Question
 from vstar_fast.records import to_dict as record_dict
-from vstar_fast.runfolder import content_key, read_json, write_json
+from vstar_fast.runfolder import content_key, read_json, read_object, write_json
 from vstar_fast.runtime import versions
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ class Record:
 
     def _forget_other_settings(self, path: Path) -> None:
         """Remove the summary of other settings: until the next one is written it would pass for this run's."""
-        if self._session.ranks.first and path.is_file() and read_json(path).get("config_hash") != self._hash:
+        if self._session.ranks.first and path.is_file() and read_object(path).get("config_hash") != self._hash:
             path.unlink()
 
     def write(self, state: str) -> dict[str, Any]:
