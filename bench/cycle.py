@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from vstar_fast import demo, match, questions
+from vstar_fast import backends, demo, match, questions
 from vstar_fast.config import CycleConfig, from_dict, replace
 from vstar_fast.records import Candidate, Frames, LabeledVideo, Question, Verdict
 
@@ -81,7 +81,8 @@ def prepare(clips: int, samples: int, tokens: int) -> Work:
     if rejected:
         raise RuntimeError(f"demo clips were rejected: {rejected[:3]}")
     chosen = [v for v in found if v.split == "train"][:clips]
-    return Work(config, models.load(str(model.build())), chosen, questions.ask(chosen, config), sets)
+    dtype = "bfloat16" if backends.device() == "cuda" else "float32"  # as Hugging Face computes: equality is proved
+    return Work(config, models.load(str(model.build()), dtype=dtype), chosen, questions.ask(chosen, config), sets)
 
 
 def cpu_of(work: Callable[[], Any]) -> tuple[Any, float]:

@@ -5,10 +5,11 @@
 #   bench/on_gpu.sh OUTDIR STEP       one step: env wheels build test benches bench-<name> memcheck racecheck families
 #                                     compile roofline unproven
 #
-# A step that succeeded leaves OUTDIR/<step>.done and is not run again; remove that file to have it run once more. A step has
-# LIMIT seconds (540), all of them together TOTAL (1740), and begins only where what it TAKES is left: the others run at the
-# next call. A bench that is cut short leaves the rows it has. Without nvcc the CUDA kernels are not built, and what needs
-# them does not run. What did not run is listed at the end.
+# A step that succeeded leaves OUTDIR/<step>.done and is not run again, nor is a bench that has all its rows in
+# OUTDIR/<step>.json; remove these files to have it run once more. A step has LIMIT seconds (540), all of them together TOTAL
+# (1740), and begins only where what it TAKES is left: the others run at the next call. A bench that is cut short leaves the
+# rows it has. Without nvcc the CUDA kernels are not built, and what needs them does not run. What did not run is listed at
+# the end.
 #
 #   PYTHON    the interpreter (with torch, pytest, hypothesis); WORKERS (8) processes run its tests where pytest-xdist is there
 #   CUDA      the toolkit (/usr/local/cuda)
@@ -20,7 +21,7 @@
 # Figures to keep go from OUTDIR/bench-<name>.json to bench/results/, and OUTDIR/ROOFLINE.md to bench/.
 set -euo pipefail
 
-[ $# -ge 1 ] || { sed -n '2,24p' "$0"; exit 2; }
+[ $# -ge 1 ] || { sed -n '2,/^set /{/^#/p}' "$0"; exit 2; }
 mkdir -p "$1"
 OUT=$(cd "$1" && pwd)
 HERE=$(cd "$(dirname "$0")" && pwd)
@@ -219,10 +220,14 @@ not_run() {
   echo "$1: not run, $2" >>"$OUT/not-run"
 }
 
+# A bench that came to its end; where rows differ it fails, and would again.
+whole() { [ -e "$OUT/$1.json" ] && ! grep -q '^ "cut": true' "$OUT/$1.json"; }
+
 # Runs one step under its time limit and that of all, keeps its output, stamps it when it succeeded.
 run_step() {
   local step=$1 status=0 most=$((TOTAL - SECONDS))
   [ -e "$OUT/$step.done" ] && { echo "== $step: done before"; return 0; }
+  if whole "$step"; then echo "== $step: done before, with rows that are not equal"; return 1; fi
   local takes=${TAKES[$step]:-120}
   [ "$takes" -le "$LIMIT" ] || takes=$LIMIT
   [ "$most" -ge "$takes" ] || { not_run "$step" "$most s are left and it takes about $takes; call again"; return 1; }

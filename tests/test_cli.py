@@ -1,6 +1,7 @@
 """The command line: what each option does to the settings, what users read, exit codes, Ctrl-C, and a real run."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -13,7 +14,7 @@ import torch
 from click.testing import CliRunner
 
 import tiny
-from vstar_fast import cli, cycle
+from vstar_fast import cli, cycle, rundata
 from vstar_fast import config as settings
 from vstar_fast.config import starter
 from vstar_fast.errors import BackendError, ConfigError, DataError, ModelError, RunError
@@ -395,6 +396,16 @@ def test_export_takes_the_cycles_that_the_summary_counts(tmp_path):
     assert "cycle-00/adapter" in call("export", "--run", run, "--merged", tmp_path / "m", code=1).stderr
     write_json(run / "summary.json", {"cycles": [{}], "final": {}})
     assert "final/adapter" in call("export", "--run", run, "--merged", tmp_path / "m", code=1).stderr
+
+
+def test_a_cycle_of_an_earlier_start_is_not_taken_for_one_of_this_run(tmp_path):
+    """Settings were changed, and the run was stopped before its first cycle ended: there is no summary yet."""
+    run = accepted(tmp_path)
+    assert ": 3 examples" in call("export", "--run", run, "--format", "hf").stdout
+    os.utime(run / "cycle-01" / "questions.jsonl", (1, 1))
+    assert ": 1 examples" in call("export", "--run", run, "--format", "hf").stdout
+    assert [f.name for f in rundata.cycles_of(run, None)] == ["cycle-00"]
+    assert len(rundata.cycles_of(run, {"cycles": [{}, {}]})) == 2
 
 
 def test_export_asks_as_the_run_asked(tmp_path):

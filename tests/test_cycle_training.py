@@ -1,6 +1,7 @@
 """Training inside a cycle: going on after a stop, preferences, data that cannot be used, nothing kept."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -170,3 +171,44 @@ def test_a_run_that_moves_to_a_processor_with_bf16_is_another_one(project, monke
 
     assert seen(True) != seen(False) and seen(True, dtype="mixed") == seen(True)
     assert seen(True, dtype="float32") == seen(False, dtype="float32")
+
+
+def stopped(*_args):
+    raise KeyboardInterrupt
+
+
+def test_what_is_done_anew_is_told_of(project, tmp_path, monkeypatch):
+    told = []
+    wanted = ("anew", "changed since")
+    monkeypatch.setattr(Progress, "note", lambda _, x: told.append(x) if any(w in x for w in wanted) else None)
+    quick = {"finetune": {"steps": 1}, "cache": {"folder": str(tmp_path / "cache")}}
+    one_cycle(project, tmp_path / "run", **quick)
+    one_cycle(project, tmp_path / "run", **quick)
+    assert told == []
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(cycle, "one_cycle", stopped)
+        one_cycle(project, tmp_path / "run", **quick)
+    assert json.loads((tmp_path / "run/summary.json").read_text())["state"] == "done"
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(cycle, "one_cycle", stopped)
+        one_cycle(project, tmp_path / "run", **quick, generate={"temperature": 0.9})
+    assert not (tmp_path / "run/summary.json").exists()  # the old one is not of these settings
+    one_cycle(project, tmp_path / "run", **quick, generate={"temperature": 0.9})
+    anew = "what stands there is of other settings, data, weights or arithmetic; drawn anew"
+    assert told == [
+        "changed since the last start, generate.temperature: 1.0 -> 0.9",
+        f"cycle-00 generate: {anew}",
+        "cycle-00/adapter: what stands there was trained on other examples or settings; trained anew",
+        *(f"cycle-00 metrics {split}: {anew}" for split in ("dev", "test")),
+    ]
+
+
+def test_weights_do_not_depend_on_what_a_cache_held(project, tmp_path):
+    """Clips of one content (the first colour comes twice) are one object where they were encoded just now."""
+    quick = {"finetune": {"steps": 6}, "cache": {"folder": str(tmp_path / "cache")}}
+    one_cycle(project, tmp_path / "kept", **quick)
+    shutil.copytree(tmp_path / "kept", tmp_path / "made")
+    shutil.rmtree(tmp_path / "made/cycle-00/adapter")
+    one_cycle(project, tmp_path / "made", finetune={"steps": 6}, cache={"folder": str(tmp_path / "empty")})
+    adapters = [tmp_path / name / "cycle-00/adapter/adapter_model.safetensors" for name in ("kept", "made")]
+    assert adapters[0].read_bytes() == adapters[1].read_bytes()

@@ -143,7 +143,7 @@ def test_a_window_reaches_over_clips_questions_and_pieces_of_prompts(model, most
 
 
 def test_blocks_of_a_long_prompt_have_one_mask():
-    """In half precision a mask is as large as the scores of all heads: one a block would be the window times the prompt."""
+    """In half precision a mask is as large as the scores of all heads: one a block would be window times prompt."""
     shape = Shape.of(layers_of(decoder("Llama")).shapes, torch.float32, torch.device("cpu"))
     node = Store(shape).take(3000)
     level = Level("causal", [Span(node, 0, 3000, 0, 3000)])

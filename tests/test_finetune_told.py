@@ -3,6 +3,8 @@
 import dataclasses
 import json
 import math
+import shutil
+import sys
 
 import pytest
 import torch
@@ -16,6 +18,7 @@ from vstar_fast.config import FinetuneConfig
 from vstar_fast.errors import BackendError, ConfigError, RunError
 from vstar_fast.finetune import finetune, lora_settings, replay, tracking
 from vstar_fast.finetune.fit import Places
+from vstar_fast.finetune.items import Reader
 
 CONFIG = FinetuneConfig(batch_size=4, micro_batch_size=4, steps=3, lora_r=2, track="none")
 
@@ -177,3 +180,21 @@ def test_a_batch_that_is_damaged_is_told(tmp_path, content):
     (tmp_path / "batch.pt").write_bytes(content)
     with pytest.raises(RunError, match=r"batch.pt is damaged \(.*\); run the training again"):
         replay(tmp_path)
+
+
+def test_a_batch_of_another_base_model_or_without_weights_is_told(model, tmp_path):
+    from peft import get_peft_model
+
+    base = shutil.copytree(model, tmp_path / "base")
+    lm = models.load(str(base), device="cpu")
+    peft = get_peft_model(lm.model, lora_settings(lm, CONFIG))
+    examples, rows = killed_fit.examples(lm)
+    save = sys.modules[replay.__module__].save  # the package has a function of the name
+    folder = save(tmp_path / "broken", lm, peft, Reader(lm, rows)(examples[:1]), CONFIG, 0, 0)
+    assert replay(folder)["broken"] == []
+    shutil.copy(tiny.write_model(tmp_path / "other", seed=1) / "model.safetensors", base)
+    with pytest.raises(RunError, match="are not those that .* was trained on"):
+        replay(folder)
+    (folder / "adapter_model.safetensors").unlink()
+    with pytest.raises(RunError, match="has lost its weights"):
+        replay(folder)

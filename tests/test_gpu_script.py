@@ -125,6 +125,15 @@ def test_a_step_that_fails_or_hangs_does_not_stop_the_others(script):
     assert script()[0] == 0 and not (script.out / "not-run").exists()
 
 
+def test_a_bench_with_all_its_rows_is_not_run_again_and_one_that_was_cut_is(script):
+    script.out.mkdir()
+    (script.out / "bench-constrain.json").write_text('{\n "header": {},\n "rows": []\n}\n')
+    (script.out / "bench-generate.json").write_text('{\n "rows": [],\n "cut": true\n}\n')
+    status, output, calls = script()
+    assert status == 1 and "== bench-constrain: done before, with rows that are not equal" in output
+    assert "bench-constrain" not in steps(output) and "bench-generate" in steps(output)
+
+
 def test_what_there_is_no_time_for_is_listed_and_runs_at_the_next_call(script):
     status, output, calls = script(TOTAL=241, BUILDS=3)
     assert status == 1 and not any("gpu-tests.xml" in call for call in calls)

@@ -112,6 +112,24 @@ def test_incomplete_folders_are_named(tmp_path, missing, message):
         models.load(str(folder))
 
 
+@pytest.mark.parametrize("content", ["{", "[]", ""])
+def test_a_config_that_is_damaged_is_named(tmp_path, content):
+    (tmp_path / "config.json").write_text(content)
+    with pytest.raises(ModelError, match=r"config.json is damaged \(.*\); copy or download"):
+        models.load(str(tmp_path))
+
+
+def test_a_hub_that_cannot_be_reached_is_told(monkeypatch):
+    from transformers import PretrainedConfig
+
+    def offline(_):
+        raise OSError("We couldn't connect to the hub.")
+
+    monkeypatch.setattr(PretrainedConfig, "get_config_dict", offline)
+    with pytest.raises(ModelError, match="cannot read the config of owner/name from the hub: We couldn't connect"):
+        models.load("owner/name")
+
+
 def test_unknown_family_and_missing_folder_are_named(tmp_path):
     with pytest.raises(ModelError, match="unknown model family 'qwen9'; known: vstar_demo, cohere_compass, "):
         models.load(str(tiny.write_model(tmp_path / "m")), family="qwen9")
@@ -213,6 +231,7 @@ def test_memory_that_runs_out_is_not_taken_for_a_misfit(lm, monkeypatch, error):
     def ran_out(*_args, **_kwargs):
         raise error
 
+    monkeypatch.delitem(vars(lm), "joined_along", raising=False)  # what an earlier test found out
     monkeypatch.setattr(prompts, "joined_along", ran_out)
     with pytest.raises(type(error)):
         lm.joined_along  # noqa: B018

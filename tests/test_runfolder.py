@@ -15,6 +15,7 @@ from vstar_fast.runfolder import (
     file_key,
     read_json,
     read_jsonl,
+    read_object,
     write_atomic,
     write_json,
     write_jsonl,
@@ -101,6 +102,13 @@ def test_damaged_file_is_named(tmp_path):
     for read in (read_json, read_jsonl):
         with pytest.raises(RunError, match=r"a\.json is damaged.*delete it"):
             read(path)
+
+
+@pytest.mark.parametrize("content", ["[]", "null", "1"])
+def test_what_is_no_object_is_damaged(tmp_path, content):
+    (tmp_path / "a.json").write_text(content)
+    with pytest.raises(RunError, match=r"a\.json is damaged.*delete it"):
+        read_object(tmp_path / "a.json")
 
 
 def test_rejected_rows_are_kept_once(tmp_path):

@@ -72,9 +72,12 @@ class Answers:
             Group(part, where / "parts", self._key(part, how, teacher))
             for part in batches(asked, rows, how.sampling.samples)
         ]
-        bar = s.progress.task(" ".join(where.relative_to(s.folder.root).parts), len(asked))
+        name = " ".join(where.relative_to(s.folder.root).parts)
+        bar = s.progress.task(name, len(asked))
         parts = SharedParts(s.folder, s.ranks, [(g.path, g.key) for g in groups])
         own = [groups[i] for i in parts.mine()]
+        if own and s.folder.only_others(where / "parts", [g.key for g in groups]):
+            s.progress.note(f"{name}: what stands there is of other settings, data, weights or arithmetic; drawn anew")
         for done in self._stream(own, how, rows):
             parts.store((done.path, done.key), self._part(done, how))
             bar.advance(len(done.asked))

@@ -12,8 +12,8 @@ from vstar_fast import config as settings
 from vstar_fast.errors import DataError, RunError
 from vstar_fast.questions import prompt_text
 from vstar_fast.records import FAILED, Example, LabeledVideo, Question, question_from_dict, video_from_dict
-from vstar_fast.rundata import check_one_seed
-from vstar_fast.runfolder import read_json, read_jsonl, write_json, write_jsonl, write_text, writing
+from vstar_fast.rundata import check_one_seed, cycles_of
+from vstar_fast.runfolder import read_json, read_jsonl, read_object, write_json, write_jsonl, write_text, writing
 
 
 class Written(NamedTuple):
@@ -139,7 +139,7 @@ def _cycle(run_dir: Path, cycle: int | None, needed: str) -> Path:
     counted = len(_summary(run_dir).get("cycles", ()))
     if cycle is not None or counted:
         return run_dir / f"cycle-{counted - 1 if cycle is None else cycle:02d}"
-    done = sorted(p for p in run_dir.glob("cycle-*") if (p / needed).exists())
+    done = [p for p in cycles_of(run_dir, None) if (p / needed).exists()]
     if not done and (run_dir / "config.toml").is_file():
         raise RunError(f"no cycle of {run_dir} has come to its {needed} yet; start its `vstar-fast cycle` again")
     if not done:
@@ -149,7 +149,7 @@ def _cycle(run_dir: Path, cycle: int | None, needed: str) -> Path:
 
 def _summary(run_dir: Path) -> dict[str, Any]:
     path = run_dir / "summary.json"
-    found = dict(read_json(path)) if path.is_file() else {}
+    found = read_object(path) if path.is_file() else {}
     check_one_seed(run_dir, found)
     return found
 

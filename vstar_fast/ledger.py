@@ -9,7 +9,7 @@ from typing import Any
 
 from vstar_fast import backends
 from vstar_fast.profiling import Profiler
-from vstar_fast.runfolder import read_json, write_json
+from vstar_fast.runfolder import read_object, write_json
 
 NAMES = ("stages", "frames", "backends", "reasons")
 
@@ -42,4 +42,4 @@ class Ledger:
 
     def _read(self, name: str) -> dict[str, Any]:
         path = self._root / f"{name}.json"
-        return dict(read_json(path)) if path.is_file() else {}
+        return read_object(path) if path.is_file() else {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections import Counter
 from collections.abc import Sequence
@@ -20,7 +21,7 @@ from vstar_fast.records import (
     verdict_from_dict,
     video_from_dict,
 )
-from vstar_fast.runfolder import read_json, read_jsonl
+from vstar_fast.runfolder import read_jsonl, read_object
 
 BASE = -1
 """Cycle number of the base model's answers."""
@@ -63,19 +64,30 @@ def load(root: Path) -> Run:
 
     Raises RunError when there is nothing to show, or when the folder holds several seeds.
     """
-    summary = _with_nan(read_json(root / "summary.json")) if (root / "summary.json").is_file() else None
+    summary = _with_nan(read_object(root / "summary.json")) if (root / "summary.json").is_file() else None
     check_one_seed(root, summary or {})
     run = Run(root, summary or {}, {row["id"]: video_from_dict(row) for row in _rows(root / "videos.jsonl")})
     run.rejected = _rows(root / "rejected.jsonl")
     _add_questions(run, root / "questions.jsonl")
     _add_samples(run, BASE, root / "base" / TEST, set())
-    for folder in sorted(root.glob("cycle-[0-9][0-9]")):
-        number = int(folder.name.removeprefix("cycle-"))
-        if summary is None or number < len(summary["cycles"]):
-            _add_cycle(run, number, folder)
+    for folder in cycles_of(root, summary):
+        _add_cycle(run, int(folder.name.removeprefix("cycle-")), folder)
     if summary is None:
         run.summary = _unfinished(run)
     return run
+
+
+def cycles_of(root: Path, summary: dict[str, Any] | None) -> list[Path]:
+    """Folders of a run's cycles: those that its summary counts, or without one all that it has begun.
+
+    One that began before the cycle before it was begun is of an earlier start with other settings.
+    """
+    folders = sorted(root.glob("cycle-[0-9][0-9]"))
+    if summary and "cycles" in summary:
+        return [f for f in folders if int(f.name.removeprefix("cycle-")) < len(summary["cycles"])]
+    begun = [(f / "questions.jsonl").stat().st_mtime_ns if (f / "questions.jsonl").is_file() else 0 for f in folders]
+    later = [after >= before for before, after in itertools.pairwise(begun)]
+    return [f for n, f in enumerate(folders) if all(later[:n])]
 
 
 def check_one_seed(root: Path, summary: dict[str, Any]) -> None:

@@ -11,7 +11,7 @@ import math
 import os
 import re
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -137,6 +137,14 @@ def read_json(path: Path) -> Any:
         raise RunError(f"{path} is damaged ({error}); delete it and run the same command again") from None
 
 
+def read_object(path: Path) -> dict[str, Any]:
+    """Read a JSON object; anything else is a damaged file."""
+    found = read_json(path)
+    if not isinstance(found, dict):
+        raise RunError(f"{path} is damaged (it holds no object); delete it and run the same command again")
+    return found
+
+
 def read_jsonl(path: Path) -> list[Any]:
     """Read one JSON value a line."""
     try:
@@ -144,6 +152,16 @@ def read_jsonl(path: Path) -> list[Any]:
         return [json.loads(line) for line in _text(path).split("\n") if line]
     except ValueError as error:
         raise RunError(f"{path} is damaged ({error}); delete it and run the same command again") from None
+
+
+def _alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # somebody else's
+        return True
+    return True
 
 
 def _text(path: Path) -> str:
@@ -182,7 +200,7 @@ class RunFolder:
                 inner.remove("cache")
             for name in names:
                 writer = _UNFINISHED.fullmatch(name)
-                if writer and not os.path.exists(f"/proc/{writer[1]}"):
+                if writer and not _alive(int(writer[1])):
                     (Path(folder) / name).unlink(missing_ok=True)
 
     def close(self) -> None:
@@ -201,6 +219,11 @@ class RunFolder:
     def has_part(self, folder: Path, key: str) -> bool:
         """Whether a part stands in the folder."""
         return self.part_file(folder, key).is_file()
+
+    def only_others(self, folder: Path, keys: Sequence[str]) -> bool:
+        """Whether there are parts in the folder, but none of these."""
+        there = {path.stem for path in folder.glob("*.jsonl")}
+        return bool(there) and not there & set(keys)
 
     def part(self, folder: Path, key: str, compute: Callable[[], Part]) -> list[dict[str, Any]]:
         """Rows of a part: read when present, else computed and stored.

@@ -6,6 +6,8 @@ run folder, else computed and stored.
 
 from __future__ import annotations
 
+import contextlib
+import tomllib
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -15,7 +17,8 @@ from vstar_fast import config as settings
 from vstar_fast import evaluate, match, questions, readers
 from vstar_fast.answers import Answers, How
 from vstar_fast.config import CycleConfig
-from vstar_fast.errors import DataError
+from vstar_fast.config import file as config_file
+from vstar_fast.errors import ConfigError, DataError
 from vstar_fast.features import clip_key_of, weights_key
 from vstar_fast.generate import Sampling
 from vstar_fast.ledger import Ledger
@@ -62,6 +65,7 @@ class Session:
             first = rejected[0]
             raise DataError(f"{first.reason}: {first.detail} (data.strict: no bad row is passed over)")
         self.videos = {v.id: v for v in videos}
+        self._tell_changes(folder.root / "config.toml")
         write_text(folder.root / "config.toml", settings.to_toml(config))
         write_jsonl(folder.root / "videos.jsonl", [to_dict(v) for v in videos])
         asked = questions.ask(videos, config, label_sets=self.label_sets)
@@ -73,6 +77,15 @@ class Session:
             )
         self.instruction_examples(0)  # what is wrong with the file is known before the run takes its time
         self._warn()
+
+    def _tell_changes(self, before: Path) -> None:
+        """Say which settings are not those that the folder's last process had: what depends on them is done anew."""
+        if not before.is_file():
+            return
+        now = tomllib.loads(settings.to_toml(self.config))
+        with contextlib.suppress(ConfigError):  # of a file that is damaged, and is written anew now
+            for text in config_file.changes(config_file.read(before), now):
+                self.progress.note(f"changed since the last start, {text}")
 
     def _warn(self) -> None:
         """Say what the run will not do, before it takes its time."""

@@ -11,7 +11,7 @@ from vstar_fast import evaluate, match
 from vstar_fast.config import CycleConfig, to_dict
 from vstar_fast.records import Example, Question
 from vstar_fast.records import to_dict as record_dict
-from vstar_fast.runfolder import content_key, read_json, write_json
+from vstar_fast.runfolder import content_key, read_json, read_object, write_json
 from vstar_fast.runtime import versions
 
 if TYPE_CHECKING:
@@ -46,6 +46,13 @@ class Record:
         self.final: dict[str, Any] | None = None
         self.controls: dict[str, Any] = {}
         self.stopped = ""
+        self._hash = content_key(to_dict(session.config))
+        self._forget_other_settings(session.folder.root / "summary.json")
+
+    def _forget_other_settings(self, path: Path) -> None:
+        """Remove the summary of other settings: until the next one is written it would pass for this run's."""
+        if self._session.ranks.first and path.is_file() and read_object(path).get("config_hash") != self._hash:
+            path.unlink()
 
     def write(self, state: str) -> dict[str, Any]:
         """Write and return the summary as it stands."""
@@ -56,7 +63,7 @@ class Record:
             "stopped": self.stopped,
             "recipe": s.config.recipe,
             "seed": s.config.seed,
-            "config_hash": content_key(to_dict(s.config)),
+            "config_hash": self._hash,
             "primary": s.primary,
             "videos": {k: len({q.video_id for q in v}) for k, v in s.questions.items()},
             "base": _public(self.base),

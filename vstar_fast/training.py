@@ -51,6 +51,9 @@ class Training:
         if (out / "key.json").is_file() and read_json(out / "key.json") == key:
             s.folder.reject(_left_out(out))
             return out
+        if (out / "key.json").is_file():
+            name = out.relative_to(s.folder.root)
+            s.progress.note(f"{name}: what stands there was trained on other examples or settings; trained anew")
         temporary = out.with_name(f".{out.name}.tmp")
         if s.ranks.first:
             shutil.rmtree(temporary, ignore_errors=True)

@@ -8,7 +8,7 @@ call yields its share of the gradients (Hydragen, arXiv 2402.05099, for the forw
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 
@@ -18,7 +18,7 @@ from vstar_fast.errors import ModelError
 from .banded import sdpa
 from .parts import by_rows, merge
 from .sinks import sinks_back, with_sinks
-from .tree import Call, Tree
+from .tree import Call, Calls, Tree
 
 __all__ = ["Tree", "tree_attention"]
 
@@ -155,20 +155,13 @@ class _OnGpu:
     """torch's FlashAttention-2 with variable lengths: all calls of a level in one kernel."""
 
     @staticmethod
-    def _lengths(calls: Sequence[Call], device: torch.device) -> dict[str, Any]:
-        asked, seen = [c.last - c.first for c in calls], [c.stop - c.start for c in calls]
-        sums = [torch.tensor([0, *n], device=device).cumsum(0, dtype=torch.int32) for n in (asked, seen)]
-        return {"cum_seq_q": sums[0], "cum_seq_k": sums[1], "max_q": max(asked), "max_k": max(seen)}
-
-    @staticmethod
     def forward(
         q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, calls: Sequence[Call], causal: bool, scale: float
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """As on a CPU."""
-        asked, seen = _places(calls, q.device)
-        lengths = _OnGpu._lengths(calls, q.device)
+        asked, seen, lengths = _indices(calls, q.device)
         out, lse, *_ = torch.ops.aten._flash_attention_forward(
-            q[asked], k[seen], v[seen], *lengths.values(), 0.0, causal, False, scale=scale
+            q[asked], k[seen], v[seen], *lengths, 0.0, causal, False, scale=scale
         )
         return out, lse.transpose(0, 1)
 
@@ -178,8 +171,7 @@ class _OnGpu:
     ) -> None:
         """As on a CPU."""
         grad, q, k, v, out, lse = rows
-        asked, seen = _places(calls, q.device)
-        lengths = _OnGpu._lengths(calls, q.device)
+        asked, seen, lengths = _indices(calls, q.device)
         random_state = torch.zeros(2, dtype=torch.uint64, device=q.device)  # of dropout, which there is none of
         found = torch.ops.aten._flash_attention_backward(
             grad[asked],
@@ -188,7 +180,7 @@ class _OnGpu:
             v[seen],
             out[asked],
             lse[asked].transpose(0, 1).contiguous(),
-            *lengths.values(),
+            *lengths,
             0.0,
             causal,
             random_state,
@@ -206,6 +198,25 @@ def _places(calls: Sequence[Call], device: torch.device) -> tuple[torch.Tensor, 
     return asked.to(device), seen.to(device)
 
 
+class _Indices(NamedTuple):
+    """The places of calls, and where each begins among their queries and keys, with the longest of either."""
+
+    asked: torch.Tensor
+    seen: torch.Tensor
+    lengths: tuple[torch.Tensor, torch.Tensor, int, int]
+
+
+def _indices(calls: Sequence[Call], device: torch.device) -> _Indices:
+    """Made once a tree: a layer that copied them to a GPU would wait for the one before."""
+    made = calls.made if isinstance(calls, Calls) else {}
+    if str(device) not in made:
+        asked, seen = [c.last - c.first for c in calls], [c.stop - c.start for c in calls]
+        sums = [torch.tensor([0, *n]).cumsum(0, dtype=torch.int32).to(device) for n in (asked, seen)]
+        made[str(device)] = _Indices(*_places(calls, device), (sums[0], sums[1], max(asked), max(seen)))
+    found: _Indices = made[str(device)]
+    return found
+
+
 class _TreeAttention(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -220,7 +231,7 @@ class _TreeAttention(torch.autograd.Function):
     ) -> torch.Tensor:
         out, lse = fused.forward(query, keys, values, tree.own, True, scale)
         for level in tree.levels:
-            asked, _ = _places(level, query.device)
+            asked = _indices(level, query.device).asked
             other, other_lse = fused.forward(query, keys, values, level, False, scale)
             out[asked], lse[asked] = merge(out[asked], lse[asked], other, other_lse)
         if sinks is not None:

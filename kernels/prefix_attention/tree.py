@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -20,6 +20,14 @@ class Call(NamedTuple):
     last: int
     start: int
     stop: int
+
+
+class Calls(list[Call]):
+    """Calls that a kernel may take together; `made` holds what was made of them, by device."""
+
+    def __init__(self, calls: Iterable[Call] = ()) -> None:
+        super().__init__(calls)
+        self.made: dict[str, Any] = {}
 
 
 @dataclass(frozen=True)
@@ -59,17 +67,17 @@ class Tree:
             at = node.stop
 
     @cached_property
-    def own(self) -> list[Call]:
+    def own(self) -> Calls:
         """Each node over itself, causally."""
-        return [Call(n.start, n.stop, n.start, n.stop) for n in self.nodes]
+        return Calls(Call(n.start, n.stop, n.start, n.stop) for n in self.nodes)
 
     @cached_property
-    def levels(self) -> list[list[Call]]:
+    def levels(self) -> list[Calls]:
         """Per depth, everything behind a node over all of that node; no token is twice in a level."""
-        found: dict[int, list[Call]] = {}
+        found: dict[int, Calls] = {}
         for n in self.nodes:
             if n.stop < n.end:
-                found.setdefault(n.depth, []).append(Call(n.stop, n.end, n.start, n.stop))
+                found.setdefault(n.depth, Calls()).append(Call(n.stop, n.end, n.start, n.stop))
         return [found[depth] for depth in sorted(found)]
 
     @cached_property

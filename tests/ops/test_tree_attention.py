@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from vstar_fast.kernels.prefix_attention import banded
-from vstar_fast.kernels.prefix_attention.training import _BACKENDS, _OnCpu, _places, tree_attention
+from vstar_fast.kernels.prefix_attention.training import _BACKENDS, _indices, _OnCpu, _places, tree_attention
 from vstar_fast.kernels.prefix_attention.tree import Node, Sighted, Tree
 
 from vstar_fast import backends
@@ -232,3 +232,14 @@ def test_rows_whose_numbers_do_not_stand_side_by_side(backend):
     weights = torch.randn(8, 4, 9, generator=made).permute(2, 1, 0)
     grads = [torch.autograd.grad((out * weights).sum(), rows) for out in (found, want)]
     torch.testing.assert_close(*grads, atol=1e-5, rtol=1e-5)
+
+
+def test_what_a_level_is_indexed_by_is_made_once_a_tree():
+    """Each layer asks for it, forward and back; on a GPU a copy would make it wait for the one before."""
+    tree, cpu = Tree([Node(0, 5, 10, 0), Node(5, 8, 8, 1), Node(8, 10, 10, 1)]), torch.device("cpu")
+    for calls in (tree.own, *tree.levels):
+        found = _indices(calls, cpu)
+        assert _indices(calls, cpu) is found
+        assert all(torch.equal(a, b) for a, b in zip(found[:2], _places(calls, cpu), strict=True))
+    starts, ends, most, longest = _indices(tree.own, cpu).lengths
+    assert starts.tolist() == ends.tolist() == [0, 5, 8, 10] and (most, longest) == (5, 5)

@@ -110,6 +110,18 @@ def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
+def changes(before: dict[str, Any], after: dict[str, Any], where: str = "") -> list[str]:
+    """What is set otherwise in `after`, as `section.key: old -> new`; settings that `before` lacks are left out."""
+    found = []
+    for key in sorted(before.keys() & after.keys()):
+        old, new = before[key], after[key]
+        if isinstance(old, dict) and isinstance(new, dict):
+            found += changes(old, new, f"{where}{key}.")
+        elif old != new:
+            found.append(f"{where}{key}: {_toml_value(old)} -> {_toml_value(new)}")
+    return found
+
+
 def build(cls: type, values: Any, where: str) -> Any:
     """Dataclass `cls` from nested plain values; `where` names the table in errors."""
     if not isinstance(values, dict):

@@ -70,8 +70,8 @@ def _slab(parts: list[_Part], device: torch.device, made: dict[_Seen, Groups]) -
     size = (count, max(len(p.tokens) for p in parts))
     tokens, low, high = np.full(size, -1), np.full(size, start), np.full(size, stop)
     for group, part in zip(at, parts, strict=True):
-        own = slice(len(part.tokens))
-        tokens[group, own], low[group, own], high[group, own] = part.tokens, part.low, part.high
+        many = slice(len(part.tokens))
+        tokens[group, many], low[group, many], high[group, many] = part.tokens, part.low, part.high
     seen = (low - start).tobytes(), (high - start).tobytes(), size, stop - start
     named = None if rows is not None else torch.from_numpy(slots).to(device)
     own = torch.from_numpy(tokens).to(device)

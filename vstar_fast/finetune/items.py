@@ -137,19 +137,23 @@ class Reader:
 
 
 class Clips:
-    """Numbers videos from 1 by their content, so that two that go by one name are not taken for the same."""
+    """Numbers videos from 1 by name and content, so that two that go by one name are not taken for the same.
+
+    Nor are two names of one content: whether they come as one object depends on what a cache held.
+    """
 
     def __init__(self) -> None:
-        self._numbers: dict[int, tuple[int, Features]] = {}
+        self._numbers: dict[tuple[str, int], tuple[int, Features]] = {}
         self._named: dict[str, list[tuple[int, Features]]] = {}
 
     def number(self, name: str, features: Features | None) -> int:
         """The video's number; 0 for none."""
         if features is None:
             return 0
-        if id(features) not in self._numbers:  # held here too, or its id could be another's later
-            self._numbers[id(features)] = self._known(name, features), features
-        return self._numbers[id(features)][0]
+        key = name, id(features)
+        if key not in self._numbers:  # held here too, or its id could be another's later
+            self._numbers[key] = self._known(name, features), features
+        return self._numbers[key][0]
 
     def _known(self, name: str, features: Features) -> int:
         """Videos are compared with those of the same name only."""

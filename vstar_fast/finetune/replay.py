@@ -11,8 +11,10 @@ from typing import Any
 
 import torch
 
+from vstar_fast import base_model
 from vstar_fast.config import FinetuneConfig
 from vstar_fast.errors import RunError
+from vstar_fast.features import weights_key
 from vstar_fast.finetune.items import Item, Reader
 from vstar_fast.finetune.step import accumulate, streams
 from vstar_fast.models.modules import dtype_name
@@ -32,6 +34,7 @@ def save(
     places = {id(clip): n for n, clip in enumerate(clips)}
     batch = {
         "base": lm.path,
+        "key": weights_key(lm.path),
         "dtype": dtype_name(lm),
         "quantize": "4bit" if getattr(lm.model, "is_loaded_in_4bit", False) else "none",
         "seed": seed,
@@ -69,7 +72,12 @@ def replay(folder: str | Path, device: str = "auto") -> dict[str, Any]:
     except Exception as error:  # a damaged file fails in ways of its own
         why = str(error).split("\n", 1)[0]
         raise RunError(f"{path / BATCH} is damaged ({why}); run the training again to have it written anew") from None
+    if not (path / "adapter_model.safetensors").is_file():
+        raise RunError(f"{path} has lost its weights; run the training again to have it written anew")
     lm = models.load(saved["base"], dtype=saved["dtype"], device=device, quantize=saved["quantize"])
+    base_model.check(lm, path)
+    if saved.get("key", weights_key(lm.path)) != weights_key(lm.path):
+        raise RunError(f"the files of {lm.path} are not those that {path} was trained on; put those back to replay it")
     peft = PeftModel.from_pretrained(lm.model, str(path), is_trainable=True).train()
     config = FinetuneConfig(**saved["config"])
     items = _items(lm, saved)

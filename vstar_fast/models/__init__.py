@@ -29,12 +29,22 @@ def model_type(path: str) -> str:
         config = folder / "config.json"
         if not config.is_file():
             raise ModelError(f"model folder {path} has no config.json; give a folder written by `save_pretrained`")
-        return str(json.loads(config.read_text()).get("model_type", ""))
+        return _type_in(config)
     if folder.exists() or path.startswith((".", "/")):
         raise ModelError(f"{path} is not a model folder; give a folder written by `save_pretrained` or a hub id")
     from transformers import PretrainedConfig
 
-    return str(PretrainedConfig.get_config_dict(path)[0].get("model_type", ""))
+    try:
+        return str(PretrainedConfig.get_config_dict(path)[0].get("model_type", ""))
+    except OSError as error:
+        raise ModelError(f"cannot read the config of {path} from the hub: {str(error).strip()}") from None
+
+
+def _type_in(config: Path) -> str:
+    try:
+        return str(json.loads(config.read_text(encoding="utf-8")).get("model_type", ""))
+    except (ValueError, AttributeError) as error:
+        raise ModelError(f"{config} is damaged ({error}); copy or download the model again") from None
 
 
 def adapter_name(path: str) -> str:
