@@ -109,10 +109,14 @@ def test_training_is_near_that_of_fp32_packed_and_row_by_row(written, tmp_path):
         lm.mixed = mixed
         peft.zero_grad()
         backends.reset_report()
-        with copied(lm):
-            loss, _ = accumulate(lm, peft, items, dataclasses.replace(CONFIG, pack=pack))
+        config = dataclasses.replace(CONFIG, pack=pack, half=True)
+        with copied(lm, config):
+            loss, _ = accumulate(lm, peft, items, config)
         assert ("half_linear" in backends.report()) == mixed
         found.append((loss, gradients(peft)))
+    backends.reset_report()
+    accumulate(lm, peft, items, CONFIG)
+    assert "half_linear" not in backends.report()
     kept = fit.replay.save(tmp_path / "broken", lm, peft, items, CONFIG, 0, 0)
     assert torch.load(kept / fit.replay.BATCH, weights_only=True)["dtype"] == "mixed"
     unload(peft)

@@ -91,7 +91,7 @@ class ModelConfig:
     """Checkpoint fine-tuning starts from (the paper: before instruction tuning); default: `base`."""
     dtype: str = "auto"
     """`auto` (bf16 on a GPU; on a CPU mixed where it has bf16 instructions, else fp32), `float32`, `mixed` (on a CPU:
-    fp32, linear layers multiplied in bf16 but the head and what is trained), `bfloat16` or `float16`."""
+    fp32, but for the products of linear layers where answers are drawn), `bfloat16` or `float16`."""
     device: str = "auto"
     """`auto`, `cpu`, `cuda` or `cuda:N`."""
     quantize: str = "none"

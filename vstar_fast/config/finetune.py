@@ -63,6 +63,9 @@ class FinetuneConfig:
     """`token`: mean over all answer tokens of a batch; `example`: mean over examples, however long their answers."""
     gradient_checkpointing: bool = False
     """Run each layer a second time in backward instead of keeping its activations: less memory, more time."""
+    half: bool = False
+    """Multiply in bf16 while training, too, where `model.dtype` comes to mixed: a third less time on such CPUs; the
+    demo ended 5 points of accuracy lower with it, see docs/training.md."""
     split: bool = False
     """Under `torchrun`: split the frozen weights of the layers over the processes (FSDP2), where the base model
     leaves no room for training beside it. Slower. Changes no result."""

@@ -82,7 +82,7 @@ class Fit:
         )
         devices = [torch.cuda.current_device()] if self._lm.device.type == "cuda" else []
         try:
-            with torch.random.fork_rng(devices), copied(self._lm):
+            with torch.random.fork_rng(devices), copied(self._lm, self._config):
                 for step in range(done, self.steps):
                     tracking.log(step, *self._step(step))
                     if on_step is not None:
@@ -170,8 +170,9 @@ class Fit:
             for tensor in features.kwargs.values():
                 digest.update(_bytes(tensor))
         rows = [(asdict(i.example), i.text, i.clip) for i in items]
+        halved = self._lm.mixed and self._config.half
         return content_key(
-            base_model.key_of(self._lm), rows, weighty(self._config), self._seed, digest.hexdigest(), self._lm.mixed
+            base_model.key_of(self._lm), rows, weighty(self._config), self._seed, digest.hexdigest(), halved
         )
 
     def _facts(self) -> dict[str, Any]:

@@ -41,7 +41,7 @@ def accumulate(
     total = sum(i.example.weight * (len(i.answer) if by_token else 1) for i in items)
     groups = _passes(items, config)
     loss = torch.zeros((), dtype=torch.float64)
-    with fast_linears(half=lm.mixed), packed_rows(lm) if config.pack else contextlib.nullcontext():
+    with fast_linears(half=lm.mixed and config.half), packed_rows(lm) if config.pack else contextlib.nullcontext():
         losses = _objective(lm, peft, items, config, ranks, stream)
         for group, counted in _shared(groups, ranks, stream):
             scale = torch.tensor([counted * weights[id(i)] / total for i in group], device=lm.device)
@@ -113,12 +113,12 @@ def _counts(items: Sequence[Item], groups: Sequence[Sequence[Item]], config: Fin
 
 
 @contextlib.contextmanager
-def copied(lm: VideoLM) -> Iterator[None]:
+def copied(lm: VideoLM, config: FinetuneConfig) -> Iterator[None]:
     """Inside, frozen weights that are multiplied in bf16 are rounded once, if there is memory for the copies."""
     from vstar_fast.models import memory
 
     size = sum(p.nbytes for p in lm.text_model.parameters()) // 2
-    if not (lm.mixed and memory.room_for_copies(size, lm.device)):
+    if not (lm.mixed and config.half and memory.room_for_copies(size, lm.device)):
         yield
         return
     with packed_linears([lm.text_model], half=True, backward=True):
