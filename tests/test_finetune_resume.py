@@ -79,7 +79,7 @@ def killed(model, tmp_path_factory):
 @pytest.mark.parametrize("name", KILLED)
 def test_killed_at_random_moments_it_ends_with_the_weights_of_an_undisturbed_run(killed, name):
     folder, said = killed
-    assert int(re.search(rf"{name}: killed (\d) times", said)[1]) >= 3
+    assert int(re.search(rf"{name}: killed (\d) times", said)[1]) >= 2
     assert f"{name}: training goes on behind step" in said
     assert content(folder / name / "killed") == content(folder / name / "calm") != {}
     assert sorted(p.name for p in (folder / name).iterdir()) == ["calm", "killed"]

@@ -16,7 +16,6 @@ from vstar_fast import clip_files, frames
 from vstar_fast.cache import Cache, Entry
 from vstar_fast.config import CacheConfig, CycleConfig
 from vstar_fast.errors import DataError
-from vstar_fast.models.modules import dtype_name
 from vstar_fast.models.tower import KEPT
 from vstar_fast.models.video_lm import Features, VideoLM
 from vstar_fast.profiling import Profiler
@@ -83,7 +82,7 @@ class FeatureStore:
         weights = (weights_key(lm.path), getattr(lm.model.config, "_commit_hash", None))
         # Where a model can be cut, and what its processor gives, is the business of transformers.
         made_by = (LAYOUT, version("transformers"), type(lm).__name__)
-        self._seen_as = (size.key if size else "", *weights, *made_by, dtype_name(lm))
+        self._seen_as = (size.key if size else "", *weights, *made_by, str(lm.model.dtype))
         self._failed: dict[str, Rejected] = {}
         self._upcoming: deque[LabeledVideo] = deque()
         self._encoded = 0

@@ -96,7 +96,7 @@ class Head:
     body: Any
     text_model: Any
     mixed = False
-    """Whether the text stack and the tower multiply fp32 weights in bf16, see `half_linear`; the head never does."""
+    """Whether the text stack multiplies fp32 weights in bf16, see `half_linear`; tower, projector and head never do."""
 
     @property
     def head(self) -> Any:

@@ -104,12 +104,10 @@ class VideoLM(Prompts, Modules):
         """Frames -> the processor's output for each video, as `generate` of the model takes it."""
         return [self.preprocess(data, times) for data, times in zip(batch.data, batch.times_s, strict=True)]
 
+    @fast_linears()
     def encode_pixels(self, features: list[Features]) -> list[Features]:
         """Run the frozen tower on each video; pixels stay where its output cannot be told from its projector's."""
-        with fast_linears():
-            tower = self._ready_tower
-        with fast_linears(half=self.mixed):
-            encoded = [tower.encode(self._on_device(f.kwargs)) for f in features]
+        encoded = [self._ready_tower.encode(self._on_device(f.kwargs)) for f in features]
         return [
             Features(f.ids, {k: v.cpu() for k, v in kept.items()}, f.token_kwargs)
             for f, kept in zip(features, encoded, strict=True)
