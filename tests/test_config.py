@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vstar_fast import config
-from vstar_fast.config import CycleConfig, from_dict, load, to_dict, to_toml
+from vstar_fast.config import CycleConfig, FinetuneConfig, from_dict, load, to_dict, to_toml
+from vstar_fast.config.finetune import weighty
 from vstar_fast.config.ranges import RANGES
 from vstar_fast.errors import ConfigError
 
@@ -183,3 +184,8 @@ def test_an_error_names_the_file_that_holds_it(tmp_path):
     path.write_text("[frames]\nthreads = 2\n")
     with pytest.raises(ConfigError, match=r"unknown setting 'threads' in \[frames\].*\(in .*config.toml\)"):
         load(path)
+
+
+def test_a_setting_that_is_off_does_not_make_adapters_from_before_it_others():
+    fine = FinetuneConfig
+    assert "half" not in weighty(fine()) and weighty(fine(half=True)) != weighty(fine())

@@ -17,6 +17,8 @@ CHANGE_NO_WEIGHT = ("checkpoint_steps", "checkpoints_kept", "track", "split")
 def weighty(config: FinetuneConfig) -> dict[str, Any]:
     """The settings that trained weights depend on. `pack = "auto"` counts as true, which it is where both can be."""
     values = {name: value for name, value in asdict(config).items() if name not in CHANGE_NO_WEIGHT}
+    if not config.half:
+        del values["half"]  # adapters from before there was the setting are none of others
     return values | {"pack": config.pack is not False}
 
 
