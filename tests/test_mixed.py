@@ -17,6 +17,7 @@ from vstar_fast.engine.crew import Crew
 from vstar_fast.engine.request import Request, Settings
 from vstar_fast.errors import BackendError, ModelError
 from vstar_fast.finetune import accumulate, fit
+from vstar_fast.finetune import finetune as fit_whole
 from vstar_fast.finetune.packing import obstacle
 from vstar_fast.finetune.step import copied
 from vstar_fast.models.loading import pick_dtype
@@ -137,3 +138,10 @@ def test_what_is_compared_is_in_fp32(written):
         raise RuntimeError("inside")
     assert lm.mixed
     assert Crew(lm).way.name == "packed"
+
+
+def test_bf16_products_in_training_where_there_are_none_are_refused(written, tmp_path):
+    lm = models.load(written, dtype="float32", device="cpu")
+    config = dataclasses.replace(CONFIG, half=True)
+    with pytest.raises(ModelError, match=r"half = true is for model.dtype = mixed, .* is in float32; set finetune"):
+        fit_whole(lm, None, [], lambda part: ([], []), config, tmp_path / "a", seed=0)

@@ -19,6 +19,8 @@
 
     with fast_linears():                            # CPU, fp32: every nn.Linear by the faster product library
         model(**inputs).loss.backward()
+    with fast_linears(half=True):                   # ... and frozen layers in bf16, on CPUs with such instructions
+        model(**inputs)
 
 Every op has `backend="auto"`: `vstar-fast doctor` tells what that means here, `vstar_fast.backends.report()`
 what ran.
@@ -50,6 +52,7 @@ if TYPE_CHECKING:
         text,
         time,
     )
+    from vstar_fast.kernels.half_linear import half_linear
     from vstar_fast.kernels.label_match import LabelMatch, LabelSet, TokenBytes, char_span, label_match
     from vstar_fast.kernels.linear import fast_linears, linear, packed_linears
     from vstar_fast.kernels.patchify import Layout, patchify
@@ -77,6 +80,7 @@ __all__ = [
     "choice",
     "compile",
     "fast_linears",
+    "half_linear",
     "interval",
     "json",
     "label_match",
@@ -101,6 +105,7 @@ _HOME = {
     **dict.fromkeys(("LabelMatch", "LabelSet", "TokenBytes", "char_span", "label_match"), "label_match"),
     **dict.fromkeys(("SequenceMatch", "ValueMatch", "match_interval", "match_number", "match_sequence"), "value_match"),
     **dict.fromkeys(("fast_linears", "linear", "packed_linears"), "linear"),
+    "half_linear": "half_linear",
     "Groups": "prefix_attention",
     "Layout": "patchify",
     "patchify": "patchify",

@@ -100,30 +100,34 @@ def _half() -> bool:
 def _forward(module: torch.nn.Linear, input: torch.Tensor) -> torch.Tensor:
     weight, bias = module.weight, module.bias
     recorded = torch.is_grad_enabled()
-    learns = recorded and input.requires_grad
-    half = _half() and not (recorded and weight.requires_grad) and _halved(input, weight, bias)
-    copy: _Copy | None = module.__dict__.get(PACKED)
-    if copy is None or (recorded and not half) or not (input.numel() and plain(input) and undisturbed()):
-        return _uncopied(input, weight, bias, half)
-    if not copy.serves(weight, half, learns):
-        return _uncopied(input, weight, bias, half)
-    if half:
-        from vstar_fast.kernels.half_linear import onednn as halves_of
-
-        backends.ran("half_linear", "onednn-bf16")
-        return (halves_of.run if copy.backward else halves_of.product_of)(input, copy.copied, bias)
+    if _half() and not (recorded and weight.requires_grad) and _halved(input, weight, bias):
+        return _by_half(module, input, recorded and input.requires_grad)
+    if recorded or not (input.numel() and plain(input) and undisturbed()):
+        return linear(input, weight, bias)
+    copied = _copy_of(module, half=False, learns=False)
+    if copied is None:
+        return linear(input, weight, bias)
     from .onednn import product
 
     backends.ran("linear", "onednn")
-    return product(input, copy.copied, bias)
+    return product(input, copied, bias)
 
 
-def _uncopied(input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, half: bool) -> torch.Tensor:
-    if not half:
-        return linear(input, weight, bias)
-    from vstar_fast.kernels.half_linear import half_linear
+def _by_half(module: torch.nn.Linear, input: torch.Tensor, learns: bool) -> torch.Tensor:
+    from vstar_fast.kernels import half_linear
+    from vstar_fast.kernels.half_linear import onednn
 
-    return half_linear(input, weight.detach(), None if bias is None else bias.detach())
+    copied = _copy_of(module, half=True, learns=learns)
+    bias = None if module.bias is None else module.bias.detach()
+    if copied is None or not copied.is_mkldnn:
+        return half_linear.half_linear(input, module.weight.detach() if copied is None else copied, bias)
+    backends.ran("half_linear", "onednn-bf16")
+    return onednn.product_of(input, copied, bias)
+
+
+def _copy_of(module: torch.nn.Linear, half: bool, learns: bool) -> torch.Tensor | None:
+    copy: _Copy | None = module.__dict__.get(PACKED)
+    return copy.copied if copy is not None and copy.serves(module.weight, half, learns) else None
 
 
 def _halved(input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> bool:

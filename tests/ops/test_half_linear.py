@@ -9,6 +9,7 @@ from vstar_fast.kernels.half_linear import half_linear
 from vstar_fast.kernels.half_linear.reference import rounded
 from vstar_fast.kernels.linear import PACKED, fast_linears, packed_linears
 
+from linear_tools import tensors
 from vstar_fast import backends, probes
 from vstar_fast.errors import BackendError
 
@@ -26,14 +27,6 @@ def bf16(monkeypatch):
     yield
     monkeypatch.undo()
     backends.available.cache_clear()
-
-
-def tensors(rows, inner, columns, bias):
-    generator = torch.Generator().manual_seed(rows + inner)
-    x = torch.randn(2, rows, inner, generator=generator)
-    weight = torch.randn(columns, inner, generator=generator) * inner**-0.5
-    made = [x, weight, torch.randn(columns, generator=generator)][: 3 if bias else 2]
-    return [t.requires_grad_() for t in made]
 
 
 @pytest.mark.parametrize("backend", ["reference", pytest.param("onednn-bf16", marks=ONEDNN)])

@@ -10,6 +10,7 @@ from torch.nn.functional import linear as plain
 from vstar_fast.kernels import linear as op
 from vstar_fast.kernels.linear import onednn as onednn_backend
 
+from linear_tools import tensors
 from vstar_fast import backends, probes
 from vstar_fast.ops import fast_linears, linear
 
@@ -27,14 +28,6 @@ def onednn(monkeypatch):
     yield
     monkeypatch.undo()
     backends.available.cache_clear()
-
-
-def tensors(rows, inner, columns, bias):
-    generator = torch.Generator().manual_seed(rows + inner)
-    x = torch.randn(2, rows, inner, generator=generator)
-    weight = torch.randn(columns, inner, generator=generator) * inner**-0.5
-    made = [x, weight, torch.randn(columns, generator=generator)][: 3 if bias else 2]
-    return [t.requires_grad_() for t in made]
 
 
 @pytest.mark.parametrize("bias", [False, True])

@@ -12,7 +12,7 @@ from typing import Any
 
 from vstar_fast import base_model
 from vstar_fast.config import FinetuneConfig
-from vstar_fast.errors import NothingKept
+from vstar_fast.errors import ModelError, NothingKept
 from vstar_fast.finetune.adapter import lora_settings
 from vstar_fast.finetune.batches import count_steps
 from vstar_fast.finetune.fit import Fit, Places
@@ -21,6 +21,7 @@ from vstar_fast.finetune.packing import decided
 from vstar_fast.finetune.replay import replay
 from vstar_fast.finetune.split import split_layers
 from vstar_fast.finetune.step import accumulate, checkpointed
+from vstar_fast.models.modules import dtype_name
 from vstar_fast.models.video_lm import VideoLM
 from vstar_fast.records import Example
 from vstar_fast.sharding import Ranks
@@ -52,10 +53,13 @@ def finetune(
     and one that was moved is not. `note` is told what the user should know.
     Under `torchrun` every rank calls this with the same arguments and takes its share of each batch; the first saves.
 
-    Raises RunError when loss or gradient is not finite or `out` cannot be written, NothingKept when no example can be
-    used.
+    Raises ModelError for `half` with a model that is not in mixed precision, RunError when loss or gradient is not
+    finite or `out` cannot be written, NothingKept when no example can be used.
     """
     ranks = Ranks()
+    if config.half and not lm.mixed:
+        told = f"finetune.half = true is for model.dtype = mixed, {lm.path} is in {dtype_name(lm)}"
+        raise ModelError(f"{told}; set finetune.half = false")
     if config.split:
         split_layers(lm, config, ranks)
     items, left_out = _usable(Reader(lm, rows)(examples), config)
