@@ -157,8 +157,8 @@ def test_next_qa_answers_are_numbers_of_options(tmp_path):
         "4010069381,369,640,480,how many people,2,7,DC,1,2,3,4,5\n",
         "4010069381,369,640,480,why,5,8,CW,a b,c d,e f,g h,i j\n",
     ]
-    for split, text in (("train", NEXT + "".join(rows)), ("val", NEXT)):
-        write(tmp_path / f"{split}.csv", text)
+    write(tmp_path / "train.csv", NEXT + "".join(rows))
+    write(tmp_path / "val.csv", NEXT + rows[1].replace("how many", "count"))
     write(tmp_path / "map_vid_vidorID.json", {"4010069381": "1164/4010069381"})
     (video,), rejected, sets = read_all(tmp_path)
     assert [(x.kind, x.value) for x in video.labels] == [("choice", "roll the handle"), ("choice", "3")]
@@ -231,6 +231,8 @@ def test_llava_conversations_are_questions_and_choices(tmp_path):
         {"from": "gpt", "value": "B. a hat."},
         {"from": "human", "value": "Where is it?"},
         {"from": "gpt", "value": "On the table."},
+        {"from": "human", "value": "Describe it."},
+        {"from": "gpt", "value": "It is round. " * 20},
     ]
     row = {"id": "x", "conversations": talk, "data_source": "0_30_s", "video": "academic_source/a.mp4"}
     (video,), rejected, _ = read_all(write(tmp_path / "mc.json", [row, {**row, "id": "y", "conversations": [1]}]))
@@ -238,7 +240,8 @@ def test_llava_conversations_are_questions_and_choices(tmp_path):
         ("choice", "a hat.", "What? Options: a cup., a hat.."),
         ("answer", "On the table.", "Where is it?"),
     ]
-    assert [r.reason for r in rejected] == ["wrong_type"]
+    assert [r.reason for r in rejected] == ["bad_label", "wrong_type"]
+    assert "the answer has 60 words: it is a description" in rejected[0].detail
 
 
 def test_scores_are_numbers_and_only_where_nothing_else_is_the_label(tmp_path):
@@ -281,3 +284,14 @@ def test_a_name_that_two_files_have_is_refused(tmp_path):
     (video,), rejected, _ = read_all(tmp_path / "t.csv")
     assert video.labels[0].value == "jump"
     assert "'1' may be x/1.mp4 or y/1.mp4; give the path from" in rejected[0].detail
+
+
+def test_clips_in_one_folder_beside_their_table_are_no_class(tmp_path):
+    touch(tmp_path, "videos/a.mp4", "videos/b.mp4")
+    file = write(
+        tmp_path / "annotations.json", [{"video": "a.mp4", "label": "run"}, {"video": "b.mp4", "label": "hop"}]
+    )
+    with pytest.raises(DataError, match=r"has one class, 'videos', and annotations.json lies beside it: give /"):
+        read_all(tmp_path)
+    assert {v.labels[0].value for v in read_all(tmp_path, reader="folder")[0]} == {"videos"}
+    assert {v.labels[0].value for v in read_all(file)[0]} == {"run", "hop"}

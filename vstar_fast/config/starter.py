@@ -35,6 +35,12 @@ def write(data: Path, model: str, out: Path, *, force: bool = False, over: dict[
         "labels: " + ", ".join(f"{n} {kind}" for kind, n in kinds.most_common()),
         *(f"label set {name}: {len(values)} names" for name, values in sets.items()),
     ]
+    asked = {label.set for v in videos for label in v.labels if label.kind == "class"}
+    lines += [
+        f"label set {name} has one name: every answer is right, and there is nothing to learn"
+        for name, values in sets.items()
+        if name in asked and len(values) == 1
+    ]
     if not splits["train"]:
         lines.append("no train videos: a cycle has nothing to learn from; give some the split train, or none a split")
     if not splits["dev"] or not splits["test"]:

@@ -16,7 +16,7 @@ from vstar_fast.readers import folder, lists, manifest, tables, webdataset
 from vstar_fast.readers.rows import REASONS, Row, build, merge_key
 from vstar_fast.readers.sets import LabelSets
 from vstar_fast.readers.source import Source
-from vstar_fast.readers.sources import sources
+from vstar_fast.readers.sources import CHOSEN, is_table, sources
 from vstar_fast.readers.splits import assign_splits
 from vstar_fast.records import LabeledVideo, Rejected
 
@@ -49,6 +49,7 @@ def read(config: DataConfig, *, seed: int = 0) -> tuple[list[LabeledVideo], list
         shelf.add(source)
     if not shelf.videos:
         raise DataError(_nothing_left(shelf))
+    _check_folders(shelf)
     videos = assign_splits(shelf.videos, shelf.named_split, shelf.file_keys, config, seed)
     return videos, shelf.rejected, shelf.sets.result()
 
@@ -131,6 +132,18 @@ class _Shelf:
 
     def _reject(self, video: LabeledVideo, reason: str, row: Row, what: str) -> None:
         self.rejected.append(Rejected("read", video.id, reason, f"{row.where}: {what}"))
+
+
+def _check_folders(shelf: _Shelf) -> None:
+    """Raise DataError for a folder whose only class is the folder of the clips that a table beside it is about."""
+    names = {label.value for video in shelf.videos.values() for label in video.labels}
+    for source in shelf.sources:
+        tables = [x for x in sorted(source.path.iterdir()) if is_table(x)] if source.reader == "folder" else []
+        if tables and len(names) == 1 and source.why != CHOSEN:
+            raise DataError(
+                f"{source.path} read as class folders has one class, {names.pop()!r}, and {tables[0].name} lies beside "
+                f'it: give {tables[0]} as the data, or say data.reader = "folder" if that is the class'
+            )
 
 
 def _nothing_left(shelf: _Shelf) -> str:

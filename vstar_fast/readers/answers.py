@@ -14,6 +14,8 @@ from vstar_fast.readers.rows import Bad, question_words
 _OPTION_COLUMN = re.compile(r"(?:a|option|choice|candidate|answer)[ _]?(\d+)", re.IGNORECASE)
 _LETTER = re.compile(r"^\s*\(?([A-Za-z])[.):]\s*")
 _LISTED = re.compile(r"^\s*\(?[A-H][.):]\s*(\S.*?)\s*$", re.MULTILINE)
+MOST_WORDS = 20
+"""Of an answer that is looked for, word by word, in others."""
 ASKS, ANSWERS = ("human", "user"), ("gpt", "assistant", "model")
 
 
@@ -28,11 +30,11 @@ def option_columns(header: Iterable[Any]) -> list[str]:
     return letters if len(letters) > 1 else []
 
 
-def counted_from(asked: Sequence[tuple[Any, Any]]) -> int | None:
+def counted_from(asked: Sequence[tuple[Any, Any]], from_0: bool = False) -> int | None:
     """What the answers of a file count its options from: 0 or 1; None where they are no numbers; -1 if untold.
 
-    `asked`: answer and options of every row that has options. One row alone cannot tell: 2 may be a number of an
-    option or its text.
+    `asked`: answer and options of every row that has options; `from_0`: columns are called `a0`, `a1`, ... One row
+    alone cannot tell: 2 may be a number of an option or its text.
     """
     pairs = []
     for answer, given in asked:
@@ -42,9 +44,9 @@ def counted_from(asked: Sequence[tuple[Any, Any]]) -> int | None:
             continue
     if not pairs or not all(re.fullmatch(r"\d{1,2}", answer) for answer, _ in pairs):
         return None
-    if all(answer in listed for answer, listed in pairs):
+    if not from_0 and all(answer in listed for answer, listed in pairs):
         return None
-    if any(answer == "0" for answer, _ in pairs):
+    if from_0 or any(answer == "0" for answer, _ in pairs):
         return 0
     return 1 if any(int(answer) == len(listed) for answer, listed in pairs) else -1
 
@@ -61,6 +63,9 @@ def label_of(got: Mapping[str, Any], first: int | None) -> tuple[dict[str, Any],
     optional = {k: got[k] for k in ("unit", "event", "aliases") if k in got}
     label = {"kind": got.get("kind", "answer"), "name": got.get("name", "answer"), "question": question, **optional}
     if not listed:
+        if isinstance(answer, str) and len(answer.split()) > MOST_WORDS and label["kind"] == "answer":
+            what = f"the answer has {len(answer.split())} words: it is a description, which no other answer can hold"
+            raise Bad("bad_label", f"{what}; ask for a name, a number or at most {MOST_WORDS} words")
         plain = isinstance(answer, int) and not isinstance(answer, bool) and label["kind"] == "answer"
         return {**label, "value": str(answer) if plain else answer}, {}
     chosen = _chosen(answer, listed) if first is None else _numbered(answer, listed, first)

@@ -53,7 +53,8 @@ def converted(rows: Iterator[Row | Rejected], source: Source, *, from_text: bool
     """Rows of this file as rows of a manifest; those of JSON that have `labels` are such rows."""
     made = [x if isinstance(x, Rejected) else _meant(x, source, from_text) for x in rows]
     cells = [x.got for x in made if isinstance(x, _Cells)]
-    first = answers.counted_from([(x["answer"], x["options"]) for x in cells if {"answer", "options"} <= x.keys()])
+    asked = [x for x in cells if {"answer", "options"} <= x.keys()]
+    first = answers.counted_from([(x["answer"], x["options"]) for x in asked], any("from_0" in x for x in asked))
     for x in made:
         yield _convert(x, source, first) if isinstance(x, _Cells) else x
 
@@ -74,7 +75,7 @@ def _meant(row: Row, source: Source, from_text: bool) -> _Cells | Row | Rejected
     each = [] if "options" in columns else answers.option_columns(row.values)
     filled = [row.values[x] for x in each if row.values[x] not in ("", None)]
     if "question" in got and filled:
-        got["options"] = filled
+        got |= {"options": filled, **({"from_0": True} if each[0].endswith("0") else {})}
     try:
         if from_text:
             got = _from_text(got, columns)
@@ -182,7 +183,7 @@ def _labels(
         made, sets = answers.label_of(got, first)
         return [made], sets, []
     if "conversations" in got:
-        return *_talk(got["conversations"]), []
+        return _talk(got["conversations"])
     labels = [_named(got, columns, source)] if "label" in got else []
     left_out: list[str] = []
     if "number" in got and ("number" in source.config.columns or not labels and "segments" not in got):
@@ -216,9 +217,22 @@ def _given(got: Mapping[str, Any], *meanings: str) -> dict[str, Any]:
     return {k: got[k] for k in meanings if k in got}
 
 
-def _talk(turns: Any) -> tuple[list[dict[str, Any]], dict[str, list[str]]]:
-    made = [answers.label_of(asked, None) for asked in answers.talk(turns)]
-    return [label for label, _ in made], {name: listed for _, sets in made for name, listed in sets.items()}
+def _talk(turns: Any) -> tuple[list[dict[str, Any]], dict[str, list[str]], list[str]]:
+    """A label an exchange; what is asked with an answer that cannot be looked for is left out alone."""
+    labels: list[dict[str, Any]] = []
+    sets: dict[str, list[str]] = {}
+    left_out: list[str] = []
+    for asked in answers.talk(turns):
+        try:
+            label, listed = answers.label_of(asked, None)
+        except Bad as bad:
+            left_out.append(str(bad))
+        else:
+            labels.append(label)
+            sets |= listed
+    if not labels:
+        raise Bad("no_label", f"the conversation has no answer that can be looked for: {left_out[0]}")
+    return labels, sets, left_out
 
 
 def _wrong(meaning: str, value: Any) -> str:

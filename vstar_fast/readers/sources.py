@@ -13,6 +13,7 @@ from vstar_fast.readers.splits import SPLIT_NAMES, split_of_name
 
 BY_SUFFIX = {".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "jsonl", ".txt": "list", ".tar": "webdataset"}
 TABLES = (".csv", ".tsv", ".json", ".jsonl")
+CHOSEN = "data.reader says so"
 METADATA = {"metadata.csv": "csv", "metadata.jsonl": "jsonl"}
 CONVERT = {
     ".parquet": "write its rows as JSON lines, e.g. with pandas: read_parquet(FILE).to_json(OUT, orient='records', "
@@ -34,6 +35,11 @@ def sources(config: DataConfig) -> list[Source]:
     return [dataclasses.replace(s, split=split) for s, split in zip(found, named, strict=True)]
 
 
+def is_table(path: Path) -> bool:
+    """Whether a file may hold rows about clips."""
+    return path.is_file() and path.suffix.lower() in TABLES
+
+
 def _told(path: Path) -> str:
     return path.parent.name if path.name in (*METADATA, "manifest.jsonl") else path.stem
 
@@ -47,7 +53,7 @@ def _of(path: Path, config: DataConfig) -> list[Source]:
     if config.reader == "auto" and path.is_dir():
         inner = [x for x in sorted(path.iterdir()) if x.name.lower() in SPLIT_NAMES and x.is_dir()]
         parts = [x / name for x in inner for name in METADATA if (x / name).is_file()]
-        tables = [x for x in sorted(path.iterdir()) if x.suffix.lower() in TABLES and split_of_name(x.stem)]
+        tables = [x for x in sorted(path.iterdir()) if is_table(x) and split_of_name(x.stem)]
         if not any((path / name).is_file() for name in ("manifest.jsonl", *METADATA)) and (parts or tables):
             inside = config if parts else dataclasses.replace(config, root=str(root))
             return [s for x in parts or tables for s in _of(x, inside)]
@@ -59,7 +65,7 @@ def _pick(path: Path, reader: str) -> tuple[str, Path, str]:
     """Reader, the path it is to read, and why."""
     if reader != "auto":
         inner = path / "manifest.jsonl"
-        return reader, inner if reader == "manifest" and inner.is_file() else path, "data.reader says so"
+        return reader, inner if reader == "manifest" and inner.is_file() else path, CHOSEN
     if path.is_dir():
         for name, found in {"manifest.jsonl": "manifest", **METADATA}.items():
             if (path / name).is_file():
