@@ -151,17 +151,18 @@ NEXT = "video,frame_count,width,height,question,answer,qid,type,a0,a1,a2,a3,a4\n
 
 
 def test_next_qa_answers_are_numbers_of_options(tmp_path):
-    touch(tmp_path, "NExTVideo/1164/4010069381.mp4")
+    touch(tmp_path, "NExTVideo/1164/4010069381.mp4", "NExTVideo/1/5.mp4")
     rows = [
         "4010069381,369,640,480,how do they play,0,6,CH,roll the handle,tap their feet,strum,hit,pat\n",
         "4010069381,369,640,480,how many people,2,7,DC,1,2,3,4,5\n",
         "4010069381,369,640,480,why,5,8,CW,a b,c d,e f,g h,i j\n",
     ]
     write(tmp_path / "train.csv", NEXT + "".join(rows))
-    write(tmp_path / "val.csv", NEXT + rows[1].replace("how many", "count"))
+    write(tmp_path / "val.csv", NEXT + rows[1].replace("4010069381", "5"))
     write(tmp_path / "map_vid_vidorID.json", {"4010069381": "1164/4010069381"})
-    (video,), rejected, sets = read_all(tmp_path)
+    (video, other), rejected, sets = read_all(tmp_path)
     assert [(x.kind, x.value) for x in video.labels] == [("choice", "roll the handle"), ("choice", "3")]
+    assert (other.split, other.labels[0].value) == ("dev", "3")
     assert sets[video.labels[1].set] == ("1", "2", "3", "4", "5") and video.split == "train"
     assert [r.reason for r in rejected] == ["not_in_label_set"]
     assert "answer '5' is none of 5 options, counted from 0" in rejected[0].detail
