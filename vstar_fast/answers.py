@@ -70,7 +70,7 @@ class Answers:
         self._grammars = ops.GrammarCache(size=1024)
 
     def draw(self, asked: Sequence[Question], how: How, where: Path, rows: int | None, teacher: str) -> list[Candidate]:
-        """Candidates of all questions, in their order. `rows`: as `Crew`'s `max_rows`; `teacher`: key of the weights."""
+        """Candidates of all questions, in their order. `rows`: `Crew`'s `max_rows`; `teacher`: key of the weights."""
         s = self._session
         groups = [
             Group(part, where / "parts", self._key(part, how, teacher))
