@@ -9,7 +9,7 @@ from vstar_fast.bench.cycle import Work, add_row, decode, features_of, in_precis
 from vstar_fast import questions
 from vstar_fast.config import FinetuneConfig, replace
 from vstar_fast.records import Example
-from vstar_fast.runtime import unload
+from vstar_fast.run.runtime import unload
 
 if TYPE_CHECKING:
     from vstar_fast.bench.runner import Bench

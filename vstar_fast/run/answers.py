@@ -9,16 +9,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from vstar_fast import ops, questions
-from vstar_fast.features import weights_key
+from vstar_fast.files import content_key
 from vstar_fast.generate import Asked, Sampling, batches, joined, stream, to_candidates, usable
 from vstar_fast.labels import scores
 from vstar_fast.labels.slots import Slots
 from vstar_fast.labels.wanted import Wanted, judge
 from vstar_fast.match.text import Names
+from vstar_fast.models.base_model import weights_key
 from vstar_fast.records import Candidate, Question, Rejected, candidate_from_dict, to_dict
-from vstar_fast.runfolder import Part, content_key
-from vstar_fast.runtime import stream_seed
-from vstar_fast.shared_parts import SharedParts
+from vstar_fast.run.folder import Part
+from vstar_fast.run.runtime import stream_seed
+from vstar_fast.run.shared_parts import SharedParts
 
 if TYPE_CHECKING:
     from vstar_fast.engine import Counts
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from vstar_fast.kernels.constrain.nodes import Node
     from vstar_fast.models.video_lm import Features, VideoLM
     from vstar_fast.records import CandidateBatch
-    from vstar_fast.session import Session
+    from vstar_fast.run.session import Session
 
 
 SCORED_TOGETHER = 64
