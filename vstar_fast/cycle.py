@@ -6,15 +6,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vstar_fast import advice, dataset, evaluate, questions, summary
+from vstar_fast import dataset, evaluate, questions
 from vstar_fast.config import CycleConfig
 from vstar_fast.errors import NothingKept, RunError
+from vstar_fast.files import read_json, write_jsonl
 from vstar_fast.profiling import Profiler
 from vstar_fast.progress import Progress
 from vstar_fast.records import Example, Question, to_dict
-from vstar_fast.runfolder import RunFolder, read_json, write_jsonl
-from vstar_fast.runtime import stream_seed
-from vstar_fast.session import Judged, Session, estimate_from
+from vstar_fast.run import advice, summary
+from vstar_fast.run.folder import RunFolder
+from vstar_fast.run.runtime import stream_seed
+from vstar_fast.run.session import Judged, Session, estimate_from
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,8 @@ import click
 
 from vstar_fast import __version__
 from vstar_fast.cli.settings import quieten, settings_of
+from vstar_fast.distributed import rank
 from vstar_fast.errors import ConfigError, DataError, VstarError
-from vstar_fast.sharding import rank
 
 if TYPE_CHECKING:
     from vstar_fast.config import CycleConfig

@@ -8,7 +8,7 @@ from typing import Any
 
 from vstar_fast import config as settings
 from vstar_fast.errors import ConfigError, ModelError
-from vstar_fast.runfolder import write_text
+from vstar_fast.files import write_text
 
 PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json", "video_preprocessor_config.json")
 

@@ -16,11 +16,12 @@ from vstar_fast import clip_files, frames
 from vstar_fast.cache import Cache, Entry
 from vstar_fast.config import CacheConfig, CycleConfig
 from vstar_fast.errors import DataError
+from vstar_fast.files import content_key
+from vstar_fast.models.base_model import weights_key
 from vstar_fast.models.tower import KEPT
 from vstar_fast.models.video_lm import Features, VideoLM
 from vstar_fast.profiling import Profiler
 from vstar_fast.records import Frames, LabeledVideo, Rejected
-from vstar_fast.runfolder import content_key, file_key
 
 INDEX_BYTES = 1 << 28
 """Disk for the indices of files; one takes some kilobytes."""
@@ -28,15 +29,6 @@ BATCH = 8
 """Clips a call of the tower."""
 LAYOUT = 2
 """Of what is kept of a video. Count it up where that changes: what an earlier version kept is made again then."""
-
-
-def weights_key(path: str) -> str:
-    """Key of a model folder's or adapter's content; a hub id stands for itself."""
-    folder = Path(path)
-    if not folder.is_dir():
-        return path
-    files = sorted(p for p in folder.iterdir() if p.suffix in (".safetensors", ".bin", ".json", ".jinja", ".model"))
-    return content_key([(p.name, file_key(p)) for p in files])
 
 
 def clip_key(video: LabeledVideo) -> str:
