@@ -296,3 +296,14 @@ def test_clips_in_one_folder_beside_their_table_are_no_class(tmp_path):
         read_all(tmp_path)
     assert {v.labels[0].value for v in read_all(tmp_path, reader="folder")[0]} == {"videos"}
     assert {v.labels[0].value for v in read_all(file)[0]} == {"run", "hop"}
+
+
+def test_split_folders_in_paths_are_the_split_where_rows_name_none(tmp_path):
+    names = [f"{split}/{i}.mp4" for split in ("train", "val", "test") for i in range(6)]
+    touch(tmp_path, *names, "bus/1.mp4")
+    write(tmp_path / "metadata.csv", "file_name,label\n" + "".join(f"{x},run\n" for x in names))
+    videos, _, _ = read(DataConfig(path=str(tmp_path)))
+    assert all(v.split == {"train": "train", "val": "dev", "test": "test"}[v.id.split("/")[0]] for v in videos)
+    write(tmp_path / "metadata.csv", "file_name,label\n" + "".join(f"{x},run\n" for x in (*names[:6], "bus/1.mp4")))
+    videos, _, _ = read(DataConfig(path=str(tmp_path)))  # a train is a class as well
+    assert len({v.split for v in videos if v.id.startswith("train/")}) > 1
