@@ -307,3 +307,13 @@ def test_split_folders_in_paths_are_the_split_where_rows_name_none(tmp_path):
     write(tmp_path / "metadata.csv", "file_name,label\n" + "".join(f"{x},run\n" for x in (*names[:6], "bus/1.mp4")))
     videos, _, _ = read(DataConfig(path=str(tmp_path)))  # a train is a class as well
     assert len({v.split for v in videos if v.id.startswith("train/")}) > 1
+
+
+def test_columns_that_are_only_called_like_segments_or_templates_leave_the_label_alone(tmp_path):
+    touch(tmp_path, "a.mp4", "b.mp4")
+    rows = [
+        {"video": "a.mp4", "label": "run", "actions": ["run", "walk"], "template": 3, "placeholders": []},
+        {"video": "b.mp4", "label": "hop", "annotations": [1], "score": 3, "count": 2},
+    ]
+    videos, rejected, _ = read_all(write(tmp_path / "t.json", rows))
+    assert [[x.value for x in v.labels] for v in videos] == [["run"], ["hop"]] and rejected == []

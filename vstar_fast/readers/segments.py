@@ -37,6 +37,13 @@ def moments(timestamps: Any, sentences: Any, start_s: Any) -> Found:
     return _intervals(rows, start_s, "moment")
 
 
+def are(given: Any) -> bool:
+    """Whether a value of such a column is segments: `actions` may as well be a list of names."""
+    if isinstance(given, str):
+        return all(_CODED.fullmatch(x) for x in given.split(";") if x.strip())
+    return isinstance(given, (list, tuple)) and all(isinstance(x, dict) for x in given)
+
+
 def annotated(given: Any, start_s: Any, name_of: Callable[[Any], str]) -> Found:
     """Intervals of annotated segments (ActivityNet, COIN, Charades), and a class where all have one label.
 
