@@ -317,3 +317,14 @@ def test_columns_that_are_only_called_like_segments_or_templates_leave_the_label
     ]
     videos, rejected, _ = read_all(write(tmp_path / "t.json", rows))
     assert [[x.value for x in v.labels] for v in videos] == [["run"], ["hop"]] and rejected == []
+
+
+@pytest.mark.parametrize("label", [["run"], {"name": "run"}, None, True, 3], ids=str)
+def test_a_label_of_a_segment_that_is_no_name_is_one_rejected_row(tmp_path, label):
+    touch(tmp_path, "a.mp4", "b.mp4")
+    rows = [
+        {"video": "a.mp4", "annotations": [{"segment": [0, 1], "label": label}]},
+        {"video": "b.mp4", "label": "hop"},
+    ]
+    videos, rejected, _ = read_all(write(tmp_path / "t.json", rows))
+    assert [v.id for v in videos] == ["b"] and len(rejected) == 1

@@ -67,7 +67,10 @@ def _named(row: Any, name_of: Callable[[Any], str]) -> dict[str, Any]:
     event = next((row[x] for x in _NAMES if x in row), None)
     if event is None:
         raise Bad("no_label", f"an annotation has no label (looked for {', '.join(_NAMES)}): {str(row)[:80]}")
-    return {**row, "label": name_of(event)}
+    named = name_of(event)
+    if not isinstance(named, str):
+        raise Bad("wrong_type", f"the label of an annotation must be a string, got {str(named)[:60]!r}")
+    return {**row, "label": named}
 
 
 def _coded(text: str) -> list[dict[str, Any]]:
