@@ -1,6 +1,4 @@
-"""constrain inside Hugging Face's generate (many calls, beams, left padding) and behind vLLM's interface."""
-
-from types import SimpleNamespace
+"""constrain inside Hugging Face's generate: many calls, beams, left padding."""
 
 import pytest
 import torch
@@ -115,33 +113,3 @@ def test_what_does_not_fit_is_named():
         ops.LogitsProcessor(label_grammar(), max_new_tokens=1)(ids, torch.zeros(2, 330))
     with pytest.raises(ConstrainError, match="331 columns.*logits_size=331"):
         ops.LogitsProcessor(label_grammar())(ids, torch.zeros(2, 331))
-
-
-def test_vllm_batches():
-    vocab = small_vocab("byte_level")
-    processor_class = type("P", (ops.VllmLogitsProcessor,), {"grammars": {"label": label_grammar()}})
-    processor = processor_class(None, torch.device("cpu"), False)
-    wanted = SimpleNamespace(extra_args={"vstar_grammar": "label"}, max_tokens=50)
-    free = SimpleNamespace(extra_args=None, max_tokens=50)
-    output: list[int] = []
-    update = SimpleNamespace(removed=[], added=[(0, free, [], []), (1, wanted, [], output)], moved=[])
-    processor.update_state(update)
-    logits = processor.apply(torch.zeros(2, 330))
-    assert (logits[0] == 0).all() and 0 < (logits[1] == 0).sum() < 10
-    assert not processor.is_argmax_invariant()
-    place = 1
-    for step in range(40):
-        token = int(logits[place].argmax())
-        if token in vocab.eos_ids:
-            break
-        output.append(token)
-        moved = [(1, 0, SimpleNamespace(name="SWAP"))] if step == 2 else []
-        place = 0 if step >= 2 else 1
-        processor.update_state(SimpleNamespace(removed=[], added=[], moved=moved) if moved else None)
-        logits = processor.apply(torch.zeros(2, 330))
-        assert (logits[1 - place] == 0).all()
-    assert processor.grammars["label"].value(output)["x"] in NAMES
-    processor.update_state(SimpleNamespace(removed=[place], added=[], moved=[]))
-    assert (processor.apply(torch.zeros(2, 330)) == 0).all()
-    with pytest.raises(ConstrainError, match="no grammar named 'other'; there are: label"):
-        processor_class.validate_params(SimpleNamespace(extra_args={"vstar_grammar": "other"}))
