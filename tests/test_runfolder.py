@@ -6,10 +6,9 @@ import threading
 
 import pytest
 
+from vstar_fast.distributed import Ranks
 from vstar_fast.errors import RunError
-from vstar_fast.records import Rejected
-from vstar_fast.runfolder import (
-    RunFolder,
+from vstar_fast.files import (
     appears,
     content_key,
     file_key,
@@ -20,8 +19,9 @@ from vstar_fast.runfolder import (
     write_json,
     write_jsonl,
 )
-from vstar_fast.sharding import Ranks
-from vstar_fast.shared_parts import SharedParts
+from vstar_fast.records import Rejected
+from vstar_fast.run.folder import RunFolder
+from vstar_fast.run.shared_parts import SharedParts
 
 
 def test_content_key_changes_with_any_value_and_with_nothing_else():
@@ -145,7 +145,7 @@ def test_another_process_s_part_is_waited_for(tmp_path, of_two):
 
 
 def test_a_part_that_never_comes_is_named(tmp_path, of_two, monkeypatch):
-    monkeypatch.setattr("vstar_fast.shared_parts.appears", lambda path: appears(path, 0.01))
+    monkeypatch.setattr("vstar_fast.run.shared_parts.appears", lambda path: appears(path, 0.01))
     run = RunFolder(tmp_path / "run")
     with pytest.raises(RunError, match="another process's part gone is not in .*all need the same run folder"):
         SharedParts(run, of_two, [(run.root / "parts", "gone")]).rows()

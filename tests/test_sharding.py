@@ -14,9 +14,9 @@ from safetensors.torch import load_file
 import tiny
 from vstar_fast import models
 from vstar_fast.config import FinetuneConfig
+from vstar_fast.distributed import Ranks, mine
 from vstar_fast.errors import ConfigError
 from vstar_fast.finetune.split import split_layers
-from vstar_fast.sharding import Ranks, mine
 
 TRAIN = """
 import json
@@ -26,13 +26,14 @@ from vstar_fast import torchvision_compat
 torchvision_compat.ensure()
 from pathlib import Path
 from peft import get_peft_model
-from vstar_fast import base_model, models
+from vstar_fast import models
+from vstar_fast.models import base_model
 from vstar_fast.config import FinetuneConfig
 from vstar_fast.finetune import finetune, lora_settings
 from vstar_fast.finetune.split import split_layers
 from vstar_fast.models.video_lm import Features
 from vstar_fast.records import Example
-from vstar_fast.sharding import Ranks
+from vstar_fast.distributed import Ranks
 
 
 def train(folder, changes):

@@ -6,15 +6,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vstar_fast import advice, dataset, evaluate, questions, summary
+from vstar_fast import dataset, evaluate, questions
 from vstar_fast.config import CycleConfig
 from vstar_fast.errors import NothingKept, RunError
+from vstar_fast.files import read_json, write_jsonl
 from vstar_fast.profiling import Profiler
 from vstar_fast.progress import Progress
 from vstar_fast.records import Example, Question, to_dict
-from vstar_fast.runfolder import RunFolder, read_json, write_jsonl
-from vstar_fast.runtime import stream_seed
-from vstar_fast.session import Judged, Session, estimate_from
+from vstar_fast.run import advice, summary
+from vstar_fast.run.folder import RunFolder
+from vstar_fast.run.runtime import stream_seed
+from vstar_fast.run.session import Judged, Session, estimate_from
 
 
 @dataclass(frozen=True)
@@ -28,16 +30,22 @@ class Round:
 
 
 def run(
-    config: CycleConfig, run_dir: str | Path, *, profiler: Profiler, progress: Progress, controls: bool = False
+    config: CycleConfig,
+    run_dir: str | Path,
+    *,
+    profiler: Profiler | None = None,
+    progress: Progress | None = None,
+    controls: bool = False,
 ) -> dict[str, Any]:
     """Run cycles until the plateau on `dev`; returns what `summary.json` holds.
 
-    Kill it anywhere and call it again: parts that stand in `run_dir` are read, the rest is done.
+    Kill it anywhere and call it again: parts that stand in `run_dir` are read, the rest is done. Without a `profiler`
+    clocks alone run, without `progress` it is shown as text.
     """
     folder = RunFolder(run_dir)
     session: Session | None = None
     try:
-        session = Session(config, folder, profiler, progress)
+        session = Session(config, folder, profiler or Profiler(), progress or Progress())
         record = summary.Record(session)
         record.base = measure(session, None, folder.root / "base" / "metrics")
         history = [estimate_from(record.base["dev"])]

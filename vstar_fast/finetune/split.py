@@ -11,9 +11,9 @@ from typing import Any
 import torch
 
 from vstar_fast.config import FinetuneConfig
+from vstar_fast.distributed import Ranks
 from vstar_fast.errors import ConfigError, ModelError
 from vstar_fast.models.video_lm import VideoLM
-from vstar_fast.sharding import Ranks
 
 
 def split_layers(lm: VideoLM, config: FinetuneConfig, ranks: Ranks) -> None:

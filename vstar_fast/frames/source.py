@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import threading
 import time
 from collections import Counter, deque
@@ -15,6 +16,7 @@ from vstar_fast import backends, clip_files
 from vstar_fast.cache import Cache, Entry
 from vstar_fast.config import FramesConfig
 from vstar_fast.errors import BackendError
+from vstar_fast.files import content_key
 from vstar_fast.frames.decoding import Decoded, Decoding
 from vstar_fast.frames.geometry import ModelSize, finish
 from vstar_fast.frames.index import Index, check_length
@@ -23,7 +25,6 @@ from vstar_fast.frames.request import FrameRequest
 from vstar_fast.frames.sidecar import Sidecar
 from vstar_fast.openmp import threads_here
 from vstar_fast.records import Frames, Rejected
-from vstar_fast.runfolder import content_key
 from vstar_fast.unusable import REMEDIES, Unusable
 
 if TYPE_CHECKING:
@@ -82,6 +83,20 @@ class FrameSource:
             index = probe(request)
             self._sidecar.put_index(content, index)
         return index
+
+    def without(self, request: FrameRequest, start_s: float) -> Rejected | None:
+        """Why a label that begins at `start_s` of the clip or its window cannot be true: it is over by then."""
+        try:
+            index = self.probe(request.path)
+        except (Unusable, OSError):  # reading its frames says why
+            return None
+        end_s = min(float((index.end - index.zero) * index.base), request.end_s or math.inf)
+        length_s = end_s - (request.start_s or 0.0)
+        if start_s < length_s:
+            return None
+        return self._refuse(
+            request, "label_outside", f"a label begins at {start_s:g} s, the clip lasts {length_s:.2f} s"
+        )
 
     def route(self, path: str) -> backends.Choice:
         """The backend that decodes a file here, and why it is that one. Raises Unusable or OSError."""

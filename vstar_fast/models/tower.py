@@ -16,8 +16,8 @@ from typing import Any
 
 import torch
 
-from vstar_fast import attention
 from vstar_fast.errors import ModelError, ran_out
+from vstar_fast.models import attention
 from vstar_fast.models.cuts import CUTS, Cut, Source, same
 from vstar_fast.models.modules import evaluating
 

@@ -11,12 +11,12 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from vstar_fast.files import write_text
 from vstar_fast.progress import clock
 from vstar_fast.questions import label_text
 from vstar_fast.records import LabeledVideo
 from vstar_fast.report import charts
-from vstar_fast.rundata import Run, Sample, choose, load, mode_of
-from vstar_fast.runfolder import write_text
+from vstar_fast.run.contents import Run, Sample, choose, load, mode_of
 
 STRIP_FRAMES = 5
 STRIP_HEIGHT_PX = 96

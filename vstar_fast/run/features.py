@@ -16,11 +16,12 @@ from vstar_fast import clip_files, frames
 from vstar_fast.cache import Cache, Entry
 from vstar_fast.config import CacheConfig, CycleConfig
 from vstar_fast.errors import DataError
+from vstar_fast.files import content_key
+from vstar_fast.models.base_model import weights_key
 from vstar_fast.models.tower import KEPT
 from vstar_fast.models.video_lm import Features, VideoLM
 from vstar_fast.profiling import Profiler
 from vstar_fast.records import Frames, LabeledVideo, Rejected
-from vstar_fast.runfolder import content_key, file_key
 
 INDEX_BYTES = 1 << 28
 """Disk for the indices of files; one takes some kilobytes."""
@@ -28,15 +29,6 @@ BATCH = 8
 """Clips a call of the tower."""
 LAYOUT = 2
 """Of what is kept of a video. Count it up where that changes: what an earlier version kept is made again then."""
-
-
-def weights_key(path: str) -> str:
-    """Key of a model folder's or adapter's content; a hub id stands for itself."""
-    folder = Path(path)
-    if not folder.is_dir():
-        return path
-    files = sorted(p for p in folder.iterdir() if p.suffix in (".safetensors", ".bin", ".json", ".jinja", ".model"))
-    return content_key([(p.name, file_key(p)) for p in files])
 
 
 def clip_key(video: LabeledVideo) -> str:
@@ -84,6 +76,7 @@ class FeatureStore:
         made_by = (LAYOUT, version("transformers"), type(lm).__name__)
         self._seen_as = (size.key if size else "", *weights, *made_by, str(lm.model.dtype))
         self._failed: dict[str, Rejected] = {}
+        self._fitting: set[str] = set()
         self._upcoming: deque[LabeledVideo] = deque()
         self._encoded = 0
 
@@ -99,8 +92,20 @@ class FeatureStore:
             else:
                 found[video.id] = kept
         found |= self._make(missing)
+        seen = (v for v in unique.values() if isinstance(found[v.id], Features))
+        found |= {v.id: self._refuse(wrong) for v in seen if (wrong := self._mislabelled(v))}
         self._look_ahead(unique)
         return {i: found[i] for i in unique}
+
+    def _mislabelled(self, video: LabeledVideo) -> Rejected | None:
+        """Why a label of the video lies outside it: whoever wrote the data need not have known its length."""
+        starts = [label.value[0] for label in video.labels if label.kind == "interval"]
+        if not starts or video.id in self._fitting:
+            return None
+        wrong = self.source.without(self._request(video), max(starts))
+        if wrong is None:
+            self._fitting.add(video.id)
+        return wrong
 
     def _make(self, videos: list[LabeledVideo]) -> dict[str, Features | Rejected]:
         """Features of videos that are not kept; files of the same content are encoded once."""

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from vstar_fast import backends
+from vstar_fast.files import read_object, write_json
 from vstar_fast.profiling import Profiler
-from vstar_fast.runfolder import read_object, write_json
 
 NAMES = ("stages", "frames", "backends", "reasons")
 

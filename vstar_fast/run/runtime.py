@@ -11,14 +11,15 @@ from typing import Any
 
 import torch
 
-from vstar_fast import base_model, models, torchvision_compat
+from vstar_fast import models, torchvision_compat
 from vstar_fast.config import CycleConfig
 from vstar_fast.errors import ModelError
-from vstar_fast.features import FeatureStore
+from vstar_fast.models import base_model
 from vstar_fast.models.video_lm import Features, VideoLM
 from vstar_fast.profiling import Profiler
 from vstar_fast.progress import Progress
 from vstar_fast.records import LabeledVideo, Rejected
+from vstar_fast.run.features import FeatureStore
 
 
 def stream_seed(*parts: Any) -> int:

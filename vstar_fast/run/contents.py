@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from vstar_fast.errors import RunError
+from vstar_fast.files import read_jsonl, read_object
 from vstar_fast.records import (
     Candidate,
     LabeledVideo,
@@ -21,7 +22,6 @@ from vstar_fast.records import (
     verdict_from_dict,
     video_from_dict,
 )
-from vstar_fast.runfolder import read_jsonl, read_object
 
 BASE = -1
 """Cycle number of the base model's answers."""

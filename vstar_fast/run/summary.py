@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 from vstar_fast import evaluate, match
 from vstar_fast.config import CycleConfig, to_dict
+from vstar_fast.files import content_key, read_json, read_object, write_json
 from vstar_fast.records import Example, Question
 from vstar_fast.records import to_dict as record_dict
-from vstar_fast.runfolder import content_key, read_json, read_object, write_json
-from vstar_fast.runtime import versions
+from vstar_fast.run.runtime import versions
 
 if TYPE_CHECKING:
-    from vstar_fast.session import Judged, Session
+    from vstar_fast.run.session import Judged, Session
 
 SCHEMA = {
     "base.accuracy": "{value, low, high, n}: test accuracy of the base model on the primary label kind, 95 % interval",

@@ -8,18 +8,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vstar_fast import config as settings
-from vstar_fast import instructions, questions
+from vstar_fast import questions
 from vstar_fast.config.finetune import FinetuneConfig, weighty
 from vstar_fast.errors import DataError, NothingKept, RunError
-from vstar_fast.features import clip_key_of
+from vstar_fast.files import appears, content_key, read_json, read_jsonl, write_json, write_jsonl
 from vstar_fast.finetune import Places, finetune, lora_settings
 from vstar_fast.models.video_lm import Features
+from vstar_fast.readers import instructions
 from vstar_fast.records import Example, LabeledVideo, Rejected, to_dict
-from vstar_fast.runfolder import appears, content_key, read_json, read_jsonl, write_json, write_jsonl
-from vstar_fast.runtime import stream_seed
+from vstar_fast.run.features import clip_key_of
+from vstar_fast.run.runtime import stream_seed
 
 if TYPE_CHECKING:
-    from vstar_fast.session import Session
+    from vstar_fast.run.session import Session
 
 LEFT_OUT = "left_out.jsonl"
 """In an adapter's folder: the examples and files that its training could not use."""

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vstar_fast.errors import RunError
-from vstar_fast.runfolder import read_json, write_text
+from vstar_fast.files import read_json, write_text
 
 if TYPE_CHECKING:
     from vstar_fast.kernels.label_match import TokenBytes

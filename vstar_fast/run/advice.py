@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from vstar_fast.config import CycleConfig
 
 if TYPE_CHECKING:
-    from vstar_fast.session import Judged
+    from vstar_fast.run.session import Judged
 
 SHOWN = 4
 """Reasons that are listed."""

@@ -15,14 +15,14 @@ from typing import Any
 
 from vstar_fast import config as settings
 from vstar_fast import evaluate, match, questions, readers
-from vstar_fast.answers import Answers, How
 from vstar_fast.config import CycleConfig
 from vstar_fast.config import file as config_file
+from vstar_fast.distributed import Ranks
 from vstar_fast.errors import ConfigError, DataError
-from vstar_fast.features import clip_key_of, weights_key
+from vstar_fast.files import content_key, read_json, write_json, write_jsonl, write_text
 from vstar_fast.generate import Sampling
-from vstar_fast.ledger import Ledger
 from vstar_fast.match.ids import with_text
+from vstar_fast.models.base_model import weights_key
 from vstar_fast.profiling import Profiler
 from vstar_fast.progress import Progress
 from vstar_fast.records import (
@@ -33,11 +33,13 @@ from vstar_fast.records import (
     Verdict,
     to_dict,
 )
-from vstar_fast.runfolder import RunFolder, content_key, read_json, write_json, write_jsonl, write_text
-from vstar_fast.runtime import Runtime
-from vstar_fast.sharding import Ranks
-from vstar_fast.token_store import TokenStore
-from vstar_fast.training import Training
+from vstar_fast.run.answers import Answers, How
+from vstar_fast.run.features import clip_key_of
+from vstar_fast.run.folder import RunFolder
+from vstar_fast.run.ledger import Ledger
+from vstar_fast.run.runtime import Runtime
+from vstar_fast.run.token_store import TokenStore
+from vstar_fast.run.training import Training
 
 Judged = list[tuple[Candidate, Verdict]]
 LEFT_OUT = "left_out.jsonl"
@@ -146,8 +148,8 @@ class Session:
     ) -> list[Candidate]:
         """Answers to questions by the base model (`adapter` None) or a trained one, part by part."""
         how = How(adapter, sampling, mode, stage, reason)
-        rows = batch_size or self.config.generate.batch_size
-        found = self.answers.draw(asked, how, where, rows, self.teacher_key(adapter))
+        rows = self.config.generate.batch_size if batch_size is None else batch_size
+        found = self.answers.draw(asked, how, where, rows or None, self.teacher_key(adapter))
         self.ledger.write()
         return found
 

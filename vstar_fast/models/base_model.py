@@ -10,9 +10,8 @@ from typing import Any
 import torch
 
 from vstar_fast.errors import ModelError
-from vstar_fast.features import weights_key
+from vstar_fast.files import content_key, file_key
 from vstar_fast.models.video_lm import VideoLM
-from vstar_fast.runfolder import content_key
 
 PREFIX = "base_model.model."
 BLOCK = 1 << 24
@@ -21,6 +20,15 @@ SAMPLE = 1 << 6
 """Numbers of a tensor, evenly spaced, that are looked at one by one."""
 WHOLE = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 """Bytes of a number -> the whole numbers that its bits are read as."""
+
+
+def weights_key(path: str) -> str:
+    """Key of a model folder's or adapter's content; a hub id stands for itself."""
+    folder = Path(path)
+    if not folder.is_dir():
+        return path
+    files = sorted(p for p in folder.iterdir() if p.suffix in (".safetensors", ".bin", ".json", ".jinja", ".model"))
+    return content_key([(p.name, file_key(p)) for p in files])
 
 
 def describe(lm: VideoLM) -> dict[str, str]:

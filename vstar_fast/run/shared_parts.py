@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from vstar_fast.distributed import Ranks
 from vstar_fast.errors import RunError
-from vstar_fast.runfolder import Part, RunFolder, appears
-from vstar_fast.sharding import Ranks
+from vstar_fast.files import appears
+from vstar_fast.run.folder import Part, RunFolder
 
 
 class SharedParts:

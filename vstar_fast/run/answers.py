@@ -9,16 +9,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from vstar_fast import ops, questions
-from vstar_fast.features import weights_key
+from vstar_fast.files import content_key
 from vstar_fast.generate import Asked, Sampling, batches, joined, stream, to_candidates, usable
 from vstar_fast.labels import scores
 from vstar_fast.labels.slots import Slots
 from vstar_fast.labels.wanted import Wanted, judge
 from vstar_fast.match.text import Names
+from vstar_fast.models.base_model import weights_key
 from vstar_fast.records import Candidate, Question, Rejected, candidate_from_dict, to_dict
-from vstar_fast.runfolder import Part, content_key
-from vstar_fast.runtime import stream_seed
-from vstar_fast.shared_parts import SharedParts
+from vstar_fast.run.folder import Part
+from vstar_fast.run.runtime import stream_seed
+from vstar_fast.run.shared_parts import SharedParts
 
 if TYPE_CHECKING:
     from vstar_fast.engine import Counts
@@ -26,11 +27,15 @@ if TYPE_CHECKING:
     from vstar_fast.kernels.constrain.nodes import Node
     from vstar_fast.models.video_lm import Features, VideoLM
     from vstar_fast.records import CandidateBatch
-    from vstar_fast.session import Session
+    from vstar_fast.run.session import Session
 
 
 SCORED_TOGETHER = 64
 """Questions whose labels are scored as one part."""
+
+
+PART = 64
+"""Most answers of a part: what a killed process loses, and what several processes deal out among them."""
 
 
 class How(NamedTuple):
@@ -65,12 +70,12 @@ class Answers:
         self._session = session
         self._grammars = ops.GrammarCache(size=1024)
 
-    def draw(self, asked: Sequence[Question], how: How, where: Path, rows: int, teacher: str) -> list[Candidate]:
-        """Candidates of all questions, in their order; `rows` are drawn at once. `teacher`: key of the weights."""
+    def draw(self, asked: Sequence[Question], how: How, where: Path, rows: int | None, teacher: str) -> list[Candidate]:
+        """Candidates of all questions, in their order. `rows`: `Crew`'s `max_rows`; `teacher`: key of the weights."""
         s = self._session
         groups = [
             Group(part, where / "parts", self._key(part, how, teacher))
-            for part in batches(asked, rows, how.sampling.samples)
+            for part in batches(asked, min(rows or PART, PART), how.sampling.samples)
         ]
         name = " ".join(where.relative_to(s.folder.root).parts)
         bar = s.progress.task(name, len(asked))
@@ -100,7 +105,7 @@ class Answers:
         allowed, wanted = (None if x is None else content_key(x.write().hex()) for x in found)
         return allowed if wanted is None else (allowed, wanted)
 
-    def _stream(self, groups: list[Group], how: How, rows: int) -> Iterator[Group]:
+    def _stream(self, groups: list[Group], how: How, rows: int | None) -> Iterator[Group]:
         """Groups whose answers are all there, one after the other; the model is loaded when there are any."""
         if not groups:
             return
