@@ -91,7 +91,7 @@ class LabelSet:
 
     def find(self, name: str) -> int | None:
         """The label that `name` is a way to write, or None."""
-        return self._owner.get(_folded(unicodedata.normalize("NFC", name)))
+        return self._owner.get(_folded(name if name.isascii() else unicodedata.normalize("NFC", name)))
 
     def id(self, name: str) -> int:
         """The label that `name` is a way to write; DataError when there is none."""
