@@ -37,13 +37,16 @@ class TokenVocab:
         encode: Encode | None = None,
     ) -> None:
         self.tokens: tuple[bytes, ...] = tuple(token or b"" for token in tokens)
-        self.eos_ids = tuple(sorted({eos_ids} if isinstance(eos_ids, int) else set(eos_ids)))
+        self.eos_ids = tuple(sorted({eos_ids} if isinstance(eos_ids, int) else set(eos_ids or ())))
         self.logits_size = len(self.tokens) if logits_size is None else logits_size
         self._encode = encode
         self._check()
         self.tokens = tuple(b"" if i in self.eos_ids else token for i, token in enumerate(self.tokens))
 
     def _check(self) -> None:
+        odd = next((at for at, token in enumerate(self.tokens) if not isinstance(token, bytes)), None)
+        if odd is not None:
+            raise ConstrainError(f"token {odd} is {self.tokens[odd]!r}; give the bytes it stands for, or None")
         if not any(self.tokens):
             raise ConstrainError("the vocabulary has no token with bytes; was the tokenizer read correctly?")
         if not len(self.tokens) <= self.logits_size <= MAX_VOCABULARY:

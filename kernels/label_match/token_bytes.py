@@ -44,6 +44,10 @@ class TokenBytes:
             raise DataError(f"the vocabulary has ids up to {spoken}, but size is {size}; give the logits' width")
         return cls(pieces + [None] * ((size or 0) - len(pieces)))
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """A copy has a handle of its own: the number of this one may be another's in another process."""
+        return TokenBytes, (self.pieces,)
+
     def __len__(self) -> int:
         return len(self.pieces)
 

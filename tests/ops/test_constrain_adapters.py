@@ -1,5 +1,7 @@
 """constrain inside Hugging Face's generate: many calls, beams, left padding."""
 
+import copy
+
 import pytest
 import torch
 
@@ -113,3 +115,27 @@ def test_what_does_not_fit_is_named():
         ops.LogitsProcessor(label_grammar(), max_new_tokens=1)(ids, torch.zeros(2, 330))
     with pytest.raises(ConstrainError, match="331 columns.*logits_size=331"):
         ops.LogitsProcessor(label_grammar())(ids, torch.zeros(2, 331))
+
+
+@pytest.mark.parametrize("search", [{"assistant": True}, {"prompt_lookup_num_tokens": 3}], ids=["model", "lookup"])
+def test_assisted_decoding_gives_the_same_answer(model, search):
+    """Candidates are masked from where they begin, then the model's own logits from there again."""
+    grammar = label_grammar()
+    processor = ops.LogitsProcessor(grammar, max_new_tokens=30)
+    for text in ("the person", "Answer: kick. What now?", "the person"):
+        ids = byte_level()(text, return_tensors="pt")["input_ids"]
+        kept = {"max_new_tokens": 30, "do_sample": False, "logits_processor": [processor]}
+        plain = model.generate(ids, **kept)
+        more = {"assistant_model": copy.deepcopy(model)} if "assistant" in search else search
+        assert torch.equal(model.generate(ids, **kept, **more), plain)
+        assert grammar.value(plain[0, ids.shape[1] :].tolist())["x"] in NAMES
+
+
+def test_a_longer_prompt_is_no_step_back():
+    processor, ids = ops.LogitsProcessor(label_grammar()), torch.ones(1, 3, dtype=torch.int64)
+    first = processor(ids, torch.zeros(1, 330))
+    step = torch.cat([ids, first.argmax(-1, keepdim=True)], 1)
+    for _ in range(3):
+        step = torch.cat([step, processor(step, torch.zeros(1, 330)).argmax(-1, keepdim=True)], 1)
+    for prompt in (torch.cat([ids, ids[:, :1]], 1), step[:, :3], torch.cat([step[:, :4], ids], 1)):
+        assert torch.equal(processor(prompt, torch.zeros(1, 330)), first)
