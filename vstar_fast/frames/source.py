@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from vstar_fast import backends, clip_files
 from vstar_fast.cache import Cache, Entry
+from vstar_fast.clip_errors import REMEDIES, Unusable
 from vstar_fast.config import FramesConfig
 from vstar_fast.errors import BackendError
 from vstar_fast.files import content_key
@@ -24,7 +25,6 @@ from vstar_fast.frames.request import FrameRequest
 from vstar_fast.frames.sidecar import Sidecar
 from vstar_fast.openmp import threads_here
 from vstar_fast.records import Frames, Rejected
-from vstar_fast.unusable import REMEDIES, Unusable
 
 if TYPE_CHECKING:
     import torch

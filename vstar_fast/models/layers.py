@@ -18,8 +18,8 @@ from transformers.cache_utils import DynamicCache
 
 from vstar_fast.errors import ran_out
 from vstar_fast.models.hf_cache import CACHE
+from vstar_fast.models.model_lock import alone
 from vstar_fast.models.modules import attending_by, evaluating
-from vstar_fast.models.turn import alone
 
 NAME = "vstar_observed"
 UNKNOWN = ("softcap", "position_bias", "sinks")
