@@ -30,16 +30,22 @@ class Round:
 
 
 def run(
-    config: CycleConfig, run_dir: str | Path, *, profiler: Profiler, progress: Progress, controls: bool = False
+    config: CycleConfig,
+    run_dir: str | Path,
+    *,
+    profiler: Profiler | None = None,
+    progress: Progress | None = None,
+    controls: bool = False,
 ) -> dict[str, Any]:
     """Run cycles until the plateau on `dev`; returns what `summary.json` holds.
 
-    Kill it anywhere and call it again: parts that stand in `run_dir` are read, the rest is done.
+    Kill it anywhere and call it again: parts that stand in `run_dir` are read, the rest is done. Without a `profiler`
+    clocks alone run, without `progress` it is shown as text.
     """
     folder = RunFolder(run_dir)
     session: Session | None = None
     try:
-        session = Session(config, folder, profiler, progress)
+        session = Session(config, folder, profiler or Profiler(), progress or Progress())
         record = summary.Record(session)
         record.base = measure(session, None, folder.root / "base" / "metrics")
         history = [estimate_from(record.base["dev"])]

@@ -116,8 +116,9 @@ class GenerateConfig:
     top_p: float = 1.0
     top_k: int = 0
     max_new_tokens: int = 48
-    batch_size: int = 64
-    """Answers drawn at once (on a CPU by each of several workers); does not change any sample."""
+    batch_size: int = 0
+    """Answers drawn at once (on a CPU by each of several workers), fewer where memory ends; does not change any sample.
+    0: 64 on a CPU, 256 on a GPU."""
     engine: str = "auto"
     """`packed`: what answers share is read once; `plain`: by the model's own forward, slower, for layers that cannot be
     packed; `auto`: packed where the model can be. For evaluation and label scores too; changes no answer."""
@@ -180,7 +181,8 @@ class EvaluateConfig:
     """Greedy answers on held-out videos."""
 
     max_new_tokens: int = 48
-    batch_size: int = 64
+    batch_size: int = 0
+    """As `generate.batch_size`."""
     bootstrap: int = 2000
     """Resamples behind every 95 % interval (clustered by clip)."""
     score_labels: bool = False

@@ -37,7 +37,7 @@ class Engine:
         model: Any,
         processor: Any,
         *,
-        max_rows: int = 64,
+        max_rows: int | None = None,
         memory_bytes: int | None = None,
         cache_bytes: int = CACHE_BYTES,
         engine: str = "auto",

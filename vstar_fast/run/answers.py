@@ -34,6 +34,10 @@ SCORED_TOGETHER = 64
 """Questions whose labels are scored as one part."""
 
 
+PART = 64
+"""Most answers of a part: what a killed process loses, and what several processes deal out among them."""
+
+
 class How(NamedTuple):
     """What is common to the answers of one call."""
 
@@ -66,12 +70,12 @@ class Answers:
         self._session = session
         self._grammars = ops.GrammarCache(size=1024)
 
-    def draw(self, asked: Sequence[Question], how: How, where: Path, rows: int, teacher: str) -> list[Candidate]:
-        """Candidates of all questions, in their order; `rows` are drawn at once. `teacher`: key of the weights."""
+    def draw(self, asked: Sequence[Question], how: How, where: Path, rows: int | None, teacher: str) -> list[Candidate]:
+        """Candidates of all questions, in their order. `rows`: `Crew`'s `max_rows`; `teacher`: key of the weights."""
         s = self._session
         groups = [
             Group(part, where / "parts", self._key(part, how, teacher))
-            for part in batches(asked, rows, how.sampling.samples)
+            for part in batches(asked, min(rows or PART, PART), how.sampling.samples)
         ]
         name = " ".join(where.relative_to(s.folder.root).parts)
         bar = s.progress.task(name, len(asked))
@@ -101,7 +105,7 @@ class Answers:
         allowed, wanted = (None if x is None else content_key(x.write().hex()) for x in found)
         return allowed if wanted is None else (allowed, wanted)
 
-    def _stream(self, groups: list[Group], how: How, rows: int) -> Iterator[Group]:
+    def _stream(self, groups: list[Group], how: How, rows: int | None) -> Iterator[Group]:
         """Groups whose answers are all there, one after the other; the model is loaded when there are any."""
         if not groups:
             return

@@ -148,8 +148,8 @@ class Session:
     ) -> list[Candidate]:
         """Answers to questions by the base model (`adapter` None) or a trained one, part by part."""
         how = How(adapter, sampling, mode, stage, reason)
-        rows = batch_size or self.config.generate.batch_size
-        found = self.answers.draw(asked, how, where, rows, self.teacher_key(adapter))
+        rows = self.config.generate.batch_size if batch_size is None else batch_size
+        found = self.answers.draw(asked, how, where, rows or None, self.teacher_key(adapter))
         self.ledger.write()
         return found
 
