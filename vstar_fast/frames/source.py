@@ -70,8 +70,6 @@ class FrameSource:
         self._counts: Counter[str] = Counter()
         self._stall_s = 0.0
 
-    # -- reading ---------------------------------------------------------------------------------
-
     def probe(self, path: str) -> Index:
         """When each picture of a file is shown. Raises Unusable or OSError."""
         request = FrameRequest(path)
@@ -147,8 +145,6 @@ class FrameSource:
                 self._counts["stalls"] += 1
                 self._stall_s += time.perf_counter() - began
         return future.result()
-
-    # -- one clip --------------------------------------------------------------------------------
 
     def _one(self, request: FrameRequest) -> Frames | Rejected:
         try:
