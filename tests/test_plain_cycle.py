@@ -76,6 +76,20 @@ def test_every_objective_trains_row_by_row(trained, objective):
     assert len(grads) > 10 and all(g.isfinite().all() for g in grads) and any(g.any() for g in grads)
 
 
+def test_all_of_a_stack_that_keeps_states_on_its_modules_is_trained(tmp_path):
+    """RecurrentGemma's blocks reset a module inside them by an attribute, which must not be that of PEFT's wrapper."""
+    from peft import get_peft_model
+
+    lm = models.load(str(odd_stacks.write("recurrent_gemma", tmp_path / "model")))
+    peft = get_peft_model(lm.model, lora_settings(lm, dataclasses.replace(CONFIG, tune="full")))
+    asked = [Example("v", f"q{n}", "which colour", said, "direct") for n, said in enumerate(["red", "it is green"])]
+    (features,) = lm.encode(batch_of((56, 84)))
+    items = Reader(lm, lambda part: (["which colour"] * len(part), [features] * len(part)))(asked)
+    config = dataclasses.replace(CONFIG, pack=False)
+    first, second = (accumulate(lm, peft.train(), items, config)[0] for _ in range(2))
+    assert first == second and all(p.grad is not None for p in peft.parameters() if p.requires_grad)
+
+
 def test_packing_decides_itself_and_says_why_once(trained, caplog):
     lm, peft, items, _ = trained
     notes = []
