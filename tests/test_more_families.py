@@ -174,6 +174,14 @@ def test_of_a_model_that_also_speaks_the_part_that_answers_in_words_is_taken(par
     assert as_lm(SimpleNamespace(thinker=want.model), want.processor).model is want.model
 
 
+def test_a_head_that_stays_in_fp32_takes_hidden_states_in_bf16(tmp_path):
+    lm = models.load(str(families.write("hy_v4_vl", tmp_path / "model")), dtype="bfloat16")
+    assert (lm.head.weight.dtype, lm.text_model.dtype) == (torch.float32, torch.bfloat16)
+    (features,) = lm.encode(batch_of((56, 84)))
+    ((_, answers),) = ways.WAYS["plain"](lm).run(asked(lm, [features], ["which colour"], 6))
+    assert answers[0].token_ids == theirs(lm, "which colour", features, 6)
+
+
 @pytest.mark.parametrize("step_s", [0.5, 2.0])
 def test_seconds_that_a_processor_looks_for_elsewhere_are_those_of_the_frames(step_s, tmp_path):
     lm = models.load(str(families.write("qwen2_5_omni_thinker", tmp_path / "model")))

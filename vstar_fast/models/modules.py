@@ -172,7 +172,8 @@ class Head:
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """Output head, with whatever the family does behind it: `[..., H]` -> `[..., V]`."""
         if self._plain_head:
-            logits: torch.Tensor = self.head(hidden)
+            head = self.head
+            logits: torch.Tensor = head(hidden.to(head.weight.dtype))  # HY V4 keeps its head in fp32
             return logits
         return self._own_logits(hidden)
 
@@ -204,7 +205,7 @@ class Modules(Head):
     @property
     def body(self) -> Any:
         """The model without its head: tower, projector, text stack; all of a model that has no such part."""
-        return getattr(self.model, "model", self.model)
+        return self.model if self.stack_name == "model" else getattr(self.model, "model", self.model)
 
     @property
     def text_model(self) -> Any:
