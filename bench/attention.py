@@ -1,6 +1,6 @@
 """Flash-attention packages against torch's attention, forward and backward, at the shapes of towers and text stacks.
 
-What `vstar_fast/attention.py` chooses from. Where no package is there, torch's fused kernel against its plain one.
+What `vstar_fast/models/attention.py` chooses from. Without a package, torch's fused kernel against its plain one.
 """
 
 from __future__ import annotations
@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 import torch
 from vstar_fast.bench import cost
 
-from vstar_fast import attention, backends
+from vstar_fast import backends
+from vstar_fast.models import attention
 
 if TYPE_CHECKING:
     from vstar_fast.bench.runner import Bench

@@ -1,4 +1,4 @@
-"""The cycle's answers with and without their grammar: tokens a CPU-second, and how many can be judged at all.
+"""Answers with and without their grammar: tokens a second (of the CPU, without a GPU), and how many can be judged.
 
 Equality: every constrained answer holds a label of its question's kind, and a greedy answer that the grammar allows is
 the same with and without it. Answers with forced tokens skipped are token for token those without.
@@ -6,17 +6,16 @@ the same with and without it. Answers with forced tokens skipped are token for t
 
 from __future__ import annotations
 
-import time
 from statistics import median
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from vstar_fast.bench.cycle import Work, features_of, prepare
+from vstar_fast.bench.cycle import Work, features_of, prepare, seconds_of, usual
 
 from vstar_fast import match, ops, questions
 from vstar_fast.generate import Sampling, generate, to_candidates
 from vstar_fast.labels.slots import Slots
 from vstar_fast.match.text import Names
-from vstar_fast.records import Candidate
+from vstar_fast.records import Candidate, CandidateBatch
 
 if TYPE_CHECKING:
     from vstar_fast.bench.runner import Bench
@@ -30,6 +29,7 @@ FORCED = ("forced tokens skipped", "token by token")
 TURNS = 5
 MOST_TOKENS = 160
 TARGET = 0.97
+UNITS = {"cpu": "tokens/cpu-s", "cuda": "tokens/s"}
 UNJUDGED = ("no_answer", "no_value", "truncated")
 
 
@@ -40,7 +40,7 @@ class _Drawn(NamedTuple):
 
 def run(bench: Bench, quick: bool) -> None:
     """One row of speed, the two in turn, and one of answers that hold a label."""
-    work = prepare(clips=2 if quick else 8, samples=2 if quick else 4, tokens=24 if quick else 40)
+    work = prepare(usual(bench.device, quick, tokens=24))
     features, grammars = features_of(work), _grammars(work)
     g = work.config.generate
     greedy = Sampling(1, 0.0, 1.0, 0, g.max_new_tokens)
@@ -55,7 +55,7 @@ def run(bench: Bench, quick: bool) -> None:
     case = f"{len(work.asked)} questions x {g.samples}, up to {g.max_new_tokens} tokens"
     fixed = {"case": case, "subject": NAMES[0], "baseline": NAMES[1], "equal": same and judged == 1.0}
     speed, ratio = (median(a.per_second for a, _ in turns), median(a.per_second / b.per_second for a, b in turns))
-    bench.add(metric="speed", value=speed, unit="tokens/cpu-s", ratio=ratio, target=TARGET, **fixed)  # type: ignore[arg-type]
+    bench.add(metric="speed", value=speed, unit=UNITS[bench.device], ratio=ratio, target=TARGET, **fixed)  # type: ignore[arg-type]
     shares = [_share(work, [c for pair in turns for c in pair[i].answers]) for i in (0, 1)]
     gain = shares[0] / shares[1] if shares[1] else None
     bench.add(metric="judged", value=shares[0], unit="share of answers", ratio=gain, **fixed)  # type: ignore[arg-type]
@@ -81,7 +81,7 @@ def _forced(bench: Bench, work: Work, features: list[Features], quick: bool) -> 
         baseline=FORCED[1],
         metric="speed",
         value=median(counts.tokens / ours for (_, _, ours), _ in turns),
-        unit="tokens/cpu-s",
+        unit=UNITS[bench.device],
         ratio=median(theirs / ours for (_, _, ours), (_, _, theirs) in turns),
         target=1.0,
         equal=skipped == stepped and counts.forced > 0 == every.forced,
@@ -89,7 +89,7 @@ def _forced(bench: Bench, work: Work, features: list[Features], quick: bool) -> 
 
 
 def _steps(work: Work, features: list[Features], grammar: Grammar, skip: bool) -> tuple[list[list[int]], Counts, float]:
-    """(token ids of every answer, what the scheduler counted, CPU seconds)."""
+    """(token ids of every answer, what the scheduler counted, seconds)."""
     from vstar_fast.engine import Request, Scheduler, Settings
 
     settings = Settings(work.config.generate.temperature, 1.0, 0, MOST_TOKENS)
@@ -99,9 +99,12 @@ def _steps(work: Work, features: list[Features], grammar: Grammar, skip: bool) -
         Request(*work.lm.split(prompt), seen, seeds, settings, grammar, tag=i)
         for i, (prompt, seen) in enumerate(zip(work.prompts, features, strict=True))
     ]
-    began = time.process_time()
-    found = {request.tag: [a.token_ids for a in answers] for request, answers in scheduler.run(asked)}
-    return [ids for i in range(len(asked)) for ids in found[i]], scheduler.counts, time.process_time() - began
+
+    def draw() -> dict[Any, list[list[int]]]:
+        return {request.tag: [a.token_ids for a in answers] for request, answers in scheduler.run(asked)}
+
+    found, taken = seconds_of(draw, work.lm.device.type)
+    return [ids for i in range(len(asked)) for ids in found[i]], scheduler.counts, taken
 
 
 def _grammars(work: Work) -> list[Grammar | None]:
@@ -111,12 +114,13 @@ def _grammars(work: Work) -> list[Grammar | None]:
 
 
 def _draw(work: Work, features: list[Features], sampling: Sampling, grammars: list[Grammar | None]) -> _Drawn:
-    began = time.process_time()
     seeds = {q.id: i << 16 for i, q in enumerate(work.asked)}
-    batch = generate(
-        work.lm, work.asked, features, sampling, questions.prompt_text, lambda q, n: seeds[q.id] + n, grammars
-    )
-    taken = time.process_time() - began
+
+    def draw() -> CandidateBatch:
+        prompt = questions.prompt_text
+        return generate(work.lm, work.asked, features, sampling, prompt, lambda q, n: seeds[q.id] + n, grammars)
+
+    batch, taken = seconds_of(draw, work.lm.device.type)
     return _Drawn(list(to_candidates(batch, work.lm, sampling, "bench", "direct")), int(batch.lengths.sum()) / taken)
 
 

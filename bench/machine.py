@@ -12,6 +12,9 @@ from pathlib import Path
 from typing import Any
 
 SCHEMA = 1
+PACKAGES = ("triton", "transformers", "numpy", "av")
+RIVALS = ("xgrammar", "llguidance", "outlines_core", "hyperscan", "torchcodec", "decord2", "trl", "flash-attn")
+"""What benches compare with, where it is installed."""
 
 
 def header(name: str, quick: bool, device: str) -> dict[str, Any]:
@@ -35,12 +38,14 @@ def header(name: str, quick: bool, device: str) -> dict[str, Any]:
         "load": round(os.getloadavg()[0], 2),
         "gpu": torch.cuda.get_device_name(0) if gpu.ok else None,
         "card": card() if gpu.ok else None,
+        "commit": commit(),
         "versions": {
             "vstar-fast": vstar_fast.__version__,
             "python": platform.python_version(),
             "torch": torch.__version__,
             "cuda": torch.version.cuda,
-            **{package: _version(package) for package in ("triton", "transformers", "numpy", "av")},
+            **{package: _version(package) for package in PACKAGES},
+            **{rival: version for rival in RIVALS if (version := _version(rival))},
         },
     }
 
@@ -82,6 +87,16 @@ def _cpu_name() -> str:
     return next(
         (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.processor()
     )
+
+
+def commit() -> str | None:
+    """Which commit of the sources runs, with a + where they were changed; None outside of a checkout."""
+    root, git = Path(__file__).resolve().parents[1], shutil.which("git")
+    if git is None or not (root / ".git").exists():
+        return None
+    command = [git, "-C", str(root), "describe", "--always", "--exclude=*", "--dirty=+"]
+    found = subprocess.run(command, capture_output=True, text=True, timeout=20)
+    return found.stdout.strip() or None
 
 
 def _version(package: str) -> str | None:

@@ -41,7 +41,7 @@ NEED_CUDA="constrain constrained_answers label_match value_match"               
 declare -A TAKES=([env]=20 [wheels]=30 [build]=90 [test]=240 [benches]=15 [memcheck]=200 [racecheck]=200 [families]=240
   [compile]=60 [roofline]=10 [unproven]=10 [bench-prefix_attention]=180 [bench-decode_step]=180 [bench-tree_attention]=60 [bench-train_step]=60
   [bench-constrain]=60 [bench-label_match]=90 [bench-patchify]=20 [bench-sample]=50 [bench-attention]=30
-  [bench-generate]=90 [bench-score]=40 [bench-value_match]=60 [bench-decode]=200)
+  [bench-generate]=90 [bench-cycle]=150 [bench-constrained_answers]=90 [bench-score]=40 [bench-value_match]=60 [bench-decode]=200)
 CUDA_TESTS="label or constrain or value"                                          # tests of them, as pytest's -k
 CUDA=${CUDA:-$(ls -d /usr/local/cuda* 2>/dev/null | head -1 || true)}
 PATH="$PATH:$CUDA/bin"

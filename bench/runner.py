@@ -40,6 +40,7 @@ HELPERS = {
     "roofline_page",
     "runner",
     "towers",
+    "video_models",
 }
 ABSENT = "absent"
 """`metric` of a row without a figure; its `baseline` says why."""

@@ -6,8 +6,9 @@ import pytest
 import torch
 
 import families
-from vstar_fast import attention, backends, models, probes
+from vstar_fast import backends, models, probes
 from vstar_fast.errors import BackendError
+from vstar_fast.models import attention
 
 HOST = torch.device("cpu")
 

@@ -10,14 +10,14 @@ from torch.testing._internal.two_tensor import TwoTensor
 
 import killed_fit
 import tiny
-from vstar_fast import base_model, models
+from vstar_fast import models
 from vstar_fast.config import FinetuneConfig, from_dict
 from vstar_fast.errors import BackendError, ModelError
 from vstar_fast.finetune import finetune, lora_settings
-from vstar_fast.models import loading
+from vstar_fast.models import base_model, loading
 from vstar_fast.profiling import Profiler
 from vstar_fast.progress import Progress
-from vstar_fast.runtime import Runtime, unload
+from vstar_fast.run.runtime import Runtime, unload
 
 CONFIG = FinetuneConfig(batch_size=4, micro_batch_size=4, steps=25, lora_r=2, lr=2e-2, track="none")
 

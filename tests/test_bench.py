@@ -8,7 +8,7 @@ from dataclasses import asdict, fields
 from pathlib import Path
 
 import pytest
-from vstar_fast.bench import runner
+from vstar_fast.bench import constrained_answers, cycle, runner
 
 from vstar_fast.errors import ConfigError
 
@@ -257,3 +257,19 @@ def test_prompts_of_the_bench_are_equal_and_what_is_absent_is_said(monkeypatch):
     assert [row.metric for row in made.rows if row.subject == "flash"] == ["cpu", "wall"]
     assert all(row.equal for row in made.rows)
     assert {row.subject for row in made.rows if row.metric == "absent"} == {f"flash-attn-{n}" for n in (2, 3, 4)}
+
+
+def test_the_cycle_of_a_models_shape_alone(tmp_path, monkeypatch):
+    monkeypatch.setenv("VSTAR_FAST_CACHE", str(tmp_path))
+    chosen = ["--model", "tiny", "--clips", "2", "--samples", "1", "--tokens", "6", "--steps", "1"]
+    path = tmp_path / "out.json"
+    assert runner.main("cycle", json_path=path, arguments=chosen) == 0
+    rows = json.loads(path.read_text())["rows"]
+    assert [row["equal"] for row in rows] == [True] * 4 and "tiny" in rows[-1]["case"]
+
+
+def test_constrained_answers_of_a_models_shape_alone(tmp_path, monkeypatch):
+    monkeypatch.setenv("VSTAR_FAST_CACHE", str(tmp_path))
+    monkeypatch.setitem(cycle.MODELS, "cpu", "tiny")
+    monkeypatch.setattr(constrained_answers, "TURNS", 1)
+    assert all(row["equal"] for row in runner.run("constrained_answers")["rows"])

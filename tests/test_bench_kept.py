@@ -1,6 +1,7 @@
 """What a bench leaves when it is cut short, and what its header says of a card."""
 
 import json
+import subprocess
 
 import pytest
 from vstar_fast.bench import machine, roofline_page, runner
@@ -39,3 +40,14 @@ def test_the_header_has_the_cards_driver_and_clocks(tmp_path, monkeypatch):
     assert found["driver_version"] == "580.159.04" and found["clocks.sm"] == "1980"
     (tmp_path / "nvidia-smi").write_text("#!/bin/sh\necho 'No devices were found'\nexit 6\n")
     assert machine.card() is None
+
+
+def test_the_header_has_the_commit_of_a_checkout_and_no_other(tmp_path, monkeypatch):
+    subprocess.run(["git", "init", "-q", tmp_path], check=True)
+    mail = ["-c", "user.name=a", "-c", "user.email=a@b"]
+    subprocess.run(["git", "-C", tmp_path, *mail, "commit", "-q", "--allow-empty", "-m", "a"], check=True)
+    told = subprocess.run(["git", "-C", tmp_path, "rev-parse", "HEAD"], check=True, capture_output=True, text=True)
+    monkeypatch.setattr(machine, "__file__", str(tmp_path / "bench" / "machine.py"))
+    assert told.stdout.startswith(machine.commit())
+    monkeypatch.setattr(machine, "__file__", str(tmp_path / "site-packages" / "vstar_fast" / "bench" / "machine.py"))
+    assert machine.commit() is None

@@ -14,12 +14,13 @@ import torch
 from click.testing import CliRunner
 
 import tiny
-from vstar_fast import cli, cycle, rundata
+from vstar_fast import cli, cycle
 from vstar_fast import config as settings
 from vstar_fast.config import starter
 from vstar_fast.errors import BackendError, ConfigError, DataError, ModelError, RunError
+from vstar_fast.files import write_json, write_jsonl
 from vstar_fast.records import Example, Label, LabeledVideo, Question, to_dict
-from vstar_fast.runfolder import write_json, write_jsonl
+from vstar_fast.run import contents
 
 
 def call(*args, code=0):
@@ -404,8 +405,8 @@ def test_a_cycle_of_an_earlier_start_is_not_taken_for_one_of_this_run(tmp_path):
     assert ": 3 examples" in call("export", "--run", run, "--format", "hf").stdout
     os.utime(run / "cycle-01" / "questions.jsonl", (1, 1))
     assert ": 1 examples" in call("export", "--run", run, "--format", "hf").stdout
-    assert [f.name for f in rundata.cycles_of(run, None)] == ["cycle-00"]
-    assert len(rundata.cycles_of(run, {"cycles": [{}, {}]})) == 2
+    assert [f.name for f in contents.cycles_of(run, None)] == ["cycle-00"]
+    assert len(contents.cycles_of(run, {"cycles": [{}, {}]})) == 2
 
 
 def test_export_asks_as_the_run_asked(tmp_path):

@@ -175,7 +175,7 @@ def test_a_second_call_only_reads(project, tmp_path):
 
 def test_a_sample_does_not_depend_on_the_batch(project, tmp_path):
     rows = {}
-    for size in (8, 48):
+    for size in (8, 48, 0):
         config = make(project, generate={"batch_size": size})
         cycle.run_stage(
             "generate", config, tmp_path / str(size), 0, profiler=Profiler("off"), progress=Progress(quiet=True)
@@ -184,7 +184,17 @@ def test_a_sample_does_not_depend_on_the_batch(project, tmp_path):
         rows[size] = {
             (x["candidate"]["question_id"], x["candidate"]["sample"]): x["candidate"]["token_ids"] for x in judged
         }
-    assert rows[8] == rows[48]
+    assert rows[8] == rows[48] == rows[0]
+
+
+def test_parts_are_those_of_any_larger_batch(project, tmp_path):
+    kept = []
+    for size in (0, 200, 64):
+        config = make(project, generate={"batch_size": size})
+        cycle.run_stage("generate", config, tmp_path, 0, profiler=Profiler("off"), progress=Progress(quiet=True))
+        parts = tmp_path.glob("cycle-00/generate/parts/*")
+        kept.append({path.name: path.stat().st_mtime_ns for path in parts})
+    assert kept[0] and kept[0] == kept[1] == kept[2]
 
 
 def test_several_workers_at_once_draw_what_one_drew(project, done, tmp_path, monkeypatch):

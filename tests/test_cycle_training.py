@@ -8,8 +8,8 @@ import pytest
 import torch
 
 import tiny
-from vstar_fast import advice, cycle, export, features
 from vstar_fast import config as settings
+from vstar_fast import cycle, export
 from vstar_fast.config import from_dict
 from vstar_fast.errors import DataError, NothingKept
 from vstar_fast.finetune import fit
@@ -17,7 +17,8 @@ from vstar_fast.match import verify
 from vstar_fast.profiling import Profiler
 from vstar_fast.progress import Progress
 from vstar_fast.records import FAILED
-from vstar_fast.session import Session
+from vstar_fast.run import advice, features
+from vstar_fast.run.session import Session
 
 
 @pytest.fixture(scope="module")

@@ -6,9 +6,10 @@ import math
 
 import pytest
 
-from vstar_fast import dataset, instructions
+from vstar_fast import dataset
 from vstar_fast.config import MatchConfig, RationalizeConfig
 from vstar_fast.errors import DataError
+from vstar_fast.readers import instructions
 from vstar_fast.records import FAILED, Candidate, Example, Label, Question, Verdict
 
 

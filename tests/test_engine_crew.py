@@ -223,3 +223,11 @@ def without_collector():
         yield
     finally:
         gc.enable()
+
+
+def test_a_gpu_draws_more_at_once(lm, monkeypatch):
+    assert (Crew(lm).first.max_rows, Crew(lm, max_rows=7).first.max_rows) == (64, 7)
+    monkeypatch.setitem(crew.ROWS, "cpu", crew.ROWS["cuda"])
+    assert Crew(lm).first.max_rows == 256
+    with pytest.raises(ConfigError, match="max_rows is 0"):
+        Crew(lm, max_rows=0)

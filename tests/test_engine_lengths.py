@@ -5,8 +5,8 @@ import torch
 
 import test_engine_recurrent
 from test_engine import drawn, prompts, request, text_model, theirs
-from test_engine_pieces import prompt
-from vstar_fast.engine import Request, Scheduler, Scorer, Settings, TextLM, pieces, ways
+from test_engine_chunked_prefill import prompt
+from vstar_fast.engine import Request, Scheduler, Scorer, Settings, TextLM, chunked_prefill, ways
 from vstar_fast.errors import ModelError
 
 SHORT = {"rope_theta": 1e4, "factor": 4.0}
@@ -53,5 +53,5 @@ def test_a_short_tail_is_read_as_the_model_reads_it(tail):
 
 
 def test_the_last_piece_of_a_prompt_is_no_single_token():
-    sizes = [p.inputs_embeds.shape[1] for p in pieces.pieces(prompt(9), 4)]
+    sizes = [p.inputs_embeds.shape[1] for p in chunked_prefill.pieces(prompt(9), 4)]
     assert sizes == [4, 3, 2]

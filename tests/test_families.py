@@ -13,7 +13,7 @@ from vstar_fast.errors import ModelError
 from vstar_fast.models import cuts, tower
 from vstar_fast.models.hf_cache import CACHE
 from vstar_fast.records import Frames, Label, LabeledVideo
-from vstar_fast.runtime import unload
+from vstar_fast.run.runtime import unload
 
 TEXTS = ["which colour", "Which colour is it?", "is it red? Answer: a"]
 

@@ -19,7 +19,7 @@ from vstar_fast.finetune.items import Item, Reader, cut
 from vstar_fast.finetune.optimizer import Optimizer
 from vstar_fast.models.video_lm import Features
 from vstar_fast.records import Example
-from vstar_fast.runtime import unload
+from vstar_fast.run.runtime import unload
 
 CONFIG = FinetuneConfig(batch_size=4, micro_batch_size=4, lora_r=2, lora_alpha=4, epochs=1.0)
 

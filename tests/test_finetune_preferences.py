@@ -84,7 +84,7 @@ def mixed(lm):
 
 @pytest.mark.parametrize("changes", [{"pack": False}, {"micro_batch_size": 1}, {"micro_batch_tokens": 30}], ids=str)
 def test_kto_does_not_depend_on_how_a_batch_is_cut(loaded, changes):
-    from vstar_fast.runtime import unload
+    from vstar_fast.run.runtime import unload
 
     rows, features = mixed(loaded)
     config = dataclasses.replace(CONFIG, objective="kto", kto_beta=0.5, projector=True)
@@ -111,7 +111,7 @@ def test_mismatched_answers_are_about_another_question(loaded):
 
 
 def test_kto_moves_wanted_answers_up_and_the_others_down(loaded, tmp_path):
-    from vstar_fast.runtime import unload
+    from vstar_fast.run.runtime import unload
 
     rows, features = mixed(loaded)
     config = dataclasses.replace(CONFIG, objective="kto", batch_size=4, micro_batch_size=4, steps=25, lr=2e-2)
@@ -125,7 +125,7 @@ def test_kto_moves_wanted_answers_up_and_the_others_down(loaded, tmp_path):
 
 
 def test_failed_answers_are_of_no_use_to_sft(loaded, tmp_path):
-    from vstar_fast.runtime import unload
+    from vstar_fast.run.runtime import unload
 
     rows, features = mixed(loaded)
     peft = adapted(loaded, CONFIG)

@@ -15,13 +15,14 @@ from safetensors.torch import load_file, save_file
 
 import killed_fit
 import tiny
-from vstar_fast import base_model, models
+from vstar_fast import models
 from vstar_fast.config import FinetuneConfig
+from vstar_fast.distributed import Ranks
 from vstar_fast.errors import RunError
 from vstar_fast.finetune import finetune, lora_settings
 from vstar_fast.finetune.checkpoints import Checkpoints
 from vstar_fast.finetune.fit import Places
-from vstar_fast.sharding import Ranks
+from vstar_fast.models import base_model
 
 CONFIG = FinetuneConfig(
     batch_size=4, micro_batch_size=2, steps=8, lora_r=2, lr=1e-2, checkpoint_steps=2, checkpoints_kept=2, track="none"

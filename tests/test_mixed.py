@@ -22,7 +22,7 @@ from vstar_fast.finetune.packing import obstacle
 from vstar_fast.finetune.step import copied
 from vstar_fast.models.loading import pick_dtype
 from vstar_fast.models.modules import dtype_name, unmixed
-from vstar_fast.runtime import unload
+from vstar_fast.run.runtime import unload
 
 pytestmark = pytest.mark.skipif(not hasattr(torch.ops.mkldnn, "_linear_pointwise"), reason="this torch has no oneDNN")
 CPU = torch.device("cpu")

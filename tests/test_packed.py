@@ -20,7 +20,7 @@ from vstar_fast.finetune.optimizer import Optimizer
 from vstar_fast.finetune.packed import pack
 from vstar_fast.models.prompts import Talk
 from vstar_fast.records import Example
-from vstar_fast.runtime import unload
+from vstar_fast.run.runtime import unload
 
 CONFIG = FinetuneConfig(batch_size=16, lora_r=2, lora_alpha=4, lr=1e-3, projector_lr=1e-3)
 ROWS = [

@@ -18,7 +18,7 @@ from vstar_fast.errors import ModelError
 from vstar_fast.finetune import accumulate, checkpointed
 from vstar_fast.finetune.loss import packed_rows
 from vstar_fast.models import branches
-from vstar_fast.runtime import unload
+from vstar_fast.run.runtime import unload
 
 SHAPES = {
     "a head, two videos, questions, answers": [(0, 9, 60, 0), (9, 30, 45, 1), (30, 31, 40, 2), (31, 36, 36, 3),

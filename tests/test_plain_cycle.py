@@ -23,9 +23,9 @@ from vstar_fast.finetune.loss import row_nll
 from vstar_fast.finetune.packing import decided
 from vstar_fast.finetune.step import accumulate
 from vstar_fast.models.hf_cache import CACHE
-from vstar_fast.models.targets import targets_of
+from vstar_fast.models.lora_targets import targets_of
 from vstar_fast.records import Example
-from vstar_fast.runtime import unload
+from vstar_fast.run.runtime import unload
 
 CONFIG = FinetuneConfig(batch_size=4, micro_batch_size=4, lora_r=2, lora_alpha=4)
 KINDS = ["qwen3_5_text", "gemma2", "deepseek_v3", "minimax"]

@@ -13,11 +13,12 @@ from typing import Any
 import pytest
 
 import tiny
-from vstar_fast import report, rundata
+from vstar_fast import report
 from vstar_fast.errors import RunError
+from vstar_fast.files import write_json, write_jsonl
 from vstar_fast.records import Candidate, Example, Label, LabeledVideo, Question, Rejected, Span, Verdict, to_dict
 from vstar_fast.report import charts
-from vstar_fast.runfolder import write_json, write_jsonl
+from vstar_fast.run import contents
 
 COLOURS = ("red", "green", "blue")
 NASTY = 'a </script><img src=x onerror="document.title=1"> & 🎈 Answer: red'
@@ -247,15 +248,15 @@ def test_strips_show_the_clips(page: Path, run: Path) -> None:
 
 
 def test_choice_keeps_rare_kinds(run: Path) -> None:
-    samples = rundata.load(run).samples
+    samples = contents.load(run).samples
     assert len(samples) == 6 * 2 + 4 + 5 + 2 + 1 + 6
-    assert rundata.choose(samples, 1000) == samples
+    assert contents.choose(samples, 1000) == samples
     many = samples * 30
-    chosen = rundata.choose(many, 60)
+    chosen = contents.choose(many, 60)
     assert len(chosen) == 60
     assert {s.stratum for s in chosen} == {s.stratum for s in samples}
     # After the strata whole questions are filled in, asked and held-out ones in turn.
-    more = rundata.choose(many, 300)
+    more = contents.choose(many, 300)
     assert 0.2 < sum(s.evaluated for s in more) / 300 < 0.8
     assert [many.index(s) for s in chosen[:9]] == sorted(many.index(s) for s in chosen[:9])
 

@@ -15,6 +15,9 @@ from vstar_fast.progress import clock
 
 NOT_MEASURED = "not measured (no clips)"
 
+SHOWN = ("videos", "examples", "answers", "tokens")
+"""What a stage's row counts; `summary.json` has the other counters, too."""
+
 
 def show_run(summary: Mapping[str, Any], run_dir: Path, out: TextIO | None = None) -> None:
     """Print what `summary.json` of a run, or of several seeds, says, and where to read on."""
@@ -105,7 +108,8 @@ def _stages(stages: Mapping[str, Any]) -> Table:
     total = sum(s["seconds"] for s in stages.values()) or 1.0
     table = _table(f"time: {clock(total)}", "stage", "seconds", "share", "CPU s", "peak MiB", "done")
     for name, stage in sorted(stages.items(), key=lambda item: -item[1]["seconds"]):
-        items = [f"{n:g} {what} ({_rate(stage['per_second'].get(what, 0))}/s)" for what, n in stage["items"].items()]
+        counted = {what: stage["items"].get(what) for what in SHOWN}
+        items = [f"{n:g} {what} ({_rate(stage['per_second'].get(what, 0))}/s)" for what, n in counted.items() if n]
         numbers = [f"{stage['seconds']:.1f}", f"{100 * stage['seconds'] / total:.0f} %", f"{stage['cpu_seconds']:.1f}"]
         table.add_row(name, *numbers, f"{stage['peak_mib']:.0f}", ", ".join(items))
     return table

@@ -10,10 +10,10 @@ from typing import Any, NamedTuple
 
 from vstar_fast import config as settings
 from vstar_fast.errors import DataError, RunError
+from vstar_fast.files import read_json, read_jsonl, read_object, write_json, write_jsonl, write_text, writing
 from vstar_fast.questions import prompt_text
 from vstar_fast.records import FAILED, Example, LabeledVideo, Question, question_from_dict, video_from_dict
-from vstar_fast.rundata import check_one_seed, cycles_of
-from vstar_fast.runfolder import read_json, read_jsonl, read_object, write_json, write_jsonl, write_text, writing
+from vstar_fast.run.contents import check_one_seed, cycles_of
 
 
 class Written(NamedTuple):
@@ -98,7 +98,8 @@ def write_examples(
 
 def write_merged(run_dir: Path, out: Path, *, cycle: int | None = None) -> Path:
     """Write a cycle's model as an ordinary model folder, the adapter merged into its weights."""
-    from vstar_fast import base_model, models, torchvision_compat
+    from vstar_fast import models, torchvision_compat
+    from vstar_fast.models import base_model
 
     torchvision_compat.ensure()
     from peft import PeftModel

@@ -50,15 +50,14 @@ def stream(
     prompt: Prompter,
     seed: Seeder,
     *,
-    max_rows: int = 64,
+    max_rows: int | None = None,
     engine: str = "auto",
     counts: Callable[[Counts], None] | None = None,
 ) -> Iterator[tuple[Question, CandidateBatch]]:
     """`sampling.samples` answers to each question, as they get done; questions come in as rows get free.
 
     `prompt` gives the user's text of a question, `seed` the random stream of (question, sample). A sample does not
-    depend on what else is drawn. `max_rows`: answers drawn at once, on a CPU by each worker of a `Crew`. `engine`: see
-    `engine.ways.choose`. `counts` is told at the end what was done.
+    depend on what else is drawn. `max_rows`, `engine`: see `Crew`. `counts` is told at the end what was done.
     """
     from vstar_fast.engine import Crew
     from vstar_fast.engine.merged import merged
@@ -112,7 +111,7 @@ def generate(
     seed: Seeder,
     grammars: Sequence[Grammar | None] = (),
     *,
-    max_rows: int = 64,
+    max_rows: int | None = None,
 ) -> CandidateBatch:
     """Answers to all questions as one batch of B = questions x samples rows, in the order of the questions.
 

@@ -27,7 +27,8 @@ def _where(command: Any) -> Any:
 
 
 def _caches(run_dir: Path | None, folder: Path | None) -> dict[str, Cache]:
-    from vstar_fast import config, features
+    from vstar_fast import config
+    from vstar_fast.run import features
 
     if folder is not None:
         return features.caches(config.CacheConfig(folder=str(folder)), folder)
@@ -73,7 +74,7 @@ def warm(**options: Any) -> None:
     """Decode and encode all videos of a run now."""
     config, run_dir, progress, profiler = opened(options)
     from vstar_fast import readers
-    from vstar_fast.runtime import Runtime
+    from vstar_fast.run.runtime import Runtime
 
     with progress:
         videos, _, _ = readers.read(config.data, seed=config.seed)

@@ -50,9 +50,10 @@ class DataConfig:
     """Where the labelled videos are."""
 
     path: str = ""
-    """A `manifest.jsonl`, a `.jsonl`/`.json`/`.csv` file, or a folder with one sub-folder per class."""
+    """A `manifest.jsonl`, a `.jsonl`/`.json`/`.csv` file, a `.txt` list, a folder with one sub-folder per class, or one
+    with `train.csv`, `val.csv`, ..."""
     reader: str = "auto"
-    """`auto`, `manifest`, `folder`, `csv`, `jsonl`, `json` or `webdataset` (tar shards)."""
+    """`auto`, `manifest`, `folder`, `csv`, `jsonl`, `json`, `list` (a path and its class a line) or `webdataset`."""
     extra: tuple[str, ...] = ()
     """Further data paths, read the same way; their videos join those of `path`."""
     root: str = ""
@@ -69,13 +70,15 @@ class DataConfig:
     """Optional JSON file of original instruction data (LLaVA, ShareGPT or messages) mixed into fine-tuning."""
     columns: dict[str, str] = field(default_factory=dict)
     """CSV/JSONL column names: `video`, `label`, `split`, `start`, `end`, `id`, ..., where they differ."""
+    class_names: str = ""
+    """File with the names of classes that the data gives by number: `1 ApplyEyeMakeup` a line, or a name a line."""
     strict: bool = False
     """Stop at the first row or file that cannot be used, instead of recording it and going on."""
     questions: dict[str, tuple[str, ...]] = field(default_factory=dict)
     """Own question templates by label kind, e.g. `class = ["Which sport is this?"]`."""
 
     def __post_init__(self) -> None:
-        one_of("data.reader", self.reader, ("auto", "manifest", "folder", "csv", "jsonl", "json", "webdataset"))
+        one_of("data.reader", self.reader, ("auto", "manifest", "folder", "csv", "jsonl", "json", "list", "webdataset"))
         in_range("data", self)
         shares = (self.dev_fraction, self.test_fraction)
         need(sum(shares) < 1, f"data.dev_fraction and data.test_fraction must sum to less than 1, got {shares}")
@@ -116,8 +119,9 @@ class GenerateConfig:
     top_p: float = 1.0
     top_k: int = 0
     max_new_tokens: int = 48
-    batch_size: int = 64
-    """Answers drawn at once (on a CPU by each of several workers); does not change any sample."""
+    batch_size: int = 0
+    """Answers drawn at once (on a CPU by each of several workers), fewer where memory ends; does not change any sample.
+    0: 64 on a CPU, 256 on a GPU."""
     engine: str = "auto"
     """`packed`: what answers share is read once; `plain`: by the model's own forward, slower, for layers that cannot be
     packed; `auto`: packed where the model can be. For evaluation and label scores too; changes no answer."""
@@ -180,7 +184,8 @@ class EvaluateConfig:
     """Greedy answers on held-out videos."""
 
     max_new_tokens: int = 48
-    batch_size: int = 64
+    batch_size: int = 0
+    """As `generate.batch_size`."""
     bootstrap: int = 2000
     """Resamples behind every 95 % interval (clustered by clip)."""
     score_labels: bool = False

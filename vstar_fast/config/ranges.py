@@ -52,7 +52,7 @@ RANGES: dict[str, dict[str, Range]] = {
         "top_p": ABOVE_0_TO_1,
         "top_k": FROM_0,
         "max_new_tokens": AT_LEAST_1,
-        "batch_size": AT_LEAST_1,
+        "batch_size": FROM_0,
         "propose": FROM_0,
     },
     "rationalize": {"samples": AT_LEAST_1, "max_share": FROM_0_TO_ANY},
@@ -77,7 +77,7 @@ RANGES: dict[str, dict[str, Range]] = {
         "max_grad_norm": ABOVE_0,
         "mix_ratio": FROM_0,
     },
-    "evaluate": {"max_new_tokens": AT_LEAST_1, "batch_size": AT_LEAST_1, "bootstrap": AT_LEAST_1},
+    "evaluate": {"max_new_tokens": AT_LEAST_1, "batch_size": FROM_0, "bootstrap": AT_LEAST_1},
     "loop": {"max_cycles": AT_LEAST_1, "patience": AT_LEAST_1, "continue_rate": ABOVE_0_TO_1},
 }
 

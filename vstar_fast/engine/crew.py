@@ -30,12 +30,14 @@ from vstar_fast.engine.scheduler import LOOKAHEAD, Scheduler
 from vstar_fast.errors import ConfigError, ModelError
 from vstar_fast.kernels.linear import packed_linears
 from vstar_fast.models import memory
+from vstar_fast.models.model_lock import meanwhile
 from vstar_fast.models.replica import replicas
-from vstar_fast.models.turn import meanwhile
 from vstar_fast.openmp import settable, threads_here
 
 MOST_WORKERS = 8
 """Each worker reads all weights for its own rows."""
+ROWS = {"cpu": 64, "cuda": 256}
+"""Answers drawn at once: a GPU reads all weights in a step, and that takes as long for one row as for a few hundred."""
 WORTH = 16
 """Answers that a worker of its own, and weights put in order for it, are worth."""
 HELD = 2 * LOOKAHEAD
@@ -65,18 +67,18 @@ def workers_for(lm: Any) -> int:
 
 
 class Crew:
-    """`Scheduler` several times over; see there for `max_rows` (of each worker) and `memory_bytes` (of all together).
+    """`Scheduler` several times over; `max_rows` of each worker, `memory_bytes` of all together, see there.
 
     Videos are dealt out in turn, with their requests, so that the batches, and with them the rounding, are the same
-    every time. `workers`: how many; None: `workers_for`. With one, the caller's thread does it all. `engine`: `packed`,
-    `plain`, or `auto`, see `ways.choose`.
+    every time. `workers`: how many; None: `workers_for`. With one, the caller's thread does it all. `max_rows`: None
+    is 64 on a CPU and 256 on a GPU. `engine`: `packed`, `plain`, or `auto`, see `ways.choose`.
     """
 
     def __init__(
         self,
         lm: Any,
         *,
-        max_rows: int = 64,
+        max_rows: int | None = None,
         memory_bytes: int | None = None,
         workers: int | None = None,
         engine: str = "auto",
@@ -87,7 +89,8 @@ class Crew:
         self._room = memory.free_bytes(lm.device) // 2 if memory_bytes is None else memory_bytes
         self.lm = lm
         self.way = ways.chosen(lm, engine)
-        self._made = partial(ways.WAYS[self.way.name], max_rows=max_rows, memory_bytes=self._room // self.workers)
+        rows = ROWS[lm.device.type] if max_rows is None else max_rows
+        self._made = partial(ways.WAYS[self.way.name], max_rows=rows, memory_bytes=self._room // self.workers)
         self.first = self._made(lm)
         self._others = Counts()
         self._busy = threading.Lock()

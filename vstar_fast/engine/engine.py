@@ -20,8 +20,8 @@ from vstar_fast.engine.crew import Crew
 from vstar_fast.engine.request import Answer, Counts, Request, Settings
 from vstar_fast.engine.scheduler import Scheduler
 from vstar_fast.errors import ConfigError, ModelError
+from vstar_fast.models.model_lock import alone, on_host
 from vstar_fast.models.prompts import Talk
-from vstar_fast.models.turn import alone, on_host
 
 if TYPE_CHECKING:
     from vstar_fast.kernels.constrain import Grammar
@@ -39,7 +39,7 @@ class Engine:
         model: Any,
         processor: Any,
         *,
-        max_rows: int = 64,
+        max_rows: int | None = None,
         memory_bytes: int | None = None,
         cache_bytes: int = CACHE_BYTES,
         engine: str = "auto",
@@ -150,7 +150,7 @@ class Engine:
 
 def as_lm(model: Any, processor: Any) -> Any:
     """The adapter of a model: `VideoLM` where the processor takes videos, else `TextLM` over a tokenizer."""
-    from vstar_fast.engine.text import TextLM
+    from vstar_fast.engine.text_lm import TextLM
 
     model = _without_wrapper(model)
     model = getattr(model, "thinker", model)  # the part of a model that also speaks which answers in words

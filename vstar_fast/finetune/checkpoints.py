@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from vstar_fast.runfolder import writing
+from vstar_fast.files import writing
 
 STATE, SEAL, ADAPTER = "state.pt", "seal.json", "adapter"
 NAME = re.compile(r"step-(\d+)")

@@ -12,10 +12,11 @@ from typing import Any
 
 import torch
 
-from vstar_fast import base_model
 from vstar_fast.config import FinetuneConfig
 from vstar_fast.config.finetune import weighty
+from vstar_fast.distributed import Ranks
 from vstar_fast.errors import RunError
+from vstar_fast.files import content_key, writing
 from vstar_fast.finetune import replay
 from vstar_fast.finetune.batches import batches, count_steps
 from vstar_fast.finetune.checkpoints import Checkpoints, Note
@@ -23,9 +24,8 @@ from vstar_fast.finetune.items import Item
 from vstar_fast.finetune.optimizer import Optimizer
 from vstar_fast.finetune.step import accumulate, copied, streams
 from vstar_fast.finetune.tracking import Tracking
+from vstar_fast.models import base_model
 from vstar_fast.models.video_lm import VideoLM
-from vstar_fast.runfolder import content_key, writing
-from vstar_fast.sharding import Ranks
 
 LOSSES = ("loss", "grad_norm")
 COUNTS = ("answer_tokens", "row_tokens", "packed_tokens")
@@ -126,8 +126,6 @@ class Fit:
             f"{name} is {value} at step {step}; lower finetune.lr (now {self._config.lr}) and run again. "
             f"`vstar-fast replay {where}` shows which example and which weights it comes from"
         )
-
-    # -- checkpoints ---------------------------------------------------------------------------
 
     def _save(self, step: int) -> None:
         if self._ranks.first:

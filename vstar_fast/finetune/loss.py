@@ -9,10 +9,10 @@ from typing import Any
 import torch
 
 from vstar_fast import backends
-from vstar_fast.attention import running
 from vstar_fast.errors import NotPacked
 from vstar_fast.finetune.items import Item
 from vstar_fast.finetune.packed import pack
+from vstar_fast.models.attention import running
 from vstar_fast.models.modules import attending_by, odd_layers
 from vstar_fast.models.video_lm import VideoLM
 

@@ -11,17 +11,17 @@ from typing import Any
 
 import torch
 
-from vstar_fast import base_model
 from vstar_fast.config import FinetuneConfig
 from vstar_fast.errors import RunError
-from vstar_fast.features import weights_key
+from vstar_fast.files import writing
 from vstar_fast.finetune.items import Item, Reader
 from vstar_fast.finetune.step import accumulate, streams
+from vstar_fast.models import base_model
+from vstar_fast.models.base_model import weights_key
 from vstar_fast.models.modules import dtype_name
 from vstar_fast.models.prompts import Talk
 from vstar_fast.models.video_lm import Features, VideoLM
 from vstar_fast.records import Example
-from vstar_fast.runfolder import writing
 
 BATCH = "batch.pt"
 

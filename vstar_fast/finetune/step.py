@@ -10,13 +10,13 @@ from typing import Any
 import torch
 
 from vstar_fast.config import FinetuneConfig
+from vstar_fast.distributed import Ranks
 from vstar_fast.finetune.batches import packs
 from vstar_fast.finetune.items import Item
 from vstar_fast.finetune.loss import packed_nll, packed_rows, row_nll
 from vstar_fast.finetune.preferences import divergence, dpo_loss, kto_loss, mismatched
 from vstar_fast.kernels.linear import fast_linears, packed_linears
 from vstar_fast.models.video_lm import VideoLM
-from vstar_fast.sharding import Ranks
 
 Losses = Callable[[Sequence[Item]], torch.Tensor]
 

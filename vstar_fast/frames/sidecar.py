@@ -7,10 +7,10 @@ from fractions import Fraction
 import numpy as np
 
 from vstar_fast.cache import Cache, Entry
+from vstar_fast.files import content_key
 from vstar_fast.frames.index import Index
 from vstar_fast.frames.job import Look
 from vstar_fast.frames.picture import Turn
-from vstar_fast.runfolder import content_key
 
 FORMAT = 1
 """Version of the index and of the look."""

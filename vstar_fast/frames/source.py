@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import threading
 import time
 from collections import Counter, deque
@@ -13,8 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 from vstar_fast import backends, clip_files
 from vstar_fast.cache import Cache, Entry
+from vstar_fast.clip_errors import REMEDIES, Unusable
 from vstar_fast.config import FramesConfig
 from vstar_fast.errors import BackendError
+from vstar_fast.files import content_key
 from vstar_fast.frames.decoding import Decoded, Decoding
 from vstar_fast.frames.geometry import ModelSize, finish
 from vstar_fast.frames.index import Index, check_length
@@ -23,8 +26,6 @@ from vstar_fast.frames.request import FrameRequest
 from vstar_fast.frames.sidecar import Sidecar
 from vstar_fast.openmp import threads_here
 from vstar_fast.records import Frames, Rejected
-from vstar_fast.runfolder import content_key
-from vstar_fast.unusable import REMEDIES, Unusable
 
 if TYPE_CHECKING:
     import torch
@@ -70,8 +71,6 @@ class FrameSource:
         self._counts: Counter[str] = Counter()
         self._stall_s = 0.0
 
-    # -- reading ---------------------------------------------------------------------------------
-
     def probe(self, path: str) -> Index:
         """When each picture of a file is shown. Raises Unusable or OSError."""
         request = FrameRequest(path)
@@ -82,6 +81,20 @@ class FrameSource:
             index = probe(request)
             self._sidecar.put_index(content, index)
         return index
+
+    def without(self, request: FrameRequest, start_s: float) -> Rejected | None:
+        """Why a label that begins at `start_s` of the clip or its window cannot be true: it is over by then."""
+        try:
+            index = self.probe(request.path)
+        except (Unusable, OSError):  # reading its frames says why
+            return None
+        end_s = min(float((index.end - index.zero) * index.base), request.end_s or math.inf)
+        length_s = end_s - (request.start_s or 0.0)
+        if start_s < length_s:
+            return None
+        return self._refuse(
+            request, "label_outside", f"a label begins at {start_s:g} s, the clip lasts {length_s:.2f} s"
+        )
 
     def route(self, path: str) -> backends.Choice:
         """The backend that decodes a file here, and why it is that one. Raises Unusable or OSError."""
@@ -147,8 +160,6 @@ class FrameSource:
                 self._counts["stalls"] += 1
                 self._stall_s += time.perf_counter() - began
         return future.result()
-
-    # -- one clip --------------------------------------------------------------------------------
 
     def _one(self, request: FrameRequest) -> Frames | Rejected:
         try:

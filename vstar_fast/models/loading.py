@@ -8,9 +8,10 @@ from typing import Any
 
 import torch
 
-from vstar_fast import attention, backends
+from vstar_fast import backends
 from vstar_fast.config.ranges import DEVICE
 from vstar_fast.errors import BackendError, ModelError
+from vstar_fast.models import attention
 from vstar_fast.models.video_lm import VideoLM
 
 

@@ -11,12 +11,12 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from vstar_fast.files import write_text
 from vstar_fast.progress import clock
 from vstar_fast.questions import label_text
 from vstar_fast.records import LabeledVideo
 from vstar_fast.report import charts
-from vstar_fast.rundata import Run, Sample, choose, load, mode_of
-from vstar_fast.runfolder import write_text
+from vstar_fast.run.contents import Run, Sample, choose, load, mode_of
 
 STRIP_FRAMES = 5
 STRIP_HEIGHT_PX = 96
@@ -34,9 +34,6 @@ def write(run_dir: Path, out: Path | None = None, *, samples: int = 600, thumbna
     path = out or run_dir / "report.html"
     write_text(path, render(run, shown, strips))
     return path
-
-
-# -- pictures ----------------------------------------------------------------------------------------
 
 
 def filmstrips(videos: Iterable[LabeledVideo]) -> dict[str, str]:
@@ -70,9 +67,6 @@ def _jpeg(picture: Any) -> bytes:
     codec.options = {"qmin": "4", "qmax": "6"}
     frame.pts = 0
     return b"".join(bytes(packet) for packet in [*codec.encode(frame), *codec.encode(None)])
-
-
-# -- page --------------------------------------------------------------------------------------------
 
 
 def render(run: Run, shown: Sequence[Sample], strips: Mapping[str, str]) -> str:
