@@ -6,7 +6,7 @@ import torch
 import families
 from test_families import batch_of
 from vstar_fast import models
-from vstar_fast.engine import Request, Scheduler, Scorer, Settings, pieces
+from vstar_fast.engine import Request, Scheduler, Scorer, Settings, chunked_prefill
 from vstar_fast.engine.stack import Stack
 
 
@@ -60,7 +60,7 @@ def test_prompts_in_pieces_give_the_same_answers(lm, most, monkeypatch):
         return [a for r in requests for a in found[id(r)]], scheduler.counts.prefilled
 
     whole, tokens = drawn()
-    monkeypatch.setitem(pieces.BETWEEN_STEPS, "cpu", most)
+    monkeypatch.setitem(chunked_prefill.BETWEEN_STEPS, "cpu", most)
     sizes, prefill = [], Stack._prefill
     monkeypatch.setattr(
         Stack,

@@ -12,7 +12,7 @@ from vstar_fast.kernels.prefix_attention import Groups, Segment, prefix_attentio
 from constrain_tools import small_vocab
 from test_engine import SIZES, prompts, request, text_model
 from vstar_fast import backends, ops
-from vstar_fast.engine import Scheduler, TextLM, burst, cache, graphs, pieces
+from vstar_fast.engine import Scheduler, TextLM, burst, cache, chunked_prefill, graphs
 from vstar_fast.engine.store import PAGE, slots_of
 from vstar_fast.errors import ModelError
 
@@ -164,7 +164,7 @@ def test_prompts_are_taken_in_between_steps_a_few_at_a_time(lm, most, monkeypatc
     """Ten prompts wait while two answers are drawn: at most one is put in before these go on."""
     asked = [request(ids, (1,), max_new_tokens=n) for n, ids in zip([90, *[6] * 9], prompts(*[100] * 10), strict=True)]
     want = answers(scheduler(lm, max_rows=8), asked)
-    monkeypatch.setitem(pieces.BETWEEN_STEPS, "cpu", most)
+    monkeypatch.setitem(chunked_prefill.BETWEEN_STEPS, "cpu", most)
     made = scheduler(lm, Recorder(), max_rows=8)
     taken, put = [], made._prompts.arriving
     monkeypatch.setattr(made._prompts, "arriving", lambda now, later: (taken.append(len(now)), put(now, later))[1])

@@ -10,7 +10,7 @@ from vstar_fast.kernels.prefix_attention import prefix_attention
 
 from test_engine import drawn, prompts, request, text_model, theirs
 from test_engine_score import rows
-from vstar_fast.engine import Request, Scheduler, Scorer, Settings, TextLM, cache, pieces, windows
+from vstar_fast.engine import Request, Scheduler, Scorer, Settings, TextLM, cache, chunked_prefill, windows
 from vstar_fast.engine.plan import Level, Span
 from vstar_fast.engine.store import Shape, Store
 from vstar_fast.errors import ModelError
@@ -135,7 +135,7 @@ def whole(r):
 @pytest.mark.parametrize("most", [1 << 62, 21])
 def test_a_window_reaches_over_clips_questions_and_pieces_of_prompts(model, most, monkeypatch):
     monkeypatch.setattr(windows, "BLOCK", 16)
-    monkeypatch.setitem(pieces.BETWEEN_STEPS, "cpu", most)
+    monkeypatch.setitem(chunked_prefill.BETWEEN_STEPS, "cpu", most)
     lm = TextLM(model)
     asked = questions(max_new_tokens=20)
     for r, answers in zip(asked, drawn(Scheduler(lm, plain_below=0), asked), strict=True):

@@ -14,8 +14,8 @@ from test_families import batch_of
 from vstar_fast import backends, models, ops
 from vstar_fast.engine import Crew, Engine, Request, Scheduler, Scorer, Settings, TextLM, ways
 from vstar_fast.engine.cache import refusal
-from vstar_fast.engine.caches import NoRows, copied, dims_of, gathered, nbytes, tensors_of
 from vstar_fast.engine.plain import PlainScheduler
+from vstar_fast.engine.plain_caches import NoRows, copied, dims_of, gathered, nbytes, tensors_of
 from vstar_fast.engine.plain_nodes import paths_of
 from vstar_fast.engine.plain_prompts import PlainStack
 from vstar_fast.engine.stack import Stack

@@ -15,7 +15,7 @@ from test_engine_families import asked
 from test_engine_families import theirs as of_generate
 from test_families import batch_of
 from vstar_fast import models, ops
-from vstar_fast.engine import Crew, Request, Scheduler, Scorer, Settings, TextLM, crew, pieces, score, stack
+from vstar_fast.engine import Crew, Request, Scheduler, Scorer, Settings, TextLM, chunked_prefill, crew, score, stack
 from vstar_fast.models.hf_cache import CACHE
 from vstar_fast.models.mixers import mixers_of
 from vstar_fast.models.recurrent import States, in_waves, mixed, running
@@ -107,7 +107,7 @@ def test_samples_have_the_log_likelihood_of_the_models_own_forward_in_any_batch(
 def test_long_prompts_in_pieces_give_the_same_answers(lm, most, monkeypatch):
     asked = [request(ids, max_new_tokens=8) for ids in prompts(12, 9, 150)]
     want = [[theirs(lm.model, r.tail, 8)] * 3 for r in asked]
-    monkeypatch.setitem(pieces.BETWEEN_STEPS, "cpu", most)
+    monkeypatch.setitem(chunked_prefill.BETWEEN_STEPS, "cpu", most)
     scheduler = Scheduler(lm, max_rows=6)
     assert drawn(scheduler, asked) == want
     assert scheduler.counts.prefilled == 171 and not states_alive()
@@ -188,7 +188,7 @@ def video_lm(tmp_path_factory):
 
 @pytest.mark.parametrize("most", [1 << 62, 7])
 def test_a_videos_tokens_go_through_once_for_all_its_questions(video_lm, most, monkeypatch):
-    monkeypatch.setitem(pieces.BETWEEN_STEPS, "cpu", most)
+    monkeypatch.setitem(chunked_prefill.BETWEEN_STEPS, "cpu", most)
     first, second = video_lm.encode(batch_of((56, 84), (70, 56)))
     features = [first, second, first, None, first, second]
     texts = ["which colour", "is it red?", "", "see a ball", "see a ball", "which colour"]

@@ -11,11 +11,11 @@ import pytest
 import torch
 
 from test_frames import NAMES, clips, here, write
+from vstar_fast.clip_errors import REASONS, REMEDIES
 from vstar_fast.config import FramesConfig
 from vstar_fast.frames import FrameRequest, Frames, FrameSource
-from vstar_fast.frames import workers as processes
+from vstar_fast.frames import worker_pool as processes
 from vstar_fast.records import Rejected
-from vstar_fast.unusable import REASONS, REMEDIES
 
 __all__ = ["clips"]
 

@@ -23,6 +23,7 @@ from PIL import Image
 
 from test_frames import here, number, numbered, write
 from vstar_fast import clip_files, torchvision_compat
+from vstar_fast.clip_errors import Unusable
 from vstar_fast.config import FramesConfig
 from vstar_fast.errors import DataError
 from vstar_fast.frames import FrameRequest, Frames, FrameSource, Geometry, ModelSize, Sampling, normalise
@@ -30,7 +31,6 @@ from vstar_fast.frames.geometry import plan
 from vstar_fast.frames.index import Index
 from vstar_fast.frames.sampling import pick
 from vstar_fast.records import Rejected
-from vstar_fast.unusable import Unusable
 
 
 def read(path: Path | str, count: int = 8, **values: Any) -> Frames | Rejected:

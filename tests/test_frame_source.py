@@ -16,7 +16,7 @@ import tiny
 from vstar_fast.cache import Cache
 from vstar_fast.config import FramesConfig
 from vstar_fast.frames import FrameRequest, Frames, FrameSource, Geometry, Sampling, job, worker
-from vstar_fast.frames import workers as processes
+from vstar_fast.frames import worker_pool as processes
 from vstar_fast.frames.job import Task
 from vstar_fast.records import Rejected
 

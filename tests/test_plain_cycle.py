@@ -22,7 +22,7 @@ from vstar_fast.finetune.items import Reader
 from vstar_fast.finetune.loss import row_nll
 from vstar_fast.finetune.packing import decided
 from vstar_fast.finetune.step import accumulate
-from vstar_fast.models.targets import targets_of
+from vstar_fast.models.lora_targets import targets_of
 from vstar_fast.records import Example
 from vstar_fast.run.runtime import unload
 

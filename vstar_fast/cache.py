@@ -108,8 +108,6 @@ class Cache:
             "budget_bytes": self.disk_bytes,
         }
 
-    # -- memory ----------------------------------------------------------------------------------
-
     def _keep(self, key: str, entry: Entry) -> None:
         if entry.nbytes > self.host_bytes:
             return
@@ -120,8 +118,6 @@ class Cache:
             while self._held > self.host_bytes:
                 _, gone = self._host.popitem(last=False)
                 self._held -= gone.nbytes
-
-    # -- disk ------------------------------------------------------------------------------------
 
     def _path(self, key: str) -> Path:
         return self.folder / key[:2] / f"{key}{SUFFIX}"

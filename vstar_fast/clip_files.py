@@ -14,7 +14,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from vstar_fast.unusable import Unusable
+from vstar_fast.clip_errors import Unusable
+from vstar_fast.files import digest
 
 IMAGES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 """Endings of the pictures of an image folder."""
@@ -107,7 +108,7 @@ def content_key(path: str) -> str:
 @functools.lru_cache(maxsize=65536)
 def _opened_key(path: str, *_: int) -> str:
     with _remote_faults(path), opened(path) as file:
-        return _digest(file, file.seek(0, os.SEEK_END))
+        return digest(file, file.seek(0, os.SEEK_END))
 
 
 @contextlib.contextmanager
@@ -136,18 +137,7 @@ def _folder_key(path: str) -> str:
 @functools.lru_cache(maxsize=65536)
 def _local_key(path: str, size: int, *_: int) -> str:
     with open(path, "rb") as file:
-        return _digest(file, size)
-
-
-_WINDOW = 1 << 20
-
-
-def _digest(file: IO[bytes], size: int) -> str:
-    digest = hashlib.blake2b(str(size).encode(), digest_size=8)
-    for start in sorted({0, max(0, size // 2 - _WINDOW // 2), max(0, size - _WINDOW)}):
-        file.seek(start)
-        digest.update(file.read(_WINDOW))
-    return digest.hexdigest()
+        return digest(file, size)
 
 
 def _fsspec(url: str) -> Any:

@@ -24,7 +24,7 @@ class Round:
     """One time round the loop: its number, its folder, what is asked, and the adapter that answers."""
 
     number: int
-    where: Path
+    folder: Path
     asked: list[Question]
     teacher: Path | None
 
@@ -81,25 +81,25 @@ def run(
 
 def one_cycle(session: Session, r: Round) -> tuple[Path, dict[str, Any]]:
     """Answer, verify, rationalize what failed, verify, fine-tune, evaluate: (adapter, results)."""
-    adapter, direct, rationalized, examples = taught(session, r)
-    found = measure(session, adapter, r.where / "metrics")
+    adapter, direct, rationalized, examples = self_train(session, r)
+    found = measure(session, adapter, r.folder / "metrics")
     counted = summary.yields(direct, rationalized, examples, r.asked, session.label_sets, session.config)
     return adapter, {"cycle": r.number, **counted, **found}
 
 
-def taught(session: Session, r: Round) -> tuple[Path, Judged, Judged, list[Example]]:
+def self_train(session: Session, r: Round) -> tuple[Path, Judged, Judged, list[Example]]:
     """All of a cycle but its evaluation: (adapter, direct answers, rationalizations, examples)."""
     direct = answer(session, r)
     rationalized = rationalize(session, r, direct)
     examples = keep(session, r, direct, rationalized)
-    _need(session, r, direct, rationalized, examples)
+    _require_examples(session, r, direct, rationalized, examples)
     return train(session, r, examples), direct, rationalized, examples
 
 
 def answer(session: Session, r: Round) -> Judged:
     """k answers to every question, judged."""
-    g, where = session.config.generate, r.where / "generate"
-    write_jsonl(r.where / "questions.jsonl", [to_dict(q) for q in r.asked])
+    g, where = session.config.generate, r.folder / "generate"
+    write_jsonl(r.folder / "questions.jsonl", [to_dict(q) for q in r.asked])
     asked = r.asked if session.config.loop.direct else []
     candidates = session.answer(asked, r.teacher, session.sampling(g.samples), where, reason=g.reason)
     return session.judge(candidates, asked, where)
@@ -107,7 +107,7 @@ def answer(session: Session, r: Round) -> Judged:
 
 def rationalize(session: Session, r: Round, direct: Judged) -> Judged:
     """The questions of which nothing was kept once more, with the label as a hint, judged with the leak guard."""
-    config, where = session.config, r.where / "rationalize"
+    config, where = session.config, r.folder / "rationalize"
     wanted = config.rationalize.enabled and config.generate.reason and config.loop.filter
     if not wanted or _for_final_model(config, r.number):
         return []
@@ -136,11 +136,13 @@ def keep(session: Session, r: Round, direct: Judged, rationalized: Judged) -> li
     seed = stream_seed(config.seed, "cap", r.number)
     examples = kept + dataset.cap(hinted, len(kept), config.rationalize, seed)
     examples = _preferences(config, examples, direct, asked)
-    write_jsonl(r.where / "examples.jsonl", [to_dict(e) for e in examples])
+    write_jsonl(r.folder / "examples.jsonl", [to_dict(e) for e in examples])
     return examples
 
 
-def _need(session: Session, r: Round, direct: Judged, rationalized: Judged, examples: list[Example]) -> None:
+def _require_examples(
+    session: Session, r: Round, direct: Judged, rationalized: Judged, examples: list[Example]
+) -> None:
     """Raise NothingKept, with what to change, where there is nothing to train on."""
     if not examples:
         raise NothingKept(advice.nothing_kept(f"cycle {r.number}", direct, rationalized, session.config))
@@ -160,17 +162,17 @@ def _preferences(
 def train(session: Session, r: Round, examples: list[Example], *, steps: int = 0) -> Path:
     """Fine-tune from the initial checkpoint (or the last cycle's adapter) on what was kept."""
     start = r.teacher if session.config.loop.restart == "continue" else None
-    return fit(session, examples, r.where / "adapter", start=start, steps=steps)
+    return fit(session, examples, r.folder / "adapter", start=start, steps=steps)
 
 
 def fit(session: Session, examples: list[Example], out: Path, *, start: Path | None = None, steps: int = 0) -> Path:
     """Fine-tune on examples and the instruction data that goes with so many, asked as they were answered."""
     examples = dataset.distinct(examples)
-    mixed, prompts = session.instruction_examples(len(examples))
+    mixed, prompts = session.training.instruction_examples(len(examples))
     if session.config.finetune.balance:
         examples = dataset.balance(examples, {q.id: q for q in session.questions["train"]})
     asked_for_reasons = session.config.generate.reason
-    return session.train(
+    return session.training.train(
         examples + dataset.distinct(mixed), out, start=start, steps=steps, reason=asked_for_reasons, texts=prompts
     )
 
@@ -216,7 +218,7 @@ def labels_only(session: Session, where: Path, steps: int) -> dict[str, Any]:
     unread = {r.id for r in session.folder.rejected}
     asked = [q for q in session.questions["train"] if q.video_id not in unread]
     gold = [Example(q.video_id, q.id, q.text, questions.answer_text(q), "labels") for q in asked]
-    adapter = session.train(gold, where / "adapter", steps=steps, reason=False, objective="sft")
+    adapter = session.training.train(gold, where / "adapter", steps=steps, reason=False, objective="sft")
     return {"steps": steps, "kept": len(gold), **measure(session, adapter, where / "metrics", reason=False)}
 
 
@@ -252,7 +254,7 @@ def run_stage(
         teacher: Path | None = None
         for n in range(number):  # an adapter of other settings would not be this run's
             before = Round(n, folder.cycle(n), session.questions["train"], teacher)
-            teacher = taught(session, before)[0]
+            teacher = self_train(session, before)[0]
         return _stage(session, name, Round(number, folder.cycle(number), session.questions["train"], teacher))
     finally:
         if session is not None:
@@ -268,11 +270,11 @@ def _stage(session: Session, name: str, r: Round) -> dict[str, Any]:
     if name == "rationalize":
         return summary.counts(rationalized)
     examples = keep(session, r, direct, rationalized)
-    _need(session, r, direct, rationalized, examples)
+    _require_examples(session, r, direct, rationalized, examples)
     adapter = train(session, r, examples)
     if name == "finetune":
         return {"examples": len(examples), "adapter": str(adapter)}
-    found = measure(session, adapter, r.where / "metrics")
+    found = measure(session, adapter, r.folder / "metrics")
     return {"dev": found["dev"], "test": found["test"]}
 
 

@@ -33,14 +33,14 @@ class NothingKept(RunError):
     """No answer of a cycle passed, so there is nothing to fine-tune on."""
 
 
-WORDS = ("out of memory", "can't allocate memory", "not enough memory")
+OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
 
 
-def ran_out(error: BaseException) -> bool:
+def out_of_memory(error: BaseException) -> bool:
     """Whether an error means that memory ran out: on a CPU torch says so in the words of a RuntimeError."""
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return True
-    return isinstance(error, RuntimeError) and any(words in str(error).lower() for words in WORDS)
+    return isinstance(error, RuntimeError) and any(words in str(error).lower() for words in OUT_OF_MEMORY)
 
 
 class ConstrainError(VstarError, ValueError):

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
 from vstar_fast.records import Candidate, Estimate, Label, Question, Verdict
+
+Rows = Sequence[tuple[Label, Verdict, int]]
+"""Labels with the verdict on their answer, and where in it they stand."""
 
 
 def accuracy(verdicts: Sequence[Verdict], questions: Mapping[str, Question], *, bootstrap: int, seed: int) -> Estimate:
@@ -52,21 +55,21 @@ def metrics(verdicts: Sequence[Verdict], questions: Mapping[str, Question]) -> d
     return {kind: _kind_metrics(kind, group) for kind, group in sorted(rows.items())}
 
 
-def _kind_metrics(kind: str, rows: Sequence[tuple[Label, Verdict, int]]) -> dict[str, float]:
+def _kind_metrics(kind: str, rows: Rows) -> dict[str, float]:
     out = {"n": float(len(rows)), "accuracy": float(np.mean([v.passed for _, v, _ in rows]))}
     extra = _EXTRA.get(kind)
     return out | extra(rows) if extra else out
 
 
-def _scores(name: str):  # type: ignore[no-untyped-def]
-    def mean(rows: Sequence[tuple[Label, Verdict, int]]) -> dict[str, float]:
+def _mean_score(name: str) -> Callable[[Rows], dict[str, float]]:
+    def mean(rows: Rows) -> dict[str, float]:
         scores = [v.scores[i] if i < len(v.scores) else 0.0 for _, v, i in rows]
         return {name: float(np.mean(scores))}
 
     return mean
 
 
-def _number(rows: Sequence[tuple[Label, Verdict, int]]) -> dict[str, float]:
+def _number(rows: Rows) -> dict[str, float]:
     """Relative error over the answers that hold a number, and the share that does."""
     found = [
         (label.value, float(v.extracted[i]))
@@ -78,7 +81,7 @@ def _number(rows: Sequence[tuple[Label, Verdict, int]]) -> dict[str, float]:
     return {"answered": len(found) / len(rows), "median_relative_error": median}
 
 
-_EXTRA = {"interval": _scores("mean_iou"), "sequence": _scores("matched_share"), "number": _number}
+_EXTRA = {"interval": _mean_score("mean_iou"), "sequence": _mean_score("matched_share"), "number": _number}
 
 
 def reasoned(candidates: Sequence[Candidate]) -> float:

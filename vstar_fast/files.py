@@ -12,7 +12,7 @@ import re
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from vstar_fast.distributed import rank
 from vstar_fast.errors import RunError
@@ -34,15 +34,18 @@ def content_key(*values: Any) -> str:
 
 
 def file_key(path: str | Path) -> str:
-    """Key of a file's content: all of it up to 3 MiB, else its size and its first, middle and last MiB."""
-    digest = hashlib.blake2b(digest_size=8)
-    size = os.path.getsize(path)
-    digest.update(str(size).encode())
+    """Key of a file's content, see `digest`."""
     with open(path, "rb") as file:
-        for start in sorted({0, max(0, size // 2 - _WINDOW_BYTES // 2), max(0, size - _WINDOW_BYTES)}):
-            file.seek(start)
-            digest.update(file.read(_WINDOW_BYTES))
-    return digest.hexdigest()
+        return digest(file, os.fstat(file.fileno()).st_size)
+
+
+def digest(file: IO[bytes], size: int) -> str:
+    """16 hex digits of `size` bytes: of all of them up to 3 MiB, else of their number and three MiB."""
+    found = hashlib.blake2b(str(size).encode(), digest_size=8)
+    for start in sorted({0, max(0, size // 2 - _WINDOW_BYTES // 2), max(0, size - _WINDOW_BYTES)}):
+        file.seek(start)
+        found.update(file.read(_WINDOW_BYTES))
+    return found.hexdigest()
 
 
 def write_atomic(path: Path, write: Callable[[Path], None], *, own: bool = False) -> None:

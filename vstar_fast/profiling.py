@@ -115,13 +115,6 @@ class Profiler:
         self._book()
         return {name: stage.to_dict() for name, stage in self._done.items()}
 
-    def table(self) -> list[dict[str, Any]]:
-        """The totals as rows, longest stage first, each with its share of all seconds."""
-        stages = self.stages()
-        total = sum(s["seconds"] for s in stages.values()) or 1.0
-        rows = [{"stage": name, "share": s["seconds"] / total, **s} for name, s in stages.items()]
-        return sorted(rows, key=lambda row: -row["seconds"])
-
     def _book(self) -> None:
         """Book the time since the last mark, and the memory peak, on the innermost stage."""
         if self._open:

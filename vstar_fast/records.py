@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from vstar_fast.errors import DataError
 from vstar_fast.labels.checks import LABEL_KINDS, check_from_zero, require_word
@@ -16,8 +16,6 @@ from vstar_fast.labels.checks import LABEL_KINDS, check_from_zero, require_word
 if TYPE_CHECKING:
     import torch
 
-Split = Literal["train", "dev", "test"]
-Mode = Literal["direct", "rationalized"]
 SPLITS: tuple[str, ...] = ("train", "dev", "test")
 MODES: tuple[str, ...] = ("direct", "rationalized")
 FAILED = "failed"

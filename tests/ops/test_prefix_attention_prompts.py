@@ -12,7 +12,7 @@ from vstar_fast.kernels.prefix_attention.reference import run as reference
 from attention_tools import segment
 from test_engine import prompts, request, text_model
 from vstar_fast import backends
-from vstar_fast.engine import Scheduler, TextLM, pieces
+from vstar_fast.engine import Scheduler, TextLM, chunked_prefill
 from vstar_fast.errors import BackendError
 
 NAMES = tuple(flash_attn.FUNCTIONS)
@@ -209,7 +209,7 @@ def test_pieces_of_a_long_prompt_go_there_whole(installed, monkeypatch):
             return Scheduler(lm)._prompts.put(asked)[0].hidden.float()
 
     want = hidden()
-    monkeypatch.setitem(pieces.BETWEEN_STEPS, "cpu", 200)
+    monkeypatch.setitem(chunked_prefill.BETWEEN_STEPS, "cpu", 200)
     installed(flash_attn_4=right)
     torch.testing.assert_close(hidden(), want, atol=0.1, rtol=0.1)
     assert backends.report()["prefix_attention"] == {"flash-attn-4": 4}  # two layers of two pieces, nothing else

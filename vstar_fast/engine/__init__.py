@@ -12,8 +12,8 @@ from vstar_fast.engine.engine import Engine  # noqa: E402
 from vstar_fast.engine.request import Answer, Counts, Request, Settings  # noqa: E402
 from vstar_fast.engine.scheduler import Scheduler  # noqa: E402
 from vstar_fast.engine.score import Scorer  # noqa: E402
-from vstar_fast.engine.shared import SharedPrefixCache  # noqa: E402
-from vstar_fast.engine.text import TextLM  # noqa: E402
+from vstar_fast.engine.shared_prefix import SharedPrefixCache  # noqa: E402
+from vstar_fast.engine.text_lm import TextLM  # noqa: E402
 
 __all__ = [
     "Answer",

@@ -87,8 +87,6 @@ class Batch(Drawing):
         super().clear()
         self.groups = []
 
-    # -- joining -------------------------------------------------------------------------------
-
     def join(self, groups: Sequence[Group]) -> None:
         """Draw the first token of new rows from their prompts' last hidden states; those that go on take part."""
         lanes, golds = self._first(groups)
@@ -124,8 +122,6 @@ class Batch(Drawing):
                     copy(node, span)
                 at += node.length
         group.prefix.nodes = []
-
-    # -- a step --------------------------------------------------------------------------------
 
     def step(self) -> None:
         """Feed every row's pending tokens and draw its next one."""
@@ -184,8 +180,6 @@ class Batch(Drawing):
                 offset += node.length
             begin = end
         return levels
-
-    # -- leaving -------------------------------------------------------------------------------
 
     def leave(self) -> list[Group]:
         """Take finished rows out and free their pages; the groups that have none left."""

@@ -22,8 +22,8 @@ from vstar_fast.errors import ModelError
 from vstar_fast.kernels.prefix_attention import prefix_attention
 from vstar_fast.kernels.prefix_attention.sinks import with_sinks
 from vstar_fast.models.layers import UNKNOWN, Layers, LayerShape, layers_of
+from vstar_fast.models.model_lock import alone
 from vstar_fast.models.modules import attending_by, odd_layers
-from vstar_fast.models.turn import alone
 
 NAME = "vstar_prefix"
 """`attn_implementation` for any model: plain caches go to torch's attention, those of this module are shared."""

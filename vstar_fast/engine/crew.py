@@ -30,8 +30,8 @@ from vstar_fast.engine.scheduler import LOOKAHEAD, Scheduler
 from vstar_fast.errors import ConfigError, ModelError
 from vstar_fast.kernels.linear import packed_linears
 from vstar_fast.models import memory
+from vstar_fast.models.model_lock import meanwhile
 from vstar_fast.models.replica import replicas
-from vstar_fast.models.turn import meanwhile
 from vstar_fast.openmp import settable, threads_here
 
 MOST_WORKERS = 8

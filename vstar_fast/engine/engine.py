@@ -19,7 +19,7 @@ from vstar_fast.engine.crew import Crew
 from vstar_fast.engine.request import Answer, Counts, Request, Settings
 from vstar_fast.engine.scheduler import Scheduler
 from vstar_fast.errors import ConfigError, ModelError
-from vstar_fast.models.turn import alone, on_host
+from vstar_fast.models.model_lock import alone, on_host
 
 if TYPE_CHECKING:
     from vstar_fast.kernels.constrain import Grammar
@@ -145,7 +145,7 @@ class Engine:
 
 def as_lm(model: Any, processor: Any) -> Any:
     """The adapter of a model: `VideoLM` where the processor takes videos, else `TextLM` over a tokenizer."""
-    from vstar_fast.engine.text import TextLM
+    from vstar_fast.engine.text_lm import TextLM
 
     model = _without_wrapper(model)
     if not hasattr(processor, "tokenizer"):

@@ -16,9 +16,9 @@ import torch
 
 from vstar_fast import backends
 from vstar_fast.engine.batch import Batch, Flight, Group, Row
-from vstar_fast.engine.caches import NoRows
 from vstar_fast.engine.drawing import joined
 from vstar_fast.engine.lanes import Lane
+from vstar_fast.engine.plain_caches import NoRows
 from vstar_fast.engine.plain_prompts import PlainPrompts, PlainStack, ids_of
 from vstar_fast.engine.request import Answer
 from vstar_fast.engine.scheduler import Scheduler, prompt_tokens

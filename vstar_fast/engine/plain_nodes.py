@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 import torch
 
-from vstar_fast.engine.caches import NoRows
+from vstar_fast.engine.plain_caches import NoRows
 from vstar_fast.engine.plain_prompts import Held, PlainStack
 from vstar_fast.models import memory
 

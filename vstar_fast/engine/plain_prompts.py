@@ -12,8 +12,8 @@ from typing import Any
 
 import torch
 
-from vstar_fast.engine.caches import Dims, NoRows, copied, dims_between, dims_of, gathered, nbytes
-from vstar_fast.engine.pieces import whole
+from vstar_fast.engine.chunked_prefill import whole
+from vstar_fast.engine.plain_caches import Dims, NoRows, copied, dims_between, dims_of, gathered, nbytes
 from vstar_fast.engine.request import Request
 from vstar_fast.kernels.linear import fast_linears
 from vstar_fast.models.hf_cache import CACHE

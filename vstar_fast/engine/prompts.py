@@ -9,11 +9,11 @@ from typing import Any
 
 import torch
 
-from vstar_fast.engine.pieces import Prompt, by_token, whole
+from vstar_fast.engine.chunked_prefill import Prompt, by_token, whole
 from vstar_fast.engine.request import Request
 from vstar_fast.engine.stack import Stack
 from vstar_fast.engine.store import Node
-from vstar_fast.models.sight import embedded
+from vstar_fast.models.bidirectional import embedded
 
 
 @dataclass(slots=True, eq=False)

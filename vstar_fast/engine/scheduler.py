@@ -18,15 +18,15 @@ import torch
 
 from vstar_fast.engine import graphs
 from vstar_fast.engine.batch import Batch, Flight, Group, Row
-from vstar_fast.engine.pieces import BETWEEN_STEPS
+from vstar_fast.engine.chunked_prefill import BETWEEN_STEPS
 from vstar_fast.engine.prompts import Prompts
 from vstar_fast.engine.request import Answer, Counts, Request
 from vstar_fast.engine.stack import Stack
-from vstar_fast.errors import ConfigError, ModelError, ran_out
+from vstar_fast.errors import ConfigError, ModelError, out_of_memory
 from vstar_fast.kernels.prefix_attention import threshold
 from vstar_fast.models import memory
+from vstar_fast.models.model_lock import alone
 from vstar_fast.models.modules import evaluating
-from vstar_fast.models.turn import alone
 
 LOOKAHEAD = 64
 """Requests that are looked at before their turn, to see which videos will be asked about again."""
@@ -127,7 +127,7 @@ class Scheduler:
             with alone(self.stack.text_model), evaluating(self.lm.model):
                 self._advance(waiting, done)
         except Exception as error:
-            if not ran_out(error):
+            if not out_of_memory(error):
                 raise
             self._halve(waiting, error)
         return done

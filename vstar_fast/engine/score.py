@@ -26,9 +26,9 @@ from vstar_fast.engine.stack import PREFILL_TOKENS, Stack
 from vstar_fast.errors import ConfigError
 from vstar_fast.kernels.prefix_attention import Groups
 from vstar_fast.models import branches
+from vstar_fast.models.model_lock import alone, on_host
 from vstar_fast.models.modules import evaluating
 from vstar_fast.models.recurrent import WAVE_BYTES, Waves
-from vstar_fast.models.turn import alone, on_host
 
 MOST_LOGITS = 1 << 25
 """Logits held at once."""

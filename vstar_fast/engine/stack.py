@@ -9,17 +9,17 @@ from typing import Any
 import numpy as np
 import torch
 
-from vstar_fast.engine import masked, windows
+from vstar_fast.engine import bidirectional, windows
 from vstar_fast.engine import plan as plans
 from vstar_fast.engine.cache import PackedCache, attending, check
-from vstar_fast.engine.pieces import BETWEEN_STEPS, Prompt, pieces, whole
+from vstar_fast.engine.chunked_prefill import BETWEEN_STEPS, Prompt, pieces, whole
 from vstar_fast.engine.plan import Level, Plan, Slab, Span
 from vstar_fast.engine.store import Node, Shape, Store
 from vstar_fast.kernels.linear import fast_linears
+from vstar_fast.models.bidirectional import of_window
 from vstar_fast.models.hf_cache import CACHE
 from vstar_fast.models.layers import layers_of
 from vstar_fast.models.recurrent import Held, Run, Waves, in_waves, mixers_in, running
-from vstar_fast.models.sight import of_window
 
 PREFILL_TOKENS = {"cpu": 512, "cuda": 8192}
 """Tokens of prompts in one call, several prompts at a time; a longer prompt, or piece of one, is a call of its own.
@@ -130,8 +130,8 @@ def _see(plan: Plan, prompt: Prompt, device: torch.device) -> None:
     """The only prompt of a call sees what its mask says, if it has one."""
     if prompt.sight is not None:
         sight = prompt.sight
-        plan.levels = masked.levels(prompt, of_window(sight, None), device)
-        plan.cut = lambda window: masked.levels(prompt, of_window(sight, window), device)
+        plan.levels = bidirectional.levels(prompt, of_window(sight, None), device)
+        plan.cut = lambda window: bidirectional.levels(prompt, of_window(sight, window), device)
 
 
 def _seen(prompts: Sequence[Prompt], spans: Sequence[Span], depth: int) -> list[Span]:

@@ -15,10 +15,10 @@ from vstar_fast.engine.request import Request
 from vstar_fast.engine.scheduler import Scheduler
 from vstar_fast.errors import ConfigError, ModelError
 from vstar_fast.models import FAMILIES
+from vstar_fast.models.bidirectional import embedded
+from vstar_fast.models.model_lock import alone, on_host
 from vstar_fast.models.modules import evaluating, rounding, unmixed
 from vstar_fast.models.preprocessing import probe_clip
-from vstar_fast.models.sight import embedded
-from vstar_fast.models.turn import alone, on_host
 from vstar_fast.records import FrameBatch
 
 WAYS = {"packed": Scheduler, "plain": PlainScheduler}

@@ -16,10 +16,10 @@ from vstar_fast.errors import ModelError, NothingKept
 from vstar_fast.finetune.adapter import lora_settings
 from vstar_fast.finetune.batches import count_steps
 from vstar_fast.finetune.fit import Fit, Places
+from vstar_fast.finetune.fsdp import split_layers
 from vstar_fast.finetune.items import Item, Reader, Rows, cut
 from vstar_fast.finetune.packing import decided
 from vstar_fast.finetune.replay import replay
-from vstar_fast.finetune.split import split_layers
 from vstar_fast.finetune.step import accumulate, checkpointed
 from vstar_fast.models import base_model
 from vstar_fast.models.modules import dtype_name

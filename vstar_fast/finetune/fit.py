@@ -127,8 +127,6 @@ class Fit:
             f"`vstar-fast replay {where}` shows which example and which weights it comes from"
         )
 
-    # -- checkpoints ---------------------------------------------------------------------------
-
     def _save(self, step: int) -> None:
         if self._ranks.first:
             state = {"optimizer": self._optimizer.state(), "log": json.dumps(self.log)}

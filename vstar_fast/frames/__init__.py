@@ -5,13 +5,13 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable, Iterator, Sequence
 
+from vstar_fast.clip_errors import REASONS, Unusable
 from vstar_fast.config import FramesConfig
 from vstar_fast.errors import DataError
 from vstar_fast.frames.geometry import ModelSize, normalise
 from vstar_fast.frames.request import NATIVE, FrameRequest, Geometry, Sampling
 from vstar_fast.frames.source import FrameSource
 from vstar_fast.records import FrameBatch, Frames, LabeledVideo, Rejected
-from vstar_fast.unusable import REASONS, Unusable
 
 __all__ = [
     "NATIVE",

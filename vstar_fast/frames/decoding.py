@@ -14,6 +14,7 @@ import numpy as np
 
 from vstar_fast import backends, clip_files
 from vstar_fast.backends import Choice
+from vstar_fast.clip_errors import Unusable
 from vstar_fast.config import FramesConfig
 from vstar_fast.errors import BackendError
 from vstar_fast.frames.dali import BATCH, Clip, Dali
@@ -23,8 +24,7 @@ from vstar_fast.frames.request import FrameRequest
 from vstar_fast.frames.route import route
 from vstar_fast.frames.sampling import Picked
 from vstar_fast.frames.sidecar import Sidecar
-from vstar_fast.frames.workers import workers
-from vstar_fast.unusable import Unusable
+from vstar_fast.frames.worker_pool import workers
 
 if TYPE_CHECKING:
     import torch

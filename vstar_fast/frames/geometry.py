@@ -7,8 +7,8 @@ import math
 import threading
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from vstar_fast.clip_errors import Unusable
 from vstar_fast.frames.request import Geometry
-from vstar_fast.unusable import Unusable
 
 if TYPE_CHECKING:
     import torch

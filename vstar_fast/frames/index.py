@@ -8,8 +8,8 @@ from fractions import Fraction
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from vstar_fast import clip_files
+from vstar_fast.clip_errors import Unusable
 from vstar_fast.frames.request import FrameRequest
-from vstar_fast.unusable import Unusable
 
 if TYPE_CHECKING:
     import av

@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from vstar_fast import clip_files
+from vstar_fast.clip_errors import Unusable
 from vstar_fast.frames.index import Index, check_whole, of_images, open_video, scan, video_stream
 from vstar_fast.frames.memory import tidy
 from vstar_fast.frames.picture import UPRIGHT, Turn, of_frame
 from vstar_fast.frames.request import FrameRequest, Geometry
 from vstar_fast.frames.sampling import Picked, pick
-from vstar_fast.unusable import Unusable
 
 if TYPE_CHECKING:
     import av

@@ -8,9 +8,9 @@ from collections.abc import Iterator
 from fractions import Fraction
 from typing import NamedTuple
 
+from vstar_fast.clip_errors import Unusable
 from vstar_fast.frames.index import Index, check_length
 from vstar_fast.frames.request import FrameRequest, Sampling
-from vstar_fast.unusable import Unusable
 
 
 class Picked(NamedTuple):

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from vstar_fast import backends, clip_files
 from vstar_fast.cache import Cache, Entry
+from vstar_fast.clip_errors import REMEDIES, Unusable
 from vstar_fast.config import FramesConfig
 from vstar_fast.errors import BackendError
 from vstar_fast.files import content_key
@@ -25,7 +26,6 @@ from vstar_fast.frames.request import FrameRequest
 from vstar_fast.frames.sidecar import Sidecar
 from vstar_fast.openmp import threads_here
 from vstar_fast.records import Frames, Rejected
-from vstar_fast.unusable import REMEDIES, Unusable
 
 if TYPE_CHECKING:
     import torch
@@ -70,8 +70,6 @@ class FrameSource:
         self._busy: dict[str, _Busy] = {}
         self._counts: Counter[str] = Counter()
         self._stall_s = 0.0
-
-    # -- reading ---------------------------------------------------------------------------------
 
     def probe(self, path: str) -> Index:
         """When each picture of a file is shown. Raises Unusable or OSError."""
@@ -162,8 +160,6 @@ class FrameSource:
                 self._counts["stalls"] += 1
                 self._stall_s += time.perf_counter() - began
         return future.result()
-
-    # -- one clip --------------------------------------------------------------------------------
 
     def _one(self, request: FrameRequest) -> Frames | Rejected:
         try:

@@ -7,9 +7,9 @@ import contextlib
 from typing import Any
 
 from vstar_fast import clip_files
+from vstar_fast.clip_errors import Unusable
 from vstar_fast.frames.index import open_video, video_stream
 from vstar_fast.frames.job import Job, Pictures
-from vstar_fast.unusable import Unusable
 
 
 def decode(job: Job) -> Pictures:

@@ -1,4 +1,4 @@
-"""A process that decodes for another one: `main(FD)`, started by `workers.py`.
+"""A process that decodes for another one: `main(FD)`, started by `worker_pool.py`.
 
 A message is 8 bytes of length and a pickle. Pictures go back as a file descriptor of anonymous memory, without a copy
 through the pipe. A file that crashes or hangs the decoder takes this process with it and no other.

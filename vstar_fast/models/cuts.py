@@ -16,7 +16,7 @@ import torch
 from torch.utils import _pytree as pytree
 from transformers.modeling_outputs import ModelOutput
 
-from vstar_fast.errors import ran_out
+from vstar_fast.errors import out_of_memory
 from vstar_fast.models.text_inputs import forward_of
 
 PROJECTORS = ("multi_modal_projector", "connector", "merger", "aligner", "mm_projector", "projector")
@@ -265,7 +265,7 @@ class BehindTower(Cut):
         try:
             return same(own, self._again([leaves[i] for i in self.used], video))
         except Exception as error:  # whatever the model's code does without a tensor that it needs
-            if ran_out(error):
+            if out_of_memory(error):
                 raise
             return False
 

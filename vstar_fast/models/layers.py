@@ -16,10 +16,10 @@ import torch
 from transformers import AttentionInterface
 from transformers.cache_utils import DynamicCache
 
-from vstar_fast.errors import ran_out
+from vstar_fast.errors import out_of_memory
 from vstar_fast.models.hf_cache import CACHE
+from vstar_fast.models.model_lock import alone
 from vstar_fast.models.modules import attending_by, evaluating
-from vstar_fast.models.turn import alone
 
 NAME = "vstar_observed"
 UNKNOWN = ("softcap", "position_bias", "sinks")
@@ -175,7 +175,7 @@ def _call(text_model: Any, seen: _Observer) -> str:
             ids = torch.arange(1, TOKENS + 1, device=text_model.device)[None]
             text_model(input_ids=ids, attention_mask=None, use_cache=True, **{CACHE: cache})
     except Exception as error:  # whatever a layer does with keys that it is not given; the reason is reported
-        if ran_out(error):
+        if out_of_memory(error):
             raise
         return f"{type(error).__name__}: {str(error)[:120]}"
     return ""

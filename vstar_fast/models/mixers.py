@@ -22,7 +22,7 @@ from transformers.cache_utils import (
     LinearAttentionLayer,
 )
 
-from vstar_fast.errors import ModelError, ran_out
+from vstar_fast.errors import ModelError, out_of_memory
 from vstar_fast.models.hf_cache import CACHE
 from vstar_fast.models.modules import evaluating
 
@@ -220,7 +220,7 @@ def _tried(text_model: Any, mixer: Mixer) -> _Tried:
             with torch.no_grad(), evaluating(text_model):
                 known[mixer.kind] = _try(mixer, made.to(text_model.device, text_model.dtype))
         except Exception as error:  # whatever a module does with hidden states and a cache alone; it is reported
-            if ran_out(error):
+            if out_of_memory(error):
                 raise
             known[mixer.kind] = _Tried(0, f"cannot be called by itself: {type(error).__name__}: {str(error)[:120]}")
     return known[mixer.kind]

@@ -13,7 +13,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from vstar_fast.errors import DataError, ModelError
 from vstar_fast.kernels.linear import fast_linears
-from vstar_fast.models.targets import targets_of
+from vstar_fast.models.lora_targets import targets_of
 from vstar_fast.models.text_inputs import forward_of
 
 STACKS = ("model.language_model", "language_model", "model.text_model", "text_model")

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from vstar_fast.errors import ModelError, ran_out
+from vstar_fast.errors import ModelError, out_of_memory
 from vstar_fast.models import placeholder as placeholders
 from vstar_fast.models.features import Features
 from vstar_fast.models.preprocessing import How, joined_along, preprocess, probe_clip
@@ -77,7 +77,7 @@ class Prompts:
         try:
             out = preprocess(self.processor, text, data, times_s, How(special, self._whole))
         except Exception as error:  # whatever a processor's code stumbles over
-            if ran_out(error):
+            if out_of_memory(error):
                 raise
             size = " x ".join(str(n) for n in data.shape[:3])
             name, kind = type(self.processor).__name__, type(error).__name__
@@ -92,7 +92,7 @@ class Prompts:
         try:
             return joined_along(self.processor, text, How(self._special(text), self._whole))
         except Exception as error:  # whatever a processor's code stumbles over
-            if ran_out(error):
+            if out_of_memory(error):
                 raise
             name = type(self.processor).__name__
             raise ModelError(f"{name} of {self.path} does not join videos: {error}; call with one row each") from error

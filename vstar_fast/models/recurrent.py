@@ -17,7 +17,7 @@ import torch
 
 from vstar_fast.errors import ModelError
 from vstar_fast.models.mixers import Mixer, Mixers, Tensors, mixers_of
-from vstar_fast.models.turn import alone
+from vstar_fast.models.model_lock import alone
 
 WAVE_BYTES = 256 << 20
 """States of one layer in a wave whose states are let go of behind the layer; a tree of more is walked part by part."""

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from vstar_fast.errors import ModelError, ran_out
+from vstar_fast.errors import ModelError, out_of_memory
 from vstar_fast.models import attention
 from vstar_fast.models.cuts import CUTS, Cut, Source, same
 from vstar_fast.models.modules import evaluating
@@ -97,7 +97,7 @@ class Tower:
         try:
             self.run(inputs)
         except Exception as error:  # whatever a model's code stumbles over
-            if ran_out(error):
+            if out_of_memory(error):
                 raise
             import transformers
 
@@ -118,7 +118,7 @@ class Tower:
         try:
             fits = cut.fits(self._source(inputs, twice))
         except Exception as error:  # whatever a model's code does with its modules replaced
-            if ran_out(error):
+            if out_of_memory(error):
                 raise
             return str(error) or type(error).__name__
         return "" if fits else OTHER

@@ -94,8 +94,6 @@ class VideoLM(Prompts, Modules):
             logging.getLogger(__name__).warning("answers are decoded and matched as text: %s", error)
             return None
 
-    # -- video -----------------------------------------------------------------------------------
-
     def encode(self, batch: FrameBatch) -> list[Features]:
         """Frames -> what the model needs of each video, before any trained projector where the family allows."""
         return self.encode_pixels(self.pixels(batch))
@@ -136,8 +134,6 @@ class VideoLM(Prompts, Modules):
         tower = self.tower if self.device.type == "meta" else self._ready_tower
         names = tower.projector_names
         return names if self.body is self.model else [f"model.{name}" for name in names]
-
-    # -- inputs ------------------------------------------------------------------------------------
 
     def inputs(
         self, texts: Sequence[str | Talk], features: list[Features], answers: list[str] | None = None

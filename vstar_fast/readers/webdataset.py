@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from vstar_fast import clip_files
+from vstar_fast.clip_errors import Unusable
 from vstar_fast.errors import DataError
 from vstar_fast.readers.rows import VIDEO_SUFFIXES, Bad, Row, reject, with_id
 from vstar_fast.readers.source import Source
 from vstar_fast.records import Rejected
-from vstar_fast.unusable import Unusable
 
 LABELS = (".cls", ".txt")
 """Members that hold a class name as text, or a class number."""

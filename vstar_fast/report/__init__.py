@@ -36,9 +36,6 @@ def write(run_dir: Path, out: Path | None = None, *, samples: int = 600, thumbna
     return path
 
 
-# -- pictures ----------------------------------------------------------------------------------------
-
-
 def filmstrips(videos: Iterable[LabeledVideo]) -> dict[str, str]:
     """Frames of each readable clip side by side, as one JPEG data URI a video id."""
     import torch
@@ -70,9 +67,6 @@ def _jpeg(picture: Any) -> bytes:
     codec.options = {"qmin": "4", "qmax": "6"}
     frame.pts = 0
     return b"".join(bytes(packet) for packet in [*codec.encode(frame), *codec.encode(None)])
-
-
-# -- page --------------------------------------------------------------------------------------------
 
 
 def render(run: Run, shown: Sequence[Sample], strips: Mapping[str, str]) -> str:

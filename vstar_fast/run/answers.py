@@ -224,8 +224,6 @@ class Answers:
         for name in ("steps", "prefilled", "forced", "stopped_early", "tokens_saved", "halved", "regrown"):
             self._session.profiler.count(name, getattr(counts, name))
 
-    # -- what an answer may be -----------------------------------------------------------------
-
     @cached_property
     def _slots(self) -> Slots | None:
         s = self._session

@@ -28,7 +28,6 @@ from vstar_fast.progress import Progress
 from vstar_fast.records import (
     Candidate,
     Estimate,
-    Example,
     Question,
     Verdict,
     to_dict,
@@ -42,8 +41,6 @@ from vstar_fast.run.token_store import TokenStore
 from vstar_fast.run.training import Training
 
 Judged = list[tuple[Candidate, Verdict]]
-LEFT_OUT = "left_out.jsonl"
-"""In an adapter's folder: the examples and files that its training could not use."""
 
 
 class Session:
@@ -77,7 +74,7 @@ class Session:
             raise DataError(
                 f"no training question could be asked of {config.data.path}; see {folder.root}/rejected.jsonl"
             )
-        self.instruction_examples(0)  # what is wrong with the file is known before the run takes its time
+        self.training.instruction_examples(0)  # what is wrong with the file is known before the run takes its time
         self._warn()
 
     def _tell_changes(self, before: Path) -> None:
@@ -99,8 +96,6 @@ class Session:
             self.progress.note("recipe paper without data.instructions: no original instruction data is mixed in")
         if self.config.recipe == "paper" and not self.config.model.init:
             self.progress.note("recipe paper without model.init: fine-tuning starts from model.base")
-
-    # -- keys ----------------------------------------------------------------------------------
 
     @cached_property
     def clip_keys(self) -> dict[str, str | None]:
@@ -132,8 +127,6 @@ class Session:
             return self.model_keys[self.config.model.base]
         return content_key(self.model_keys[self.runtime.init_path], read_json(adapter / "key.json"))
 
-    # -- generate ------------------------------------------------------------------------------
-
     def answer(
         self,
         asked: Sequence[Question],
@@ -152,8 +145,6 @@ class Session:
         found = self.answers.draw(asked, how, where, rows or None, self.teacher_key(adapter))
         self.ledger.write()
         return found
-
-    # -- match ---------------------------------------------------------------------------------
 
     def judge(self, candidates: list[Candidate], asked: Sequence[Question], where: Path | None) -> Judged:
         """Verdicts on candidates, in their order; kept beside them for the report."""
@@ -178,18 +169,6 @@ class Session:
         """Sampling settings of the run for so many candidates."""
         g = self.config.generate
         return Sampling(samples, g.temperature, g.top_p, g.top_k, g.max_new_tokens)
-
-    # -- finetune ------------------------------------------------------------------------------
-
-    def train(self, examples: Sequence[Example], out: Path, **how: Any) -> Path:
-        """Fine-tune the initial checkpoint on examples, see `Training.train`; returns the adapter folder."""
-        return self.training.train(examples, out, **how)
-
-    def instruction_examples(self, kept: int) -> tuple[list[Example], dict[str, str]]:
-        """The user's original instruction data to mix in with so many kept examples, and its prompts."""
-        return self.training.instruction_examples(kept)
-
-    # -- evaluate ------------------------------------------------------------------------------
 
     def measure(
         self, adapter: Path | None, where: Path, *, split: str, reason: bool = True

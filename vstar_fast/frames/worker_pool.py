@@ -13,10 +13,10 @@ import sys
 import threading
 from typing import Any
 
+from vstar_fast.clip_errors import Unusable
 from vstar_fast.errors import BackendError
 from vstar_fast.frames import worker
 from vstar_fast.frames.job import Task
-from vstar_fast.unusable import Unusable
 
 START_S = 120.0
 GRACE_S = 2.0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from vstar_fast.engine.pieces import Prompt
+from vstar_fast.engine.chunked_prefill import Prompt
 from vstar_fast.engine.plan import Slab
 from vstar_fast.engine.store import Node
 from vstar_fast.kernels.prefix_attention import Groups

@@ -9,10 +9,10 @@ from test_families import batch_of
 from test_packed import examples, reader
 from test_packed_layers import results
 from vstar_fast import backends, models
-from vstar_fast.engine import Scheduler, Scorer, masked, ways
+from vstar_fast.engine import Scheduler, Scorer, ways
 from vstar_fast.errors import NotPacked
 from vstar_fast.finetune.loss import packed_nll, packed_rows, row_nll
-from vstar_fast.models import sight
+from vstar_fast.models import bidirectional
 
 NAMES = sorted({"gemma4_large", "gemma4_unified", "molmo2"} & set(families.MORE))
 TEXTS = ["which colour", "is it red?", "see a ball"]
@@ -36,7 +36,7 @@ def logprob(lm, r, answer):
 @pytest.mark.parametrize("block", [256, 5])
 def test_answers_and_scores_are_the_models_own(lm, block, monkeypatch):
     """A video with two questions, and one with one, which goes in together with its video."""
-    monkeypatch.setattr(masked, "BLOCK", block)
+    monkeypatch.setattr("vstar_fast.engine.bidirectional.BLOCK", block)
     assert ways.choose(lm).name == "packed" and lm.sees_ahead
     first, second = lm.encode(batch_of((56, 84), (70, 56)))
     features = [first, second, first]
@@ -70,11 +70,11 @@ def test_words_that_are_masked_in_a_way_of_their_own_are_refused(lm, monkeypatch
     (features,) = lm.encode(batch_of((56, 84)))
     head, tail = lm.split("a")
     ids = torch.cat([head, features.ids, tail])
-    given, seen = sight.embedded(lm, ids, features)
+    given, seen = bidirectional.embedded(lm, ids, features)
     assert seen[None].shape == (len(ids), len(ids)) and any(bool(each.triu(1).any()) for each in seen.values())
     last = {"full_attention": seen[None].clone()[None, None]}
     last["full_attention"][..., -1, 0] = False
     given.mask = last
     monkeypatch.setattr(lm, "embed", lambda *_args, **_kwargs: given)
     with pytest.raises(NotPacked, match="masks words around a video in a way of its own"):
-        sight.embedded(lm, ids, features)
+        bidirectional.embedded(lm, ids, features)

@@ -12,8 +12,8 @@ import torch
 from vstar_fast.engine.store import Node
 
 if TYPE_CHECKING:
+    from vstar_fast.models.bidirectional import Sight
     from vstar_fast.models.recurrent import Held
-    from vstar_fast.models.sight import Sight
 
 BETWEEN_STEPS = {"cpu": 1 << 62, "cuda": 8192}
 """Tokens of prompts that are taken in before answers in flight go on; a longer prompt comes in pieces of so many.

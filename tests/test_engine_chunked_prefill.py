@@ -7,9 +7,9 @@ import families
 from test_engine import prompts, request, text_model
 from test_families import batch_of
 from vstar_fast import models
-from vstar_fast.engine import Request, Scheduler, Settings, TextLM, pieces
+from vstar_fast.engine import Request, Scheduler, Settings, TextLM, chunked_prefill
 from vstar_fast.engine.batch import Batch
-from vstar_fast.engine.pieces import Prompt
+from vstar_fast.engine.chunked_prefill import Prompt
 from vstar_fast.engine.stack import Stack
 
 MOST = 40
@@ -36,7 +36,7 @@ def events(monkeypatch):
 
 @pytest.fixture
 def small(monkeypatch):
-    monkeypatch.setitem(pieces.BETWEEN_STEPS, "cpu", MOST)
+    monkeypatch.setitem(chunked_prefill.BETWEEN_STEPS, "cpu", MOST)
 
 
 def asked():
@@ -102,7 +102,7 @@ def test_answers_that_end_before_the_last_piece_leave_the_rest_to_come(lm, monke
     first, soon, long = asked()
     requests = [request(first.tail, (1,), max_new_tokens=5), soon, long]
     want = drawn(Scheduler(lm, max_rows=2), requests)
-    monkeypatch.setitem(pieces.BETWEEN_STEPS, "cpu", MOST)
+    monkeypatch.setitem(chunked_prefill.BETWEEN_STEPS, "cpu", MOST)
     events.clear()
     assert drawn(Scheduler(lm, max_rows=2), requests) == want
     assert events[:8] == [21, "step", "step", 40, "step", 40, "step", 40]
@@ -124,7 +124,7 @@ def test_a_video_stays_while_a_question_about_it_arrives(tmp_path, monkeypatch):
         return drawn(Scheduler(lm, max_rows=3), requests)
 
     want = answers()
-    monkeypatch.setitem(pieces.BETWEEN_STEPS, "cpu", 7)
+    monkeypatch.setitem(chunked_prefill.BETWEEN_STEPS, "cpu", 7)
     held, prefill = [], Stack._prefill
 
     def noted(stack, call):
@@ -145,7 +145,7 @@ def prompt(tokens, **extras):
 def test_what_a_piece_is_given():
     mask = torch.tensor([[True, False, True, True, False]])
     deep = [torch.tensor([0, 2, 3]), torch.tensor([10, 12, 13])]
-    first, second, third = pieces.pieces(prompt(5, mask=mask, deep=deep, flag=True), 2)
+    first, second, third = chunked_prefill.pieces(prompt(5, mask=mask, deep=deep, flag=True), 2)
     assert (first.start, second.start, third.start) == (3, 5, 7)
     assert (first.seen, second.seen, third.seen) == (["head"], ["own"], ["own"])
     assert [p.inputs_embeds.flatten().tolist() for p in (first, second, third)] == [[0, 1], [2, 3], [4]]
@@ -166,5 +166,5 @@ def test_a_prompt_whose_extras_cannot_be_told_apart_stays_whole():
         {"mask": mask, "deep": [torch.zeros(2, 2)]},
         {"mask": mask, "again": mask, "deep": [torch.zeros(3, 2)]},
     ):
-        assert len(pieces.pieces(prompt(5, **extras), 2)) == 1
-    assert len(pieces.pieces(prompt(5), 5)) == 1 and len(pieces.pieces(prompt(5), 4)) == 2
+        assert len(chunked_prefill.pieces(prompt(5, **extras), 2)) == 1
+    assert len(chunked_prefill.pieces(prompt(5), 5)) == 1 and len(chunked_prefill.pieces(prompt(5), 4)) == 2

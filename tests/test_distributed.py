@@ -16,7 +16,7 @@ from vstar_fast import models
 from vstar_fast.config import FinetuneConfig
 from vstar_fast.distributed import Ranks, mine
 from vstar_fast.errors import ConfigError
-from vstar_fast.finetune.split import split_layers
+from vstar_fast.finetune.fsdp import split_layers
 
 TRAIN = """
 import json
@@ -30,7 +30,7 @@ from vstar_fast import models
 from vstar_fast.models import base_model
 from vstar_fast.config import FinetuneConfig
 from vstar_fast.finetune import finetune, lora_settings
-from vstar_fast.finetune.split import split_layers
+from vstar_fast.finetune.fsdp import split_layers
 from vstar_fast.models.video_lm import Features
 from vstar_fast.records import Example
 from vstar_fast.distributed import Ranks
