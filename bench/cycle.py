@@ -14,14 +14,14 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vstar_fast.bench.generate import AGREE
 
 from vstar_fast import demo, match, questions
-from vstar_fast.config import CycleConfig, from_dict, replace
+from vstar_fast.config import CycleConfig, from_dict
 from vstar_fast.records import Candidate, Frames, Label, LabeledVideo, Question, Verdict
 
 if TYPE_CHECKING:
