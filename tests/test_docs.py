@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import tiny
-from vstar_fast import config, torchvision_compat
+from vstar_fast import config, readers, torchvision_compat
 from vstar_fast.cli import main
 from vstar_fast.match import REASONS
 
@@ -109,3 +109,28 @@ def test_settings_and_flags_that_are_named_exist(page):
     flags = {o for c in main.commands.values() for p in c.params for o in p.opts}
     used = set(re.findall(r"(?<=`)--[a-z-]+|(?<=vstar-fast )--[a-z-]+", PAGES[page]))
     assert not used - flags, used - flags
+
+
+DATA = re.findall(r"```(csv|json|text)\n(.*?)```", PAGES["data"], re.DOTALL)
+KINDS = [
+    {"class"},
+    {"choice"},
+    {"number"},
+    {"interval"},
+    {"class"},
+    {"class", "sequence", "interval", "number", "answer"},
+]
+
+
+@pytest.mark.parametrize(("block", "kinds"), zip(DATA, KINDS, strict=True))
+def test_data_reads_as_the_page_has_it(block, kinds, tmp_path):
+    suffix, text = block
+    for name in re.findall(r"[\w/]+\.(?:mp4|avi)", text):
+        tiny.write_clip(tmp_path / name, (30, 200, 30))
+    if "vstar_manifest" in text:
+        suffix, text = "jsonl", text.replace("\n  ", " ")
+    path = tmp_path / f"data.{suffix.replace('text', 'txt')}"
+    path.write_text(text)
+    videos, rejected, _ = readers.read(config.from_dict({"data": {"path": str(path)}}).data)
+    assert not rejected
+    assert {label.kind for video in videos for label in video.labels} == kinds

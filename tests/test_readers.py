@@ -234,7 +234,7 @@ def test_nothing_left_names_the_commonest_reasons_and_the_reader(tmp_path):
     [
         ({"path": ""}, "data.path is empty; set it to"),
         ({"path": "nowhere"}, "data path nowhere does not exist; check data.path and data.extra"),
-        ({"path": "notes.txt"}, "cannot tell how to read notes.txt: it is neither a folder nor .csv"),
+        ({"path": "notes.md"}, "cannot tell how to read notes.md: it is neither a folder nor .csv"),
         ({"path": ".", "root": "nowhere"}, "data.root nowhere is not a folder"),
         ({"path": "notes.txt", "reader": "folder"}, "notes.txt is not a folder; the folder reader needs"),
         ({"path": "notes.txt", "reader": "json"}, "notes.txt is not JSON"),
@@ -250,6 +250,7 @@ def test_unusable_paths_and_settings(tmp_path, monkeypatch, config, message):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty").mkdir()
     (tmp_path / "notes.txt").write_text("hello")
+    (tmp_path / "notes.md").write_text("hello")
     (tmp_path / "t.csv").write_text("x,y\n1,2\n")
     (tmp_path / "void.csv").write_text("")
     (tmp_path / "n.json").write_text("7")

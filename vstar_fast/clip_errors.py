@@ -11,6 +11,7 @@ REMEDIES = {
     "truncated": "copy or download the file again; a window before the damage can still be used",
     "too_long": "cut a window with start_s/end_s, or raise data.max_duration_s",
     "window_outside": "mend start_s/end_s of this row",
+    "label_outside": "mend the label: times are seconds, not pictures, from the start of the clip or its window",
     "index_outside": "ask for pictures or times inside the window",
     "too_large": "ask for smaller frames, or cut the clip to a shape nearer to a square; or take it out of the data",
     "decode_error": "play it with ffmpeg to see the fault; re-encode it or take it out of the data",

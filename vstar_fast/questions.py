@@ -217,7 +217,9 @@ def _names(label: Label) -> str:
 
 def _event(label: Label) -> str:
     event = words(label.event or label.name)
-    return f"the {event}" if len(event.split()) <= 3 else f'"{event}"'
+    if len(event.split()) > 3:
+        return f'"{event}"'
+    return event if event.split()[0].lower() in ("the", "a", "an") else f"the {event}"
 
 
 def _number_form(unit: str | None) -> str:

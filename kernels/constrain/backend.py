@@ -12,6 +12,7 @@ import struct
 from typing import Any, NamedTuple
 
 import torch
+from vstar_fast.kernels.given import address
 
 FREE, DONE, LOST = -1, -2, -3
 """States without a grammar, after the end, and after a token that was not legal (csrc/constrain.h)."""
@@ -56,13 +57,13 @@ class Draw(NamedTuple):
 
     def pointers(self) -> tuple[int, int, int, float, int, int]:
         """As the compiled functions take them."""
-        outputs = (self.seeds.data_ptr(), self.ids.data_ptr(), self.logprobs.data_ptr())
+        outputs = (address(self.seeds), self.ids.data_ptr(), self.logprobs.data_ptr())
         return *outputs, self.scale, self.top_p, self.top_k
 
 
 def logits_pointers(logits: torch.Tensor) -> tuple[int, int, int]:
     """Logits as the compiled functions take them."""
-    return logits.data_ptr(), TYPES[logits.dtype], logits.stride(0)
+    return address(logits), TYPES[logits.dtype], logits.stride(0)
 
 
 def load(backend: str) -> Any:

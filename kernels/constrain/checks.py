@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import torch
+from vstar_fast.kernels.given import check_rows, shown
 from vstar_fast.kernels.sample.settings import check_settings
 
 from vstar_fast.errors import ConstrainError, ModelError
@@ -19,11 +20,9 @@ DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 def check_logits(rows: DecodeState, logits: torch.Tensor) -> None:
     """Logits [B, V] of a type and layout that the kernels take."""
-    if logits.dim() != 2 or logits.shape[0] != len(rows) or logits.dtype not in DTYPES:
-        raise ConstrainError(
-            f"logits must be [{len(rows)}, {rows.vocabulary}] fp32, fp16 or bf16, "
-            f"not {tuple(logits.shape)} {logits.dtype}"
-        )
+    fits = isinstance(logits, torch.Tensor) and logits.dim() == 2 and logits.dtype in DTYPES
+    if not fits or logits.shape[0] != len(rows):
+        raise ConstrainError(f"logits must be [{len(rows)}, {rows.vocabulary}] fp32, fp16 or bf16, not {shown(logits)}")
     if rows.vocabulary and logits.shape[1] != rows.vocabulary:
         raise ConstrainError(
             f"logits have {logits.shape[1]} columns, the vocabulary was made for {rows.vocabulary}; "
@@ -39,31 +38,22 @@ def check_logits(rows: DecodeState, logits: torch.Tensor) -> None:
 
 def check_tokens(rows: DecodeState, tokens: torch.Tensor) -> torch.Tensor:
     """Tokens [B] as contiguous int64."""
-    if tokens.shape != rows.state.shape or tokens.dtype not in (torch.int64, torch.int32):
-        raise ConstrainError(f"tokens must be int64 [{len(rows)}], not {tokens.dtype} {tuple(tokens.shape)}")
-    if tokens.device != rows.state.device:
-        raise ConstrainError(f"tokens are on {tokens.device}, the decode state is on {rows.state.device}")
+    check_rows("tokens", tokens, rows.state, ConstrainError, (torch.int64, torch.int32))
     return tokens if tokens.dtype == torch.int64 and tokens.is_contiguous() else tokens.long().contiguous()
 
 
 def check_draw(rows: DecodeState, seeds: torch.Tensor, temperature: float, top_p: float, top_k: int) -> None:
     """Seeds and settings of a draw."""
-    if seeds.shape != rows.state.shape or seeds.dtype != torch.int64 or seeds.device != rows.state.device:
-        raise ConstrainError(
-            f"seeds must be int64 [{len(rows)}] on {rows.state.device}, "
-            f"not {seeds.dtype} {tuple(seeds.shape)} on {seeds.device}"
-        )
+    check_rows("seeds", seeds, rows.state, ConstrainError)
     check_settings(temperature, top_p, top_k, ConstrainError)
 
 
 def check_bits(rows: DecodeState, out: torch.Tensor) -> None:
     """A bitmask [B, words] to write to."""
     shape = (len(rows), rows.words)
-    if out.shape != shape or out.dtype != torch.int32 or out.device != rows.state.device:
-        raise ConstrainError(
-            f"the bitmask must be int32 {shape} on {rows.state.device}, "
-            f"not {out.dtype} {tuple(out.shape)} on {out.device}"
-        )
+    fits = isinstance(out, torch.Tensor) and out.shape == shape and out.dtype == torch.int32
+    if not fits or out.device != rows.state.device:
+        raise ConstrainError(f"the bitmask must be int32 {shape} on {rows.state.device}, not {shown(out)}")
     if out.stride(1) != 1 or (out.shape[0] > 1 and out.stride(0) < out.shape[1]):
         raise ConstrainError(f"the bitmask has strides {out.stride()}; its columns must lie side by side")
 

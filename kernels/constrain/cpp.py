@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from vstar_fast.kernels.given import address
 
 from vstar_fast import _C
 
@@ -11,7 +12,7 @@ from .backend import Draw, Rows, logits_pointers
 
 def advance(rows: Rows, tokens: torch.Tensor) -> int:
     """Rows lost by these tokens."""
-    return _C.constrain_advance_cpu(rows.block.data_ptr(), rows.pointers(), tokens.data_ptr())
+    return _C.constrain_advance_cpu(rows.block.data_ptr(), rows.pointers(), address(tokens))
 
 
 def mask(rows: Rows, logits: torch.Tensor) -> None:
@@ -35,4 +36,4 @@ def forced(rows: Rows, tokens: torch.Tensor, lengths: torch.Tensor, advance: boo
 def fill(rows: Rows, out: torch.Tensor, filled: torch.Tensor | None) -> None:
     """Fill the bits [B, words]; `filled` [B] remembers what each row holds."""
     memory = 0 if filled is None else filled.data_ptr()
-    _C.constrain_fill_cpu(rows.block.data_ptr(), rows.pointers(), out.data_ptr(), out.stride(0), memory)
+    _C.constrain_fill_cpu(rows.block.data_ptr(), rows.pointers(), address(out), out.stride(0), memory)

@@ -20,9 +20,10 @@ class LogitsProcessor:
     max_new_tokens: give generate's own number, so that no answer is cut.
 
     The answer begins where the prompt of a call ends. A row is recognised by its ids: a row that continues none
-    of the step before begins anew, so nothing has to be reset between calls, and nothing is read on the host.
-    The one case that looks alike is a call whose prompts are the previous call's output plus one token: call
-    `reset()` before it. With sampling use top_k=0 or at least the number of beams.
+    of the step before begins anew, so nothing has to be reset between calls, and nothing is read on the host. A
+    single row may also go back a few tokens, as in assisted decoding. What looks alike is a call whose prompts are
+    the previous call's output plus one token, or, for a single row, the beginning of that output plus one token
+    that is legal there: call `reset()` before it. With sampling use top_k=0 or at least the number of beams.
     """
 
     def __init__(self, grammars: Grammar | Sequence[Grammar | None], *, max_new_tokens: Budget = None) -> None:
@@ -30,6 +31,7 @@ class LogitsProcessor:
         self.max_new_tokens = max_new_tokens
         self._state: DecodeState | None = None
         self._before: torch.Tensor | None = None
+        self._start = 0
 
     def reset(self) -> None:
         """Forget the call before."""
@@ -42,10 +44,11 @@ class LogitsProcessor:
             state = self._state = DecodeState(self._each(rows), device=scores.device, max_new_tokens=self._budget(rows))
             self._before = None
         before, self._before = self._before, input_ids
-        if before is None or before.shape[1] + 1 != input_ids.shape[1]:
-            state.reset()
-        else:
+        if before is not None and before.shape[1] + 1 == input_ids.shape[1]:
             self._follow(state, before, input_ids)
+        elif before is None or not self._went_back(state, before, input_ids):
+            state.reset()
+            self._start = input_ids.shape[1]
         return state.mask_(scores.contiguous().clone())
 
     def _each(self, rows: int) -> list[Grammar | None]:
@@ -61,6 +64,18 @@ class LogitsProcessor:
             return self.max_new_tokens
         budgets = [int(budget) for budget in self.max_new_tokens]
         return [budget for budget in budgets for _ in range(max(rows // max(len(budgets), 1), 1))]
+
+    def _went_back(self, state: DecodeState, before: torch.Tensor, input_ids: torch.Tensor) -> bool:
+        """Whether one row is where the row before was some tokens ago, but for its last one; then so is its state."""
+        length = input_ids.shape[1]
+        if len(input_ids) != 1 or not self._start < length <= before.shape[1]:
+            return False
+        if not torch.equal(input_ids[:, : length - 1], before[:, : length - 1]):
+            return False
+        state.reset()
+        for at in range(self._start, length):
+            state.advance_(input_ids[:, at].long(), strict=False)
+        return not bool(state.lost)
 
     def _follow(self, state: DecodeState, before: torch.Tensor, input_ids: torch.Tensor) -> None:
         """Each row takes the state of the row it continues, then its last token; without one it begins."""

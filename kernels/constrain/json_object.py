@@ -5,6 +5,7 @@ from __future__ import annotations
 import json as json_module
 from collections.abc import Mapping
 from dataclasses import dataclass
+from operator import itemgetter
 
 from vstar_fast.errors import ConstrainError
 
@@ -38,7 +39,7 @@ def _json_value(part: Node) -> Node:
     if isinstance(plain, Literal):
         return Tagged(Literal(json_module.dumps(plain.text, ensure_ascii=False)), json_module.loads)
     quoted = isinstance(plain, Interval) or (isinstance(plain, Range) and ord(":") in plain.layout.tail)
-    return Tagged(Seq((Literal('"'), part, Literal('"'))), lambda values: values[1]) if quoted else part
+    return Tagged(Seq((Literal('"'), part, Literal('"'))), itemgetter(1)) if quoted else part
 
 
 def _json_string(part: Text) -> Node:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from itertools import islice
 from math import ceil, floor
+from typing import Any
 
 from vstar_fast.errors import ConstrainError
 
@@ -187,7 +188,7 @@ def _signed(layout: Layout, low: int, high: int, scale: int) -> list[Node]:
         parts.append(Range(layout, max(low, 0), high, scale))
     if low < 0 and min(high, -1) >= low:
         below = Range(layout, max(-high, 1), -low, scale)
-        parts.append(Tagged(Seq((Literal("-"), below)), lambda pair: -pair[1]))
+        parts.append(Tagged(Seq((Literal("-"), below)), _negative))
     return parts
 
 
@@ -210,3 +211,7 @@ def time_layout(form: str, decimals: int) -> Layout:
         raise ConstrainError(f"unknown time format {form!r}; there are: {', '.join(TIME_FORMATS)}")
     fraction = (ord("."), *([10] * decimals)) if decimals else ()
     return Layout(2 if form in ("mm:ss", "hh:mm:ss") else 1, tail[form] + fraction)
+
+
+def _negative(pair: tuple[str, Any]) -> Any:
+    return -pair[1]

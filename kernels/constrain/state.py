@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from vstar_fast.kernels.given import check_rows, shown
 
 from vstar_fast import backends
 from vstar_fast.errors import ConstrainError
@@ -15,6 +16,9 @@ from vstar_fast.errors import ConstrainError
 from . import checks, library
 from .backend import DONE, FREE, LOST, UNKNOWN_FILL, UNLIMITED, Draw, Rows, load
 from .grammar import Grammar
+
+NORMAL = torch.inference_mode(False)
+"""A state that is made in inference mode may move outside of it, and the other way round."""
 
 Budget = int | Sequence[int] | torch.Tensor | None
 
@@ -35,6 +39,7 @@ class DecodeState:
     except `fill_bitmask` into a new tensor.
     """
 
+    @NORMAL
     def __init__(
         self,
         grammars: Grammar | Sequence[Grammar | None],
@@ -56,13 +61,19 @@ class DecodeState:
         self.vocabulary = known[0].vocab.logits_size if known else 0
         self.words = (self.vocabulary + 31) // 32
         self._budget = _budgets(max_new_tokens, rows).to(self.device)
-        self._starts = torch.tensor(starts, dtype=torch.int32).to(self.device)
+        self._starts = torch.tensor(starts, dtype=torch.int32, device="cpu").to(self.device)
         made = [torch.zeros(len(rows), dtype=torch.int32, device=self.device) for _ in range(3)]
         self.state, self.remaining, self.step = made
         self._rows = Rows(host, host.to(self.device), *made)
         self._tickets = torch.zeros_like(self.state)
         self._bits: tuple[torch.Tensor, torch.Tensor] | None = None
         self.reset()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_run": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, _run=load(state["backend"]))
 
     def __len__(self) -> int:
         return self.state.shape[0]
@@ -78,12 +89,16 @@ class DecodeState:
 
     def restart_(self, rows: torch.Tensor) -> None:
         """Rows where the mask [B] bool is set back to their start; nothing is read on the host."""
+        check_rows("rows", rows, self.state, ConstrainError, (torch.bool,))
         self.state.copy_(torch.where(rows, self._starts, self.state))
         self.remaining.copy_(torch.where(rows, self._budget, self.remaining))
         self.step.masked_fill_(rows, 0)
 
+    @NORMAL
     def take(self, index: torch.Tensor) -> DecodeState:
         """A state of the rows index [R] int64 only, as they stand now; they go on by themselves."""
+        if not isinstance(index, torch.Tensor) or index.dim() != 1:
+            raise ConstrainError(f"index must be a tensor of int64 [R], not {shown(index)}")
         taken = copy.copy(self)
         taken.grammars = tuple(self.grammars[i] for i in index.tolist())
         named = ("state", "remaining", "step", "_starts", "_budget")
@@ -94,6 +109,7 @@ class DecodeState:
         taken._bits = None
         return taken
 
+    @NORMAL
     def join(self, other: DecodeState) -> DecodeState:
         """A state with the rows of both, as they stand now, `other`'s behind; both under the same single grammar."""
         blocks = {g and g.block.data_ptr() for g in self.grammars + other.grammars}
@@ -191,8 +207,8 @@ class DecodeState:
 
         A token is forced when it is the only legal one. The rows move by theirs unless `advance` is False.
         """
-        if most < 1:
-            raise ConstrainError(f"forced(most={most}); give at least 1")
+        if isinstance(most, float) or most < 1:
+            raise ConstrainError(f"forced(most={most}); give a whole number, at least 1")
         if torch.compiler.is_compiling():
             return library.forced_(*self._rows, most, advance, self.backend)
         tokens = torch.full((len(self), most), -1, dtype=torch.int64, device=self.device)
@@ -229,10 +245,7 @@ class DecodeState:
 
     def reorder(self, index: torch.Tensor) -> None:
         """Row i takes the place of row index[i], as when beams are chosen; index [B] int64 or int32."""
-        if index.shape != self.state.shape or index.dtype not in (torch.int64, torch.int32):
-            raise ConstrainError(f"index must be int64 [{len(self)}], not {index.dtype} {tuple(index.shape)}")
-        if index.device != self.state.device:
-            raise ConstrainError(f"index is on {index.device}, the state on {self.state.device}")
+        check_rows("index", index, self.state, ConstrainError, (torch.int64, torch.int32))
         if index.device.type == "cpu" and len(self) and not 0 <= int(index.min()) <= int(index.max()) < len(self):
             raise ConstrainError(f"index has {int(index.min())} to {int(index.max())}; rows are 0 to {len(self) - 1}")
         for tensor in (self.state, self.remaining, self.step, self._starts, self._budget):
@@ -263,8 +276,8 @@ class DecodeState:
 
 def _one_a_row(grammars: Grammar | Sequence[Grammar | None], batch: int | None) -> list[Grammar | None]:
     if isinstance(grammars, Grammar):
-        if batch is None or batch < 0:
-            raise ConstrainError(f"one grammar needs the number of rows; batch is {batch}")
+        if not isinstance(batch, int) or batch < 0:
+            raise ConstrainError(f"one grammar needs the number of rows; batch is {batch!r}")
         return [grammars] * batch if batch else []
     rows = list(grammars)
     if batch is not None and batch != len(rows):
@@ -283,7 +296,7 @@ def _arena(rows: Sequence[Grammar | None]) -> tuple[torch.Tensor, list[int]]:
 
     blocks = {g.block.data_ptr(): g for g in rows if g is not None}
     if not blocks:
-        return torch.zeros(0, dtype=torch.uint8), [FREE] * len(rows)
+        return torch.zeros(0, dtype=torch.uint8, device="cpu"), [FREE] * len(rows)
     if len(blocks) == 1:
         ((_, only),) = blocks.items()
         return only.block, [FREE if g is None else only.start for g in rows]
@@ -296,9 +309,9 @@ def _arena(rows: Sequence[Grammar | None]) -> tuple[torch.Tensor, list[int]]:
 def _budgets(budget: Budget, rows: Sequence[Grammar | None]) -> Any:
     """[B] int32 tokens left at the start."""
     if budget is None:
-        return torch.full((len(rows),), UNLIMITED, dtype=torch.int32)
-    if isinstance(budget, float):
-        raise ConstrainError(f"max_new_tokens is {budget}; give a whole number, one a row, or None")
+        return torch.full((len(rows),), UNLIMITED, dtype=torch.int32, device="cpu")
+    if isinstance(budget, (float, str)) or (isinstance(budget, torch.Tensor) and budget.dim() != 1):
+        raise ConstrainError(f"max_new_tokens is {budget!r}; give a whole number, one a row, or None")
     values = [budget] * len(rows) if isinstance(budget, int) else [int(b) for b in budget]
     if len(values) != len(rows):
         raise ConstrainError(f"max_new_tokens has {len(values)} values for {len(rows)} rows; give one a row")
@@ -308,4 +321,4 @@ def _budgets(budget: Budget, rows: Sequence[Grammar | None]) -> Any:
             raise ConstrainError(
                 f"max_new_tokens is {value} for row {row}, below its shortest answer of {least} tokens; raise it"
             )
-    return torch.tensor(values, dtype=torch.int32)
+    return torch.tensor(values, dtype=torch.int32, device="cpu")

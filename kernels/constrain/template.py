@@ -5,8 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from fractions import Fraction
+from functools import partial
 from math import floor
 from string import Formatter
+from typing import Any
 
 from vstar_fast.errors import ConstrainError
 
@@ -199,7 +201,7 @@ def interval(
         raise ConstrainError(f"{high - low - least + 1} starts are more than {MOST_STARTS}; use fewer decimals")
     convert = float if decimals else int
     parts = Interval(time_layout(form, decimals), low, high, least, _utf8(separator, "separator"), scale)
-    return Tagged(parts, lambda pair: (convert(pair[0]), convert(pair[1])))
+    return Tagged(parts, partial(_both, convert))
 
 
 def _time_bounds(low_s: Number, high_s: Number, decimals: int) -> tuple[int, int, int]:
@@ -228,7 +230,7 @@ def sequence(
         spaced += [part, Literal(separator)]
     if not separator:
         return Seq(tuple(parts))
-    return Tagged(Seq(tuple(spaced[:-1])), lambda values: values[::2])
+    return Tagged(Seq(tuple(spaced[:-1])), _items)
 
 
 def _check_times(least: int, most: int | None) -> None:
@@ -238,7 +240,7 @@ def _check_times(least: int, most: int | None) -> None:
 
 def optional(part: Part) -> Node:
     """The part or nothing; the value is the part's, or None."""
-    return Tagged(Repeat(node(part), 0, 1), lambda values: values[0] if values else None)
+    return Tagged(Repeat(node(part), 0, 1), _only)
 
 
 def repeat(part: Part, least: int = 0, most: int | None = None) -> Node:
@@ -260,3 +262,15 @@ def text(until: str | Sequence[str] | None = None, *, least_chars: int = 0, most
     if least_chars < 0 or (most_chars is not None and not least_chars <= most_chars <= 4096):
         raise ConstrainError(f"least_chars is {least_chars}, most_chars {most_chars}; give least <= most <= 4096")
     return Text(tuple(_utf8(word, "trigger") for word in words), least_chars, most_chars)
+
+
+def _both(convert: type, pair: tuple[Any, Any]) -> tuple[Any, Any]:
+    return convert(pair[0]), convert(pair[1])
+
+
+def _items(values: tuple[Any, ...]) -> tuple[Any, ...]:
+    return values[::2]
+
+
+def _only(values: tuple[Any, ...]) -> Any:
+    return values[0] if values else None

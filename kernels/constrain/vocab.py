@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import re
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
+from vstar_fast.kernels.spelling import spelling
 
 from vstar_fast.errors import ConstrainError
 
 MAX_VOCABULARY = 1 << 21
-SPACE = "\u2581"
-BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 SENTINELS = ("\n", "=", "x")
 """Characters put before a text to keep a tokenizer from adding a space of its own; the first that works."""
 
@@ -39,13 +37,16 @@ class TokenVocab:
         encode: Encode | None = None,
     ) -> None:
         self.tokens: tuple[bytes, ...] = tuple(token or b"" for token in tokens)
-        self.eos_ids = tuple(sorted({eos_ids} if isinstance(eos_ids, int) else set(eos_ids)))
+        self.eos_ids = tuple(sorted({eos_ids} if isinstance(eos_ids, int) else set(eos_ids or ())))
         self.logits_size = len(self.tokens) if logits_size is None else logits_size
         self._encode = encode
         self._check()
         self.tokens = tuple(b"" if i in self.eos_ids else token for i, token in enumerate(self.tokens))
 
     def _check(self) -> None:
+        odd = next((at for at, token in enumerate(self.tokens) if not isinstance(token, bytes)), None)
+        if odd is not None:
+            raise ConstrainError(f"token {odd} is {self.tokens[odd]!r}; give the bytes it stands for, or None")
         if not any(self.tokens):
             raise ConstrainError("the vocabulary has no token with bytes; was the tokenizer read correctly?")
         if not len(self.tokens) <= self.logits_size <= MAX_VOCABULARY:
@@ -63,30 +64,21 @@ class TokenVocab:
     def from_hf(
         cls, tokenizer: Any, logits_size: int | None = None, eos_ids: int | Sequence[int] | None = None
     ) -> TokenVocab:
-        """Read a Hugging Face tokenizer: byte-level BPE, SentencePiece with byte fallback, or plain strings.
+        """Read a Hugging Face tokenizer: byte-level BPE, or SentencePiece with or without byte fallback.
 
-        Every token's bytes are checked against the tokenizer's own `decode`; ConstrainError names a token that
-        disagrees. `logits_size`: the model's vocabulary size where it is padded. `eos_ids`: default the
+        The tokens' bytes are compared with the tokenizer's own `decode`; ConstrainError when they differ, or for
+        another kind. `logits_size`: the model's vocabulary size where it is padded. `eos_ids`: default the
         tokenizer's; give all of the model's `generation_config.eos_token_id`.
         """
-        size = max(tokenizer.get_vocab().values(), default=-1) + 1
-        names = tokenizer.convert_ids_to_tokens(list(range(size)))
-        added = getattr(tokenizer, "added_tokens_decoder", {})
-        special = set(tokenizer.all_special_ids) | {i for i, token in added.items() if token.special}
-        scheme = _scheme(tokenizer, names)
-        tokens: list[bytes] = []
-        for i, name in enumerate(names):
-            plain = i in added and i not in special
-            tokens.append(b"" if name is None or i in special else name.encode() if plain else scheme(name))
+        tokens = spelling(tokenizer, ConstrainError)
+        size = len(tokens)
         if eos_ids is None:
             if tokenizer.eos_token_id is None:
                 raise ConstrainError("the tokenizer names no eos token; give eos_ids")
             eos_ids = tokenizer.eos_token_id
         if logits_size and not any(tokens[logits_size:]):  # tokens that a model reads and cannot write (Molmo 2)
             tokens = tokens[:logits_size]
-        vocab = cls(tokens, eos_ids, logits_size or size, functools.partial(_encode_plain, tokenizer))
-        _check_decode(tokenizer, vocab.tokens)
-        return vocab
+        return cls(tokens, eos_ids, logits_size or size, functools.partial(_encode_plain, tokenizer))
 
     def __repr__(self) -> str:
         return f"TokenVocab({len(self.tokens)} tokens, {self.logits_size} columns, eos {self.eos_ids})"
@@ -146,53 +138,3 @@ def _encode_plain(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
     if backend is not None:
         return [encoding.ids for encoding in backend.encode_batch(list(texts), add_special_tokens=False)]
     return [tokenizer.encode(text, add_special_tokens=False) for text in texts]
-
-
-def _scheme(tokenizer: Any, names: Sequence[str | None]) -> Callable[[str], bytes]:
-    """How token names of this tokenizer are read."""
-    decoder = str(getattr(getattr(tokenizer, "backend_tokenizer", None), "decoder", ""))
-    present = {name for name in names if name}
-    if "ByteLevel" in decoder or ("\u0120" in "".join(present) and SPACE not in "".join(present)):
-        return _byte_level
-    if "WordPiece" in decoder:
-        return lambda name: name[2:].encode() if name.startswith("##") else b" " + name.encode()
-    if any(name.startswith(SPACE) for name in present) or any(BYTE_TOKEN.fullmatch(name) for name in present):
-        return _sentencepiece
-    return lambda name: name.encode()
-
-
-def _sentencepiece(name: str) -> bytes:
-    match = BYTE_TOKEN.fullmatch(name)
-    return bytes([int(match[1], 16)]) if match else name.replace(SPACE, " ").encode()
-
-
-@functools.cache
-def _byte_of() -> dict[str, int]:
-    """GPT-2's printable stand-in of each byte."""
-    plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    rest = [b for b in range(256) if b not in plain]
-    return {chr(b): b for b in plain} | {chr(256 + i): b for i, b in enumerate(rest)}
-
-
-def _byte_level(name: str) -> bytes:
-    table = _byte_of()
-    return bytes(table[c] for c in name) if all(c in table for c in name) else name.encode()
-
-
-def _check_decode(tokenizer: Any, tokens: Sequence[bytes]) -> None:
-    """Compare with `decode`, apart from the leading space that many tokenizers drop there."""
-    ids = [i for i, token in enumerate(tokens) if token and _is_text(token)]
-    texts = tokenizer.batch_decode([[i] for i in ids], skip_special_tokens=False, clean_up_tokenization_spaces=False)
-    for i, text in zip(ids, texts, strict=True):
-        expected = tokens[i].decode()
-        if text not in (expected, expected.removeprefix(" ")):
-            raise ConstrainError(
-                f"token {i} was read as {expected!r}, but decodes to {text!r}; give its bytes yourself"
-            )
-
-
-def _is_text(token: bytes) -> bool:
-    try:
-        return "\ufffd" not in token.decode()
-    except UnicodeDecodeError:
-        return False

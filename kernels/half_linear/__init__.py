@@ -9,8 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
+from vstar_fast.kernels.given import shown
 
 from vstar_fast import backends
+from vstar_fast.errors import ModelError
 
 __all__ = ["half_linear"]
 
@@ -31,6 +33,9 @@ def half_linear(
 
     Returns: fp32 [..., N].
     """
+    if weight.dim() != 2 or input.shape[-1:] != weight.shape[1:] or (bias is not None and bias.dim() != 1):
+        shapes = [shown(x) for x in (input, weight, bias)]
+        raise ModelError(f"input, weight and bias are {', '.join(shapes)}; they are [..., K], [N, K], and [N] or None")
     name = backends.choose("half_linear", input.device, backend).name
     found = _BACKENDS[name]()(input, weight, bias)
     backends.ran("half_linear", name)

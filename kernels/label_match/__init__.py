@@ -19,7 +19,7 @@ from vstar_fast.errors import BackendError, DataError
 
 from .labels import LabelSet, fold_literal
 from .result import ROW_INTS, LabelMatch, bad_token, char_span, encode
-from .rows import Ids, Rows, TextList, Texts, TokenRows, rows_of, upload
+from .rows import Ids, Rows, TextList, Texts, TokenRows, rows_of, sizes_beside, upload
 from .token_bytes import TokenBytes
 
 __all__ = ["LabelMatch", "LabelSet", "TokenBytes", "char_span", "encode", "label_match"]
@@ -62,7 +62,7 @@ def label_match(
     if torch.compiler.is_compiling() and tokens is not None and isinstance(texts, torch.Tensor):
         from .library import in_graph
 
-        sizes = torch.tensor(lengths) if lengths is not None and not isinstance(lengths, torch.Tensor) else lengths
+        sizes = sizes_beside(lengths, texts)
         return in_graph(texts, labels, _as_ids(own, labels), tokens, sizes, after, which, negation, backend)
     return find(texts, labels, own, tokens, lengths, after, which, negation, device, backend, threads)
 
@@ -97,11 +97,15 @@ def find(
 
 
 def _as_ids(own: Sequence[int | str] | torch.Tensor, labels: LabelSet) -> torch.Tensor:
+    if not isinstance(labels, LabelSet):
+        raise DataError(f"labels must be a LabelSet, not a {type(labels).__name__}")
     if isinstance(own, torch.Tensor):
         return own
+    if isinstance(own, str) or not hasattr(own, "__len__"):
+        raise DataError(f"own is {own!r}; give a list with a label id or name a text, and -1 for a row that has none")
     ids = [labels.id(item) if isinstance(item, str) else item for item in own]
     try:
-        return torch.tensor(ids) if ids else torch.empty(0, dtype=torch.int32)
+        return torch.tensor(ids, device="cpu") if ids else torch.empty(0, dtype=torch.int32, device="cpu")
     except (TypeError, ValueError, RuntimeError):
         raise DataError(f"own has {_odd_one(ids)!r}; give label ids or names, and -1 for a row that has none") from None
 

@@ -7,6 +7,7 @@ import re
 import unicodedata
 import weakref
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import torch
 
@@ -39,9 +40,20 @@ class LabelSet:
             label = self.id(name)
             for other in [others] if isinstance(others, str) else others:
                 self._add(label, other)
+        self._begin()
+
+    def _begin(self) -> None:
+        """Nothing is compiled yet, and a number of its own."""
         self._tables: dict[tuple[tuple[int, ...], torch.device], torch.Tensor] = {}
         self._hints: weakref.WeakKeyDictionary[TokenBytes, Hints] = weakref.WeakKeyDictionary()
         self.handle = hold(self)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"names": self.names, "_owner": self._owner, "_written": self._written}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._begin()
 
     def _add(self, label: int, name: str) -> None:
         """Enter a name of `label`, in composed and in decomposed Unicode, unless it is there already."""
@@ -79,7 +91,7 @@ class LabelSet:
 
     def find(self, name: str) -> int | None:
         """The label that `name` is a way to write, or None."""
-        return self._owner.get(_folded(name))
+        return self._owner.get(_folded(name if name.isascii() else unicodedata.normalize("NFC", name)))
 
     def id(self, name: str) -> int:
         """The label that `name` is a way to write; DataError when there is none."""
@@ -134,7 +146,7 @@ class Hints:
 def _compile_hints(tables: torch.Tensor, tokens: TokenBytes) -> torch.Tensor:
     from vstar_fast import _C
 
-    made = torch.empty((2, len(tokens)), dtype=torch.int32)
+    made = torch.empty((2, len(tokens)), dtype=torch.int32, device="cpu")
     try:
         _C.compile_hints(tables.data_ptr(), tokens.table().data_ptr(), made.data_ptr())
     except ValueError as error:
@@ -155,6 +167,8 @@ def _compile(forms: tuple[str, ...], owners: tuple[int, ...], after: tuple[int, 
 @functools.lru_cache(maxsize=64)
 def fold_literal(after: str) -> tuple[int, ...]:
     """The `after` literal as it is compared; DataError when nothing of it is left."""
+    if not isinstance(after, str):
+        raise DataError(f"after={after!r} is no string; use None to search the whole text")
     points = fold_name(after)
     if not points:
         raise DataError(f"after={after!r} holds no character to look for; use None to search the whole text")

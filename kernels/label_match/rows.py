@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
+from vstar_fast.kernels.given import address
 
 from vstar_fast.errors import DataError
 
@@ -33,7 +35,9 @@ class TextList(NamedTuple):
         """The same texts as bytes in a tensor on `device`."""
         rows = self.bytes()
         joined = bytearray(b"".join(rows))
-        text = torch.frombuffer(joined, dtype=torch.uint8) if joined else torch.empty(0, dtype=torch.uint8)
+        text = (
+            torch.frombuffer(joined, dtype=torch.uint8) if joined else torch.empty(0, dtype=torch.uint8, device="cpu")
+        )
         return TextRows(text.to(device), offsets_of([len(row) for row in rows]).to(device))
 
     def bytes(self) -> list[bytes]:
@@ -100,7 +104,7 @@ class TokenRows(NamedTuple):
 
     def arguments(self) -> tuple[int, int, int, int, int, bool]:
         """What the compiled functions take: pointers, stride, columns, whether ids are int64."""
-        pointers = (0 if x is None else x.data_ptr() for x in (self.ids, self.offsets, self.lengths))
+        pointers = (0 if x is None else address(x) for x in (self.ids, self.offsets, self.lengths))
         stride = self.ids.stride(0) if self.offsets is None else 0
         return *pointers, stride, self.columns, self.ids.dtype == torch.int64  # type: ignore[return-value]
 
@@ -110,7 +114,11 @@ Rows: TypeAlias = TextList | TextRows | TokenRows
 
 def rows_of(texts: Texts | Ids, tokens: TokenBytes | None, lengths: torch.Tensor | Sequence[int] | None) -> Rows:
     """Rows of texts, or of token ids when `tokens` says what they spell."""
+    if not hasattr(texts, "__len__"):
+        raise DataError(f"texts must be a list, one a row, or tensors, not a {type(texts).__name__}")
     if tokens is not None:
+        if not isinstance(tokens, TokenBytes):
+            raise DataError(f"tokens must be TokenBytes of the vocabulary, not a {type(tokens).__name__}")
         return token_rows(texts, lengths, tokens)  # type: ignore[arg-type]
     if lengths is not None:
         raise DataError("`lengths` are lengths of rows of token ids; give `tokens` too, or leave it out")
@@ -137,8 +145,11 @@ def token_rows(ids: Ids, lengths: torch.Tensor | Sequence[int] | None, tokens: T
     if not isinstance(ids, torch.Tensor):
         if lengths is not None:
             raise DataError("lists of ids have their lengths already; leave `lengths` out")
-        rows = [row.tolist() if isinstance(row, torch.Tensor) else list(row) for row in ids]
-        flat = torch.tensor([x for row in rows for x in row], dtype=torch.int64)
+        try:
+            rows = [row.tolist() if isinstance(row, torch.Tensor) else list(map(operator.index, row)) for row in ids]
+            flat = torch.tensor([x for row in rows for x in row], dtype=torch.int64, device="cpu")
+        except TypeError:
+            raise DataError("rows of ids must be lists of whole numbers, one list a row") from None
         return TokenRows(flat, offsets_of([len(row) for row in rows]), None, tokens)
     if ids.dim() != 2:
         raise DataError(f"ids must be [B, T], or (ids [total], offsets [B + 1]), not {tuple(ids.shape)}")
@@ -147,10 +158,17 @@ def token_rows(ids: Ids, lengths: torch.Tensor | Sequence[int] | None, tokens: T
     return TokenRows(ids, None, None if lengths is None else _checked_lengths(lengths, ids), tokens)
 
 
+def sizes_beside(lengths: torch.Tensor | Sequence[int] | None, ids: Any) -> torch.Tensor | None:
+    """Lengths as a tensor: where the ids lie, if they were given as a list."""
+    if lengths is None or isinstance(lengths, torch.Tensor):
+        return lengths
+    return torch.tensor(lengths, device=ids.device)
+
+
 def offsets_of(sizes: list[int]) -> torch.Tensor:
     """[B + 1] int64 offsets of rows with these sizes."""
-    offsets = torch.zeros(len(sizes) + 1, dtype=torch.int64)
-    torch.cumsum(torch.tensor(sizes, dtype=torch.int64), 0, out=offsets[1:])
+    offsets = torch.zeros(len(sizes) + 1, dtype=torch.int64, device="cpu")
+    torch.cumsum(torch.tensor(sizes, dtype=torch.int64, device="cpu"), 0, out=offsets[1:])
     return offsets
 
 
@@ -172,7 +190,8 @@ def _check_ids(ids: torch.Tensor) -> None:
 
 
 def _checked_lengths(lengths: torch.Tensor | Sequence[int], ids: torch.Tensor) -> torch.Tensor:
-    held = lengths if isinstance(lengths, torch.Tensor) else torch.tensor(lengths, dtype=torch.int64)
+    held = lengths if isinstance(lengths, torch.Tensor) else torch.tensor(lengths, device="cpu")
+    held = held if held.numel() else held.long()
     if held.dtype not in (torch.int32, torch.int64) or held.shape != ids.shape[:1]:
         raise DataError(f"lengths must be integers [{ids.shape[0]}], not {held.dtype} {tuple(held.shape)}")
     if held.device != ids.device and isinstance(lengths, torch.Tensor):

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import json
-import random
-import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
+from vstar_fast.kernels.spelling import spelling
 
 from vstar_fast.errors import DataError
 
 from .handles import hold
-
-_BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
 
 class TokenBytes:
@@ -40,23 +36,17 @@ class TokenBytes:
         """The table of a Hugging Face tokenizer: byte-level BPE, or SentencePiece with or without byte fallback.
 
         `size` is the width of the model's logits where it is padded beyond the vocabulary. The table is compared with
-        `tokenizer.decode` on some ids; DataError when they differ or when the kind of tokenizer is unknown.
+        `tokenizer.decode`; DataError when they differ or when the kind of tokenizer is unknown.
         """
-        vocabulary: dict[str, int] = tokenizer.get_vocab()
-        count = max(max(vocabulary.values(), default=-1) + 1, size or 0)
-        added = tokenizer.added_tokens_decoder
-        special = {int(at) for at, token in added.items() if token.special} | set(tokenizer.all_special_ids)
-        spoken = max((at for at in vocabulary.values() if at not in special), default=-1)
+        pieces = spelling(tokenizer, DataError)
+        spoken = max((at for at, piece in enumerate(pieces) if piece is not None), default=-1)
         if size is not None and size <= spoken:
             raise DataError(f"the vocabulary has ids up to {spoken}, but size is {size}; give the logits' width")
-        spell = _speller(tokenizer, vocabulary)
-        pieces: list[bytes | None] = [None] * count
-        for token, at in vocabulary.items():
-            # an added token is decoded as it was normalised, which its entry in the vocabulary does not show
-            pieces[at] = None if at in special else spell(tokenizer.convert_ids_to_tokens(at) if at in added else token)
-        table = cls(pieces)
-        _compare(table, tokenizer)
-        return table
+        return cls(pieces + [None] * ((size or 0) - len(pieces)))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """A copy has a handle of its own: the number of this one may be another's in another process."""
+        return TokenBytes, (self.pieces,)
 
     def __len__(self) -> int:
         return len(self.pieces)
@@ -82,64 +72,3 @@ class TokenBytes:
             else:
                 self._tables[where] = self.table().to(where)
         return self._tables[where]
-
-
-def byte_alphabet() -> dict[str, int]:
-    """The character that byte-level BPE writes for each byte, as GPT-2 chose them."""
-    shown = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    hidden = [byte for byte in range(256) if byte not in set(shown)]
-    return {chr(byte): byte for byte in shown} | {chr(256 + i): byte for i, byte in enumerate(hidden)}
-
-
-def _speller(tokenizer: Any, vocabulary: dict[str, int]) -> Callable[[str], bytes]:
-    """How a token of this kind of vocabulary is spelt."""
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    decoders = _decoders(json.loads(backend.to_str()).get("decoder")) if backend is not None else []
-    kinds = {decoder["type"] for decoder in decoders}
-    if "ByteLevel" in kinds or (not kinds and "\u0120" in "".join(vocabulary)):
-        alphabet = byte_alphabet()
-        return lambda token: bytes(alphabet[c] for c in token) if all(c in alphabet for c in token) else token.encode()
-    spaces = any("\u2581" in str(decoder.get("pattern", "")) for decoder in decoders) or "Metaspace" in kinds
-    if spaces or (not kinds and "\u2581" in "".join(vocabulary)):
-        fallback = "ByteFallback" in kinds or not kinds
-        return lambda token: _sentencepiece(token, fallback)
-    raise DataError(
-        f"{type(tokenizer).__name__} is neither byte-level BPE nor SentencePiece (its decoder: "
-        f"{', '.join(sorted(kinds)) or 'none'}); make TokenBytes from the bytes of each token yourself"
-    )
-
-
-def _decoders(decoder: dict[str, Any] | None) -> list[dict[str, Any]]:
-    if decoder is None:
-        return []
-    return [x for part in decoder["decoders"] for x in _decoders(part)] if decoder["type"] == "Sequence" else [decoder]
-
-
-def _sentencepiece(token: str, fallback: bool) -> bytes:
-    found = _BYTE_TOKEN.fullmatch(token) if fallback else None
-    return bytes([int(found[1], 16)]) if found else token.replace("\u2581", " ").encode()
-
-
-def _whole(piece: bytes) -> bool:
-    try:
-        return bool(piece.decode())
-    except UnicodeDecodeError:
-        return False
-
-
-def _compare(table: TokenBytes, tokenizer: Any) -> None:
-    """Some made rows must decode to what the table spells, but for spaces at the beginning.
-
-    Tokens that are part of a character are left out: `decode` may garble their neighbours too.
-    """
-    rng = random.Random(0)
-    known = [at for at, piece in enumerate(table.pieces) if piece and _whole(piece)]
-    for _ in range(64 if known else 0):
-        ids = rng.choices(known, k=8)
-        ours = table.spell(ids).decode()
-        theirs = tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-        if ours.lstrip(" ") != theirs.lstrip(" "):
-            raise DataError(
-                f"ids {ids} are {ours!r} in the table, but {type(tokenizer).__name__} decodes them to {theirs!r}; "
-                "make TokenBytes from the bytes of each token yourself"
-            )

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from vstar_fast.kernels.given import address
 
 from vstar_fast.errors import ModelError
 
@@ -27,7 +28,7 @@ def run(query: torch.Tensor, levels: Sequence[Sequence[Segment]], scale: float) 
     held: list[torch.Tensor] = []  # until the call is over
     try:
         _C.prefix_attention_cpu(
-            query.data_ptr(),
+            address(query),
             out.data_ptr(),
             lse.data_ptr(),
             sums.data_ptr(),
@@ -50,4 +51,4 @@ def _arguments(segment: Segment, held: list[torch.Tensor]) -> tuple[Any, ...]:
     addresses, shown_members, mask_members = groups.addresses
     sizes = (count, members, keys.shape[2], shown_members, mask_members)
     strides = (*keys.stride()[:3], *values.stride()[:3])
-    return keys.data_ptr(), values.data_ptr(), strides, *addresses, sizes, groups.causal
+    return address(keys), address(values), strides, *addresses, sizes, groups.causal

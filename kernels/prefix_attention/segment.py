@@ -7,6 +7,7 @@ from functools import cached_property
 from typing import NamedTuple
 
 import torch
+from vstar_fast.kernels.given import shown
 
 from vstar_fast.errors import ModelError
 
@@ -109,11 +110,8 @@ class Groups:
 
 
 def _check(tokens: torch.Tensor, slots: torch.Tensor | None, visible: torch.Tensor | None) -> None:
-    if tokens.dim() != 2 or tokens.dtype != torch.int64:
-        raise ModelError(
-            f"tokens of groups are {tokens.dtype} {tuple(tokens.shape)}; they are int64 [G, M], -1 where there is "
-            "nobody"
-        )
+    if not isinstance(tokens, torch.Tensor) or tokens.dim() != 2 or tokens.dtype != torch.int64:
+        raise ModelError(f"tokens of groups are {shown(tokens)}; they are int64 [G, M], -1 where there is nobody")
     if slots is not None and (slots.dtype != torch.int64 or slots.shape != tokens.shape[:1]):
         raise ModelError(
             f"slots are {slots.dtype} {tuple(slots.shape)} for {len(tokens)} groups; they are int64 [G], one a group"

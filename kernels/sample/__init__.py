@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
+from vstar_fast.kernels.given import address, check_rows, shown
 
 from vstar_fast import backends
 from vstar_fast.errors import ConfigError, ModelError
@@ -79,16 +80,14 @@ def draw(
 
 
 def _check(logits: torch.Tensor, seeds: torch.Tensor, step: int, temperature: float, top_p: float, top_k: int) -> None:
-    if logits.dim() != 2 or logits.dtype not in (torch.float32, torch.float16, torch.bfloat16):
-        raise ConfigError(f"logits must be [B, V] fp32, fp16 or bf16, not {tuple(logits.shape)} {logits.dtype}")
+    fits = isinstance(logits, torch.Tensor) and logits.layout is torch.strided and logits.dim() == 2
+    if not fits or logits.dtype not in (torch.float32, torch.float16, torch.bfloat16):
+        raise ConfigError(f"logits must be [B, V] fp32, fp16 or bf16, not {shown(logits)}")
     if not 0 < logits.shape[1] <= MAX_VOCABULARY:
         raise ConfigError(f"logits have {logits.shape[1]} columns; sample takes 1 to {MAX_VOCABULARY}")
-    if seeds.shape != logits.shape[:1] or seeds.dtype != torch.int64 or seeds.device != logits.device:
-        raise ConfigError(
-            f"seeds must be int64 [{logits.shape[0]}] on {logits.device}, "
-            f"not {seeds.dtype} {tuple(seeds.shape)} on {seeds.device}"
-        )
-    if step < 0:
+    check_rows("seeds", seeds, logits, ConfigError)
+    address(logits)
+    if isinstance(step, float) or step < 0:
         raise ConfigError(f"step is {step}; steps count from 0")
     check_settings(temperature, top_p, top_k, ConfigError)
 

@@ -9,6 +9,8 @@ MIN_TEMPERATURE, MAX_TEMPERATURE = 1e-4, 1e4
 
 def check_settings(temperature: float, top_p: float, top_k: int, error: type[VstarError]) -> None:
     """Raise `error` for a setting that no draw takes."""
+    if temperature is None or top_p is None or top_k is None or isinstance(top_k, float):
+        raise error(f"temperature={temperature}, top_p={top_p}, top_k={top_k}: give two numbers, and a whole one")
     if temperature != 0 and not MIN_TEMPERATURE <= temperature <= MAX_TEMPERATURE:
         raise error(f"temperature is {temperature}; use 0 for greedy, or {MIN_TEMPERATURE} to {MAX_TEMPERATURE:.0f}")
     if not 0 < top_p <= 1:

@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 from vstar_fast.kernels.label_match.labels import LabelSet
-from vstar_fast.kernels.label_match.rows import Ids, Texts, rows_of
+from vstar_fast.kernels.label_match.rows import Ids, Texts, rows_of, sizes_beside
 from vstar_fast.kernels.label_match.token_bytes import TokenBytes
 from vstar_fast.kernels.number_words import UNITS
 
@@ -69,7 +69,7 @@ def match_number(
         given = ((gold, "gold"), (abs_tolerance, "abs_tolerance"), (rel_tolerance, "rel_tolerance"))
         doubles = [own.doubles(x, len(texts), what, texts.device) for x, what in given]  # type: ignore[union-attr]
         options = (units, tokens.handle, pick, after, backend)  # type: ignore[union-attr]
-        table, score, values = library.number(texts, _sizes(lengths), *doubles, *options)
+        table, score, values = library.number(texts, sizes_beside(lengths, texts), *doubles, *options)
         return ValueMatch(table, score, backend, values)
     rows = rows_of(texts, tokens, lengths)
     wanted = own.of_numbers(gold, abs_tolerance, rel_tolerance, unit, rows.size, rows.device)
@@ -101,7 +101,7 @@ def match_interval(
         if not isinstance(gold, torch.Tensor):
             spans = library.padded([own.span_list(row) for row in gold], (math.nan, math.nan), [2])
         options = (float(iou), tokens.handle, pick, after, backend)  # type: ignore[union-attr]
-        table, score, values = library.interval(texts, _sizes(lengths), spans, *options)
+        table, score, values = library.interval(texts, sizes_beside(lengths, texts), spans, *options)
         return ValueMatch(table, score, backend, values)
     if not 0 <= iou <= 1:
         raise DataError(f"iou is {iou}; give the least overlap that counts, 0 to 1")
@@ -142,7 +142,7 @@ def match_sequence(
         if not isinstance(gold, torch.Tensor):
             items = library.padded(own.item_lists(gold, labels), -1).long()
         options = (labels.handle, tokens.handle, after, backend)  # type: ignore[union-attr]
-        table, score, found_items = library.sequence(texts, _sizes(lengths), items, *options)
+        table, score, found_items = library.sequence(texts, sizes_beside(lengths, texts), items, *options)
         return SequenceMatch(table, score, backend, found_items)
     rows = rows_of(texts, tokens, lengths)
     wanted = own.of_sequences(gold, labels, rows.size, rows.device)
@@ -153,10 +153,6 @@ def match_sequence(
 def _in_graph(texts: Texts | Ids, tokens: TokenBytes | None) -> bool:
     """Whether torch.compile traces a call that its operators take: on ids [B, T]."""
     return torch.compiler.is_compiling() and tokens is not None and isinstance(texts, torch.Tensor)
-
-
-def _sizes(lengths: torch.Tensor | Sequence[int] | None) -> torch.Tensor | None:
-    return torch.tensor(lengths) if lengths is not None and not isinstance(lengths, torch.Tensor) else lengths
 
 
 def _run(op: str, call: Call, backend: str) -> tuple[Found, str]:

@@ -79,7 +79,9 @@ def _(ids, lengths, gold, labels, tokens, after, backend):  # type: ignore[no-un
 def padded(rows: Sequence[Sequence[Any]], empty: Any, tail: Sequence[int] = ()) -> Tensor:
     """[B, longest, *tail]: rows of different lengths, `empty` behind their ends."""
     width = max([0, *map(len, rows)])
-    return torch.tensor([[*row, *[empty] * (width - len(row))] for row in rows]).reshape(len(rows), width, *tail)
+    return torch.tensor([[*row, *[empty] * (width - len(row))] for row in rows], device="cpu").reshape(
+        len(rows), width, *tail
+    )
 
 
 def _rows(ids: Tensor) -> tuple[Tensor, Tensor]:

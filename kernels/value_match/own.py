@@ -67,7 +67,9 @@ def doubles(given: Any, rows: int, what: str, device: torch.device) -> torch.Ten
         return torch.full((rows,), float(given), dtype=torch.float64, device=device)
     try:
         held = (
-            torch.as_tensor(given).to(torch.float64) if _is_tensor(given) else torch.tensor(given, dtype=torch.double)
+            torch.as_tensor(given).to(torch.float64)
+            if _is_tensor(given)
+            else torch.tensor(given, dtype=torch.double, device="cpu")
         )
     except (TypeError, ValueError, RuntimeError):
         raise DataError(f"{what} must be numbers, not {given!r:.80}; NaN is a row that nothing fits") from None
@@ -95,7 +97,7 @@ def _units(unit: str | Sequence[str], rows: int, device: torch.device) -> torch.
     if len(unit) != rows:
         raise DataError(f"unit names {len(unit)} units for {rows} rows; give one, or one a row")
     found = {name: _unit(name) for name in set(unit)}
-    return upload(torch.tensor([found[name] for name in unit], dtype=torch.int32), device)
+    return upload(torch.tensor([found[name] for name in unit], dtype=torch.int32, device="cpu"), device)
 
 
 def _unit(name: str) -> int:
@@ -123,12 +125,14 @@ def _span_tensor(gold: torch.Tensor, device: torch.device) -> tuple[torch.Tensor
 
 def _span_lists(gold: Sequence[Any]) -> tuple[torch.Tensor, torch.Tensor]:
     rows = [span_list(row) for row in gold]
-    flat = torch.tensor([x for row in rows for span in row for x in span], dtype=torch.float64)
+    flat = torch.tensor([x for row in rows for span in row for x in span], dtype=torch.float64, device="cpu")
     return flat, offsets_of(list(map(len, rows)))
 
 
 def span_list(row: Any) -> list[tuple[float, float]]:
     """The spans of one row, given as one pair or a list of pairs."""
+    if not hasattr(row, "__len__"):
+        raise DataError(f"own intervals are a list of (begin, end) in seconds a row, not {row!r}")
     items = row.tolist() if _is_tensor(row) else list(row)
     items = [items] if len(items) == 2 and not hasattr(items[0], "__len__") else items
     if any(not hasattr(item, "__len__") or len(item) != 2 for item in items):
@@ -148,6 +152,9 @@ def of_sequences(gold: Any, labels: LabelSet, rows: int, device: torch.device) -
 
 def item_lists(gold: Sequence[Sequence[int | str]], labels: LabelSet) -> list[list[int]]:
     """Label ids of each row; DataError for one that is none."""
+    odd = [row for row in gold if isinstance(row, str) or not hasattr(row, "__len__")]
+    if odd:
+        raise DataError(f"an own sequence is a list of label ids or names, not {odd[0]!r}")
     rows = [[labels.id(item) if isinstance(item, str) else item for item in row] for row in gold]
     bad = [x for x in set(chain.from_iterable(rows)) if not isinstance(x, int) or not 0 <= x < len(labels)]
     if bad:
@@ -157,7 +164,7 @@ def item_lists(gold: Sequence[Sequence[int | str]], labels: LabelSet) -> list[li
 
 def _item_lists(gold: Sequence[Sequence[int | str]], labels: LabelSet) -> tuple[torch.Tensor, torch.Tensor, int]:
     rows = item_lists(gold, labels)
-    flat = torch.tensor(list(chain.from_iterable(rows)), dtype=torch.int32)
+    flat = torch.tensor(list(chain.from_iterable(rows)), dtype=torch.int32, device="cpu")
     return flat, offsets_of(list(map(len, rows))), max(map(len, rows), default=0)
 
 

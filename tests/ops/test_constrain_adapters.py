@@ -1,6 +1,6 @@
-"""constrain inside Hugging Face's generate (many calls, beams, left padding) and behind vLLM's interface."""
+"""constrain inside Hugging Face's generate: many calls, beams, left padding."""
 
-from types import SimpleNamespace
+import copy
 
 import pytest
 import torch
@@ -117,31 +117,25 @@ def test_what_does_not_fit_is_named():
         ops.LogitsProcessor(label_grammar())(ids, torch.zeros(2, 331))
 
 
-def test_vllm_batches():
-    vocab = small_vocab("byte_level")
-    processor_class = type("P", (ops.VllmLogitsProcessor,), {"grammars": {"label": label_grammar()}})
-    processor = processor_class(None, torch.device("cpu"), False)
-    wanted = SimpleNamespace(extra_args={"vstar_grammar": "label"}, max_tokens=50)
-    free = SimpleNamespace(extra_args=None, max_tokens=50)
-    output: list[int] = []
-    update = SimpleNamespace(removed=[], added=[(0, free, [], []), (1, wanted, [], output)], moved=[])
-    processor.update_state(update)
-    logits = processor.apply(torch.zeros(2, 330))
-    assert (logits[0] == 0).all() and 0 < (logits[1] == 0).sum() < 10
-    assert not processor.is_argmax_invariant()
-    place = 1
-    for step in range(40):
-        token = int(logits[place].argmax())
-        if token in vocab.eos_ids:
-            break
-        output.append(token)
-        moved = [(1, 0, SimpleNamespace(name="SWAP"))] if step == 2 else []
-        place = 0 if step >= 2 else 1
-        processor.update_state(SimpleNamespace(removed=[], added=[], moved=moved) if moved else None)
-        logits = processor.apply(torch.zeros(2, 330))
-        assert (logits[1 - place] == 0).all()
-    assert processor.grammars["label"].value(output)["x"] in NAMES
-    processor.update_state(SimpleNamespace(removed=[place], added=[], moved=[]))
-    assert (processor.apply(torch.zeros(2, 330)) == 0).all()
-    with pytest.raises(ConstrainError, match="no grammar named 'other'; there are: label"):
-        processor_class.validate_params(SimpleNamespace(extra_args={"vstar_grammar": "other"}))
+@pytest.mark.parametrize("search", [{"assistant": True}, {"prompt_lookup_num_tokens": 3}], ids=["model", "lookup"])
+def test_assisted_decoding_gives_the_same_answer(model, search):
+    """Candidates are masked from where they begin, then the model's own logits from there again."""
+    grammar = label_grammar()
+    processor = ops.LogitsProcessor(grammar, max_new_tokens=30)
+    for text in ("the person", "Answer: kick. What now?", "the person"):
+        ids = byte_level()(text, return_tensors="pt")["input_ids"]
+        kept = {"max_new_tokens": 30, "do_sample": False, "logits_processor": [processor]}
+        plain = model.generate(ids, **kept)
+        more = {"assistant_model": copy.deepcopy(model)} if "assistant" in search else search
+        assert torch.equal(model.generate(ids, **kept, **more), plain)
+        assert grammar.value(plain[0, ids.shape[1] :].tolist())["x"] in NAMES
+
+
+def test_a_longer_prompt_is_no_step_back():
+    processor, ids = ops.LogitsProcessor(label_grammar()), torch.ones(1, 3, dtype=torch.int64)
+    first = processor(ids, torch.zeros(1, 330))
+    step = torch.cat([ids, first.argmax(-1, keepdim=True)], 1)
+    for _ in range(3):
+        step = torch.cat([step, processor(step, torch.zeros(1, 330)).argmax(-1, keepdim=True)], 1)
+    for prompt in (torch.cat([ids, ids[:, :1]], 1), step[:, :3], torch.cat([step[:, :4], ids], 1)):
+        assert torch.equal(processor(prompt, torch.zeros(1, 330)), first)

@@ -5,7 +5,7 @@ import re
 
 import pytest
 import torch
-from vstar_fast.kernels.label_match.token_bytes import byte_alphabet
+from vstar_fast.kernels.spelling import byte_alphabet
 
 from vstar_fast.errors import DataError
 from vstar_fast.ops import LabelSet, TokenBytes, label_match
@@ -75,12 +75,7 @@ def test_tokenizers_of_both_kinds(make):
             assert re.search(r"\w", said)
 
 
-def test_a_tokenizer_of_an_unknown_kind_is_refused():
-    tokenizers = pytest.importorskip("tokenizers")
+def test_a_table_wider_than_the_logits_is_refused():
     transformers = pytest.importorskip("transformers")
-    tok = tokenizers.Tokenizer(tokenizers.models.WordPiece({"[UNK]": 0, "a": 1, "##b": 2}, unk_token="[UNK]"))
-    tok.decoder = tokenizers.decoders.WordPiece()
-    with pytest.raises(DataError, match="neither byte-level BPE nor SentencePiece .its decoder: WordPiece"):
-        TokenBytes.from_hf(transformers.PreTrainedTokenizerFast(tokenizer_object=tok))
-    with pytest.raises(DataError, match="but size is 1"):
-        TokenBytes.from_hf(transformers.PreTrainedTokenizerFast(tokenizer_object=tok), size=1)
+    with pytest.raises(DataError, match="but size is 5"):
+        TokenBytes.from_hf(transformers.PreTrainedTokenizerFast(tokenizer_object=byte_level()), size=5)

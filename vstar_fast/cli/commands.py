@@ -221,11 +221,16 @@ def doctor(model: str | None, as_json: bool) -> None:
 @click.argument("model")
 @click.option("--out", type=FILE, default=Path("run.toml"), help="Settings file to write.")
 @click.option("--force", is_flag=True, help="Overwrite the file.")
-def init(data: Path, model: str, out: Path, force: bool) -> None:
-    """Check DATA (a manifest, table or folder of videos) and MODEL (a folder or hub id); write settings for them."""
+@click.option("--set", "sets", multiple=True, metavar="SECTION.KEY=VALUE", help="One setting of the file; repeatable.")
+def init(data: Path, model: str, out: Path, force: bool, sets: tuple[str, ...]) -> None:
+    """Check DATA (a manifest, table, list or folder of videos) and MODEL (a folder or hub id); write settings for them.
+
+    `--set data.columns.label=narration` says what a column means; `--set data.root=DIR`, where the clips lie.
+    """
+    from vstar_fast.cli.settings import given
     from vstar_fast.config import starter
 
-    for line in starter.write(data, model, out, force=force):
+    for line in starter.write(data, model, out, force=force, over=given(sets)):
         click.echo(line)
 
 

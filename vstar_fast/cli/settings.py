@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tomllib
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -57,7 +58,15 @@ def _overrides(options: dict[str, Any]) -> dict[str, Any]:
         over = merge(over, {"generate": {"propose": options["propose"]}})
     if options.get("score_labels"):
         over = merge(over, {"evaluate": {"score_labels": True, "score_norm": options["score_labels"]}})
-    for text in options["sets"]:
+    return merge(over, given(options["sets"]))
+
+
+def given(sets: Iterable[str]) -> dict[str, Any]:
+    """Settings of `--set`, nested like the file."""
+    from vstar_fast.config import merge
+
+    over: dict[str, Any] = {}
+    for text in sets:
         over = merge(over, _setting(text))
     return over
 

@@ -49,9 +49,10 @@ class DataConfig:
     """Where the labelled videos are."""
 
     path: str = ""
-    """A `manifest.jsonl`, a `.jsonl`/`.json`/`.csv` file, or a folder with one sub-folder per class."""
+    """A `manifest.jsonl`, a `.jsonl`/`.json`/`.csv` file, a `.txt` list, a folder with one sub-folder per class, or one
+    with `train.csv`, `val.csv`, ..."""
     reader: str = "auto"
-    """`auto`, `manifest`, `folder`, `csv`, `jsonl`, `json` or `webdataset` (tar shards)."""
+    """`auto`, `manifest`, `folder`, `csv`, `jsonl`, `json`, `list` (a path and its class a line) or `webdataset`."""
     extra: tuple[str, ...] = ()
     """Further data paths, read the same way; their videos join those of `path`."""
     root: str = ""
@@ -68,13 +69,15 @@ class DataConfig:
     """Optional JSON file of original instruction data (LLaVA, ShareGPT or messages) mixed into fine-tuning."""
     columns: dict[str, str] = field(default_factory=dict)
     """CSV/JSONL column names: `video`, `label`, `split`, `start`, `end`, `id`, ..., where they differ."""
+    class_names: str = ""
+    """File with the names of classes that the data gives by number: `1 ApplyEyeMakeup` a line, or a name a line."""
     strict: bool = False
     """Stop at the first row or file that cannot be used, instead of recording it and going on."""
     questions: dict[str, tuple[str, ...]] = field(default_factory=dict)
     """Own question templates by label kind, e.g. `class = ["Which sport is this?"]`."""
 
     def __post_init__(self) -> None:
-        one_of("data.reader", self.reader, ("auto", "manifest", "folder", "csv", "jsonl", "json", "webdataset"))
+        one_of("data.reader", self.reader, ("auto", "manifest", "folder", "csv", "jsonl", "json", "list", "webdataset"))
         in_range("data", self)
         shares = (self.dev_fraction, self.test_fraction)
         need(sum(shares) < 1, f"data.dev_fraction and data.test_fraction must sum to less than 1, got {shares}")

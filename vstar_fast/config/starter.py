@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 from vstar_fast import config as settings
-from vstar_fast.config import CycleConfig, DataConfig, ModelConfig
 from vstar_fast.errors import ConfigError, ModelError
 from vstar_fast.files import write_text
 
 PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json", "video_preprocessor_config.json")
 
 
-def write(data: Path, model: str, out: Path, *, force: bool = False) -> list[str]:
-    """Write commented settings to `out`; returns lines that say what was found.
+def write(data: Path, model: str, out: Path, *, force: bool = False, over: dict[str, Any] | None = None) -> list[str]:
+    """Write commented settings to `out`, `over` (nested like the file) among them; returns lines on what was found.
 
     Raises DataError when no labelled video can be read, ModelError when the model folder lacks a file.
     """
@@ -23,9 +23,10 @@ def write(data: Path, model: str, out: Path, *, force: bool = False) -> list[str
     if out.exists() and not force:
         raise ConfigError(f"{out} exists; give another --out, or --force to overwrite it")
     path = data.expanduser().resolve()
-    videos, rejected, sets = readers.read(DataConfig(path=str(path)))
+    config = settings.from_dict(settings.merge({"data": {"path": str(path)}}, over or {}))
+    videos, rejected, sets = readers.read(config.data, seed=config.seed)
     source = _check_model(model)
-    config = CycleConfig(data=DataConfig(path=str(path)), model=ModelConfig(base=source))
+    config = settings.replace(config, model=settings.replace(config.model, base=source))
     write_text(out, f"# Run it: vstar-fast cycle --config {out}\n{settings.to_toml(config, comments=True)}")
     splits = Counter(v.split for v in videos)
     kinds = Counter(label.kind for v in videos for label in v.labels)
@@ -33,6 +34,12 @@ def write(data: Path, model: str, out: Path, *, force: bool = False) -> list[str
         f"{len(videos)} videos: " + ", ".join(f"{splits[s]} {s}" for s in ("train", "dev", "test")),
         "labels: " + ", ".join(f"{n} {kind}" for kind, n in kinds.most_common()),
         *(f"label set {name}: {len(values)} names" for name, values in sets.items()),
+    ]
+    asked = {label.set for v in videos for label in v.labels if label.kind == "class"}
+    lines += [
+        f"label set {name} has one name: every answer is right, and there is nothing to learn"
+        for name, values in sets.items()
+        if name in asked and len(values) == 1
     ]
     if not splits["train"]:
         lines.append("no train videos: a cycle has nothing to learn from; give some the split train, or none a split")

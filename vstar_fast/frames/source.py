@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import threading
 import time
 from collections import Counter, deque
@@ -80,6 +81,20 @@ class FrameSource:
             index = probe(request)
             self._sidecar.put_index(content, index)
         return index
+
+    def without(self, request: FrameRequest, start_s: float) -> Rejected | None:
+        """Why a label that begins at `start_s` of the clip or its window cannot be true: it is over by then."""
+        try:
+            index = self.probe(request.path)
+        except (Unusable, OSError):  # reading its frames says why
+            return None
+        end_s = min(float((index.end - index.zero) * index.base), request.end_s or math.inf)
+        length_s = end_s - (request.start_s or 0.0)
+        if start_s < length_s:
+            return None
+        return self._refuse(
+            request, "label_outside", f"a label begins at {start_s:g} s, the clip lasts {length_s:.2f} s"
+        )
 
     def route(self, path: str) -> backends.Choice:
         """The backend that decodes a file here, and why it is that one. Raises Unusable or OSError."""

@@ -5,6 +5,7 @@ A template here may take more than the judge accepts, never less. Where that can
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from fractions import Fraction
@@ -15,7 +16,7 @@ from vstar_fast import match, ops
 from vstar_fast.config import MatchConfig
 from vstar_fast.errors import ConstrainError
 from vstar_fast.labels import slots
-from vstar_fast.match.text import fold
+from vstar_fast.match.text import WORD, fold
 from vstar_fast.records import Candidate, Label, Question
 
 if TYPE_CHECKING:
@@ -60,10 +61,11 @@ class Wanted:
 
     def _names(self, question: Question, several: bool) -> Node | None:
         """The surfaces that are accepted, with or without the full stop that may follow."""
-        surfaces = [s for listed in self._slots.names(question.labels[0]).values() for s in listed]
+        names = self._slots.names(question.labels[0])
+        surfaces = _holding(names, fold(question.labels[0].value))
         passed = self._judge(question, [f"{surface}{end}" for surface in surfaces for end in ("", ".")])
         accepted = [s for i, s in enumerate(surfaces) if any(passed[2 * i : 2 * i + 2])]
-        apart = not several or not any(BETWEEN in s for s in surfaces)
+        apart = not several or not any(BETWEEN in s for listed in names.values() for s in listed)
         return ops.choice(accepted) if accepted and apart else None
 
     def _sequence(self, question: Question, _several: bool) -> Node | None:
@@ -134,14 +136,30 @@ _SLOTS: dict[str, Callable[[Wanted, Question, bool], Node | None]] = {
 def judge(config: MatchConfig, label_sets: Mapping[str, Sequence[str]], asked: Iterable[Question]) -> Judge:
     """What the run's judge says of answers whose slot holds these texts; `asked`, for the aliases that they give."""
     named = {q.labels: q for q in asked if any(label.aliases for label in q.labels)}
-    others = [replace(q, id=f"alias {i}") for i, q in enumerate(named.values())]
+    others: dict[str, list[Question]] = {}
+    for i, q in enumerate(named.values()):
+        for name in {label.set for label in q.labels if label.set is not None}:
+            others.setdefault(name, []).append(replace(q, id=f"alias {i}"))
 
     def judged(question: Question, texts: Sequence[str]) -> list[bool]:
         made = [_answer(question, i, f"I see it. Answer: {text}") for i, text in enumerate(texts)]
-        asked = [*others, replace(question, id=HERE)]
-        return [v.passed for v in match.verify(made, asked, config, label_sets=label_sets)] if made else []
+        used = [label.set for label in question.labels if label.set is not None]
+        sets = {name: label_sets[name] for name in used if name in label_sets}
+        asked = [*(q for name in dict.fromkeys(used) for q in others.get(name, ())), replace(question, id=HERE)]
+        return [v.passed for v in match.verify(made, asked, config, label_sets=sets)] if made else []
 
     return judged
+
+
+def _holding(names: Mapping[str, Sequence[str]], own: str) -> list[str]:
+    """The surfaces that have all words of one of `own`: no other can be read as that name."""
+    wanted = [_words(s) for name, listed in names.items() if fold(name) == own for s in listed]
+    return [s for listed in names.values() for s in listed if any(words <= _words(s) for words in wanted)]
+
+
+@functools.lru_cache(maxsize=65536)
+def _words(surface: str) -> frozenset[str]:
+    return frozenset(WORD.findall(fold(surface)))
 
 
 def _answer(question: Question, number: int, text: str) -> Candidate:

@@ -9,13 +9,14 @@ from __future__ import annotations
 import dataclasses
 from collections import Counter
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 from vstar_fast.config import DataConfig
 from vstar_fast.errors import ConfigError, DataError
-from vstar_fast.readers import folder, manifest, tables, webdataset
-from vstar_fast.readers.rows import REASONS, Row, Source, build, merge_key
+from vstar_fast.readers import folder, lists, manifest, tables, webdataset
+from vstar_fast.readers.rows import REASONS, Row, build, merge_key
 from vstar_fast.readers.sets import LabelSets
+from vstar_fast.readers.source import Source
+from vstar_fast.readers.sources import CHOSEN, is_table, sources
 from vstar_fast.readers.splits import assign_splits
 from vstar_fast.records import LabeledVideo, Rejected
 
@@ -30,6 +31,7 @@ READERS: dict[str, Reader] = {
     "csv": tables.read_csv,
     "jsonl": tables.read_jsonl,
     "json": tables.read_json,
+    "list": lists.read,
     "webdataset": webdataset.read,
 }
 
@@ -43,10 +45,11 @@ def read(config: DataConfig, *, seed: int = 0) -> tuple[list[LabeledVideo], list
     if not config.path:
         raise ConfigError("data.path is empty; set it to a manifest.jsonl, a CSV/JSON file or a folder of videos")
     shelf = _Shelf(config)
-    for text in (config.path, *config.extra):
-        shelf.add(_source(Path(text).expanduser(), config))
+    for source in sources(config):
+        shelf.add(source)
     if not shelf.videos:
         raise DataError(_nothing_left(shelf))
+    _check_folders(shelf)
     videos = assign_splits(shelf.videos, shelf.named_split, shelf.file_keys, config, seed)
     return videos, shelf.rejected, shelf.sets.result()
 
@@ -77,11 +80,14 @@ class _Shelf:
                 self.rejected.append(row)
                 continue
             self.rejected += self.sets.declare(row.sets, row.where)
+            if source.split and not row.values.get("split"):
+                row = row._replace(values={**row.values, "split": source.split})
             made = build(row, source, self.sets)
             if isinstance(made, Rejected):
                 self.rejected.append(made)
             else:
                 self._put(made, row, source)
+                self.rejected += [Rejected("read", made.id, "bad_label", f"{row.where}: {x}") for x in row.left_out]
 
     def _put(self, video: LabeledVideo, row: Row, source: Source) -> None:
         if not row.own_id and video.id in self._taken_before:
@@ -128,41 +134,16 @@ class _Shelf:
         self.rejected.append(Rejected("read", video.id, reason, f"{row.where}: {what}"))
 
 
-def _source(path: Path, config: DataConfig) -> Source:
-    if not path.exists():
-        raise DataError(f"data path {path} does not exist; check data.path and data.extra")
-    reader, path, why = _pick(path, config.reader)
-    folder_of = path if path.is_dir() else path.parent
-    root = Path(config.root).expanduser() if config.root else folder_of
-    if not root.is_dir():
-        raise DataError(f"data.root {root} is not a folder")
-    return Source(path, root.resolve(), reader, why, config)
-
-
-def _pick(path: Path, reader: str) -> tuple[str, Path, str]:
-    """Reader, the path it is to read, and why."""
-    if reader != "auto":
-        inner = path / "manifest.jsonl"
-        return reader, inner if reader == "manifest" and inner.is_file() else path, "data.reader says so"
-    if path.is_dir():
-        for name, found in (("manifest.jsonl", "manifest"), ("metadata.csv", "csv"), ("metadata.jsonl", "jsonl")):
-            if (path / name).is_file():
-                return found, path / name, f"the folder holds a {name}"
-        if any(path.glob("*.tar")):
-            return "webdataset", path, "the folder holds .tar shards"
-        return "folder", path, "it is a folder without a manifest.jsonl or metadata file"
-    suffix = path.suffix.lower()
-    if suffix == ".jsonl":
-        is_manifest = manifest.has_header(path)
-        line = "its first line is" if is_manifest else "its first line is not"
-        return "manifest" if is_manifest else "jsonl", path, f"{line} a manifest header"
-    by_suffix = {".csv": "csv", ".tsv": "csv", ".json": "json", ".tar": "webdataset"}
-    if suffix not in by_suffix:
-        raise DataError(
-            f"cannot tell how to read {path}: it is neither a folder nor .csv, .tsv, .json, .jsonl or .tar; "
-            f"set data.reader to one of {', '.join(READERS)}"
-        )
-    return by_suffix[suffix], path, f"its name ends in {suffix}"
+def _check_folders(shelf: _Shelf) -> None:
+    """Raise DataError for a folder whose only class is the folder of the clips that a table beside it is about."""
+    names = {label.value for video in shelf.videos.values() for label in video.labels}
+    for source in shelf.sources:
+        tables = [x for x in sorted(source.path.iterdir()) if is_table(x)] if source.reader == "folder" else []
+        if tables and len(names) == 1 and source.why != CHOSEN:
+            raise DataError(
+                f"{source.path} read as class folders has one class, {names.pop()!r}, and {tables[0].name} lies beside "
+                f'it: give {tables[0]} as the data, or say data.reader = "folder" if that is the class'
+            )
 
 
 def _nothing_left(shelf: _Shelf) -> str:

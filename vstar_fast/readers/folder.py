@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator
-from pathlib import Path
+from typing import Any
 
 from vstar_fast.errors import DataError
-from vstar_fast.readers.rows import VIDEO_SUFFIXES, Row, Source, is_utf8, reject, with_id
+from vstar_fast.readers.clips import files
+from vstar_fast.readers.rows import VIDEO_SUFFIXES, Row, is_utf8, reject, with_id
+from vstar_fast.readers.source import Source
 from vstar_fast.readers.splits import SPLIT_NAMES
 from vstar_fast.records import Rejected
 
@@ -30,7 +32,7 @@ def class_words(folder: str) -> str:
 
 
 def _rows(source: Source) -> Iterator[Row | Rejected]:
-    for path in _files(source.path, frozenset()):
+    for path in files(source.path, frozenset()):
         if isinstance(path, OSError):
             where = os.path.join(source.path.name, os.path.relpath(path.filename, source.path))
             what = f"the folder cannot be listed: {path.strerror}; make it readable or move it away"
@@ -50,31 +52,18 @@ def _rows(source: Source) -> Iterator[Row | Rejected]:
         if not folders:
             yield reject(row, "no_label", "the file lies in no class folder; move it into one named after its class")
             continue
-        label = {"kind": "class", "name": "action", "value": class_words(folders[0]), "aliases": _aliases(folders[0])}
         path_text = os.path.relpath(path, source.root)
-        yield row._replace(values={**row.values, "path": path_text, "split": split, "labels": [label]})
+        yield row._replace(
+            values={**row.values, "path": path_text, "split": split, "labels": [class_label(folders[0])]}
+        )
+
+
+def class_label(folder: str) -> dict[str, Any]:
+    """The label of a class folder."""
+    return {"kind": "class", "name": "action", "value": class_words(folder), "aliases": _aliases(folder)}
 
 
 def _aliases(folder: str) -> list[str]:
     """The folder's own name, where joining its words cannot be undone by case and separators alone."""
     joined = " ".join(re.split(r"[\s_\-]+", folder)).strip()
     return [joined] if joined.casefold() != class_words(folder).casefold() else []
-
-
-def _files(folder: Path, above: frozenset[str]) -> Iterator[Path | OSError]:
-    """Files below, links followed; the error of a folder that cannot be listed.
-
-    `above`: real paths of the folders around this one. A link back to one of them is left out: it adds no file.
-    """
-    real = os.path.realpath(folder)
-    if real in above:
-        return
-    try:
-        names = sorted(x for x in os.listdir(folder) if not x.startswith("."))
-    except OSError as error:
-        yield error
-        return
-    inner = {x for x in names if os.path.isdir(folder / x)}
-    yield from (folder / x for x in names if x not in inner)
-    for name in sorted(inner):
-        yield from _files(folder / name, above | {real})

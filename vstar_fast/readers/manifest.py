@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from vstar_fast.errors import DataError
-from vstar_fast.readers.rows import Row, Source, reject
+from vstar_fast.readers.rows import Row, reject
+from vstar_fast.readers.source import Source
 from vstar_fast.records import Rejected
 
 VERSION = 1

@@ -7,12 +7,10 @@ import json
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from vstar_fast import clip_files
-from vstar_fast.config import DataConfig
 from vstar_fast.errors import DataError
 from vstar_fast.labels.checks import LABEL_KINDS, is_finite
 from vstar_fast.readers.splits import SPLIT_NAMES
@@ -20,6 +18,7 @@ from vstar_fast.records import Label, LabeledVideo, Rejected
 
 if TYPE_CHECKING:
     from vstar_fast.readers.sets import LabelSets
+    from vstar_fast.readers.source import Source
 
 REASONS = {
     "bad_json": "a line or file that is not JSON, or not an object",
@@ -54,35 +53,18 @@ VIDEO_SUFFIXES = tuple(
 )
 
 
-@dataclass(frozen=True)
-class Source:
-    """One data path: what reads it, why, and the folder its video paths start from (resolved)."""
-
-    path: Path
-    root: Path
-    reader: str
-    why: str
-    config: DataConfig
-
-    @property
-    def name(self) -> str:
-        return self.path.name if self.path.is_dir() else self.path.resolve().parent.name
-
-    def relative(self, path: str) -> str:
-        """`path` (resolved, inside the root) as it reads from the root."""
-        return path if clip_files.is_url(path) else Path(path).relative_to(self.root).as_posix()
-
-
 class Row(NamedTuple):
     """A row in the manifest's form.
 
     `own_id`: its id came with the data, not from the file name. `sets`: label sets that the row itself declares.
+    `left_out`: labels that could not be used, in words.
     """
 
     where: str
     values: dict[str, Any]
     own_id: bool = True
     sets: Mapping[str, Sequence[str]] = {}
+    left_out: Sequence[str] = ()
 
 
 class Bad(Exception):
@@ -269,25 +251,12 @@ def _file(text: str, source: Source) -> str:
     if not inside:
         raise Bad("outside_root", f"path {text!r} leaves the data folder {source.root}; set data.root to widen it")
     if size < 0:
-        raise Bad("missing_file", f"no file {path}")
+        raise Bad("missing_file", f"no file {path}; data.root says where clips lie that do not lie beside the data")
     if not is_utf8(path):
         raise Bad("not_utf8", f"the path {path} is not UTF-8; rename the file or its folder")
     if size == 0:
         raise Bad("empty_file", f"{path} has 0 bytes")
     return f"{path}{mark}{member}"
-
-
-def first_existing(root: Path, candidates: Iterable[str]) -> str:
-    """The first of `candidates` that is a file under `root`, else the first of all."""
-    first = None
-    for text in candidates:
-        first = first or text
-        try:
-            if os.path.isfile(root / text):
-                return text
-        except ValueError:
-            break
-    return first or ""
 
 
 def with_id(values: dict[str, Any]) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 
@@ -21,6 +22,13 @@ SPLIT_NAMES = {
     "test": "test",
     "testing": "test",
 }
+
+
+def split_of_name(name: str) -> str | None:
+    """The split that the name of a file or folder says: `train_qa`, `val_1`, `testlist01`; None where none or two."""
+    words = re.findall(r"[a-z]+", name.lower())
+    found = {SPLIT_NAMES[x] for x in (word.removesuffix("list") for word in words) if x in SPLIT_NAMES}
+    return found.pop() if len(found) == 1 else None
 
 
 def assign_splits(

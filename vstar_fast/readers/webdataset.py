@@ -11,11 +11,12 @@ from typing import Any
 from vstar_fast import clip_files
 from vstar_fast.clip_errors import Unusable
 from vstar_fast.errors import DataError
-from vstar_fast.readers.rows import VIDEO_SUFFIXES, Row, Source, reject, with_id
+from vstar_fast.readers.rows import VIDEO_SUFFIXES, Bad, Row, reject, with_id
+from vstar_fast.readers.source import Source
 from vstar_fast.records import Rejected
 
 LABELS = (".cls", ".txt")
-"""Members that hold a class name as text."""
+"""Members that hold a class name as text, or a class number."""
 
 
 def read(source: Source) -> tuple[dict[str, list[str]], Iterator[Row | Rejected]]:
@@ -51,14 +52,16 @@ def _sample(shard: Path, source: Source, key: str, members: list[str]) -> Row | 
         return reject(Row(where, {}), "not_video", f"a sample needs one video, this one has {len(videos)}")
     path = f"{os.path.relpath(shard, source.root)}{clip_files.MEMBER}{videos[0]}"
     try:
-        values = _labels(shard, members)
+        values = _labels(shard, source, members)
+    except Bad as bad:
+        return reject(Row(where, {}), bad.reason, str(bad))
     except (ValueError, RecursionError, Unusable) as error:
         return reject(Row(where, {}), "bad_json", f"its .json or label is no UTF-8 JSON object or text: {error}")
     row = {**values, "path": path}
     return Row(where, row if "id" in row else with_id(row), own_id="id" in row)
 
 
-def _labels(shard: Path, members: list[str]) -> dict[str, Any]:
+def _labels(shard: Path, source: Source, members: list[str]) -> dict[str, Any]:
     values: dict[str, Any] = {}
     for name in members:
         suffix = os.path.splitext(name)[1].lower()
@@ -70,7 +73,7 @@ def _labels(shard: Path, members: list[str]) -> dict[str, Any]:
             values.setdefault("label", _text(shard, name).strip())
     label = values.pop("label", None)
     if label is not None and "labels" not in values:
-        values["labels"] = [{"kind": "class", "name": "action", "value": label}]
+        values["labels"] = [{"kind": "class", "name": "action", "value": source.class_names.of(label)}]
     return {"labels": [], **values}
 
 

@@ -76,6 +76,7 @@ class FeatureStore:
         made_by = (LAYOUT, version("transformers"), type(lm).__name__)
         self._seen_as = (size.key if size else "", *weights, *made_by, str(lm.model.dtype))
         self._failed: dict[str, Rejected] = {}
+        self._fitting: set[str] = set()
         self._upcoming: deque[LabeledVideo] = deque()
         self._encoded = 0
 
@@ -91,8 +92,20 @@ class FeatureStore:
             else:
                 found[video.id] = kept
         found |= self._make(missing)
+        seen = (v for v in unique.values() if isinstance(found[v.id], Features))
+        found |= {v.id: self._refuse(wrong) for v in seen if (wrong := self._mislabelled(v))}
         self._look_ahead(unique)
         return {i: found[i] for i in unique}
+
+    def _mislabelled(self, video: LabeledVideo) -> Rejected | None:
+        """Why a label of the video lies outside it: whoever wrote the data need not have known its length."""
+        starts = [label.value[0] for label in video.labels if label.kind == "interval"]
+        if not starts or video.id in self._fitting:
+            return None
+        wrong = self.source.without(self._request(video), max(starts))
+        if wrong is None:
+            self._fitting.add(video.id)
+        return wrong
 
     def _make(self, videos: list[LabeledVideo]) -> dict[str, Features | Rejected]:
         """Features of videos that are not kept; files of the same content are encoded once."""
