@@ -195,9 +195,6 @@ def add_row(bench: Bench, case: str, unit: str, ours: float, theirs: float, equa
     return ours, theirs
 
 
-# -- generate ------------------------------------------------------------------------------------
-
-
 def _generate(bench: Bench, work: Work) -> tuple[float, float]:
     g = work.config.generate
     greedy = [c.token_ids for c in _ours(work, samples=1, temperature=0.0)]
@@ -268,9 +265,6 @@ def decode(path: str, count: int) -> Any:
     picked = [decoded[int((i + 0.5) * len(decoded) / count)] for i in range(count)]
     pictures = [np.rot90(f.to_ndarray(format="rgb24"), f.rotation // 90) for f in picked]
     return torch.from_numpy(np.ascontiguousarray(pictures)).permute(0, 3, 1, 2)
-
-
-# -- filter --------------------------------------------------------------------------------------
 
 
 def _filter(bench: Bench, work: Work) -> tuple[float, float]:
