@@ -6,8 +6,8 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 
 from vstar_fast import clip_files
+from vstar_fast.clip_errors import Unusable
 from vstar_fast.records import LabeledVideo, Rejected
-from vstar_fast.unusable import Unusable
 
 _HELD = ("train", "dev", "test")
 
