@@ -14,14 +14,14 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vstar_fast.bench.generate import AGREE
 
 from vstar_fast import demo, match, questions
-from vstar_fast.config import CycleConfig, from_dict, replace
+from vstar_fast.config import CycleConfig, from_dict
 from vstar_fast.records import Candidate, Frames, Label, LabeledVideo, Question, Verdict
 
 if TYPE_CHECKING:
@@ -195,9 +195,6 @@ def add_row(bench: Bench, case: str, unit: str, ours: float, theirs: float, equa
     return ours, theirs
 
 
-# -- generate ------------------------------------------------------------------------------------
-
-
 def _generate(bench: Bench, work: Work) -> tuple[float, float]:
     g = work.config.generate
     greedy = [c.token_ids for c in _ours(work, samples=1, temperature=0.0)]
@@ -268,9 +265,6 @@ def decode(path: str, count: int) -> Any:
     picked = [decoded[int((i + 0.5) * len(decoded) / count)] for i in range(count)]
     pictures = [np.rot90(f.to_ndarray(format="rgb24"), f.rotation // 90) for f in picked]
     return torch.from_numpy(np.ascontiguousarray(pictures)).permute(0, 3, 1, 2)
-
-
-# -- filter --------------------------------------------------------------------------------------
 
 
 def _filter(bench: Bench, work: Work) -> tuple[float, float]:

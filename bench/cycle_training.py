@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from vstar_fast.bench.cycle import Work, add_row, decode, features_of, in_precision, seconds_of
 
 from vstar_fast import questions
-from vstar_fast.config import FinetuneConfig, replace
+from vstar_fast.config import FinetuneConfig
 from vstar_fast.records import Example
 from vstar_fast.run.runtime import unload
 

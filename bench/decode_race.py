@@ -132,9 +132,6 @@ def table(readers: list[Reader], turns: dict[str, list[Turn]], peaks: Mapping[st
         print(f"  {reader.name:24}{figures}{reader.exact:>7.0%}", flush=True)
 
 
-# -- memory ------------------------------------------------------------------------------------------
-
-
 def peak_mib(name: str, path: str, numbers: list[int], size: tuple[int, int]) -> float:
     """Memory in MiB that one read adds at its peak to a fresh process that has its libraries loaded.
 

@@ -97,9 +97,6 @@ def _in_child(side: str, shape: Shape) -> dict[str, Any]:
     return dict(json.loads(done.stdout.splitlines()[-1]))
 
 
-# -- in the child ----------------------------------------------------------------------------------
-
-
 def _measure(side: str, shape: Shape) -> dict[str, Any]:
     import resource
 

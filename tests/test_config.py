@@ -169,11 +169,11 @@ def test_any_value_is_read_back(path, key, share, seed):
     assert from_dict(tomllib.loads(to_toml(made, comments=True))) == made
 
 
-def test_every_setting_that_is_not_plain_from_its_name_is_documented():
+def test_every_setting_is_documented():
     sections = [f.default_factory for f in dataclasses.fields(CycleConfig) if isinstance(f.default_factory, type)]
     assert len(sections) == 10
     for section in sections:
-        assert section.__doc__ and config.field_docs(section).keys() <= {f.name for f in dataclasses.fields(section)}
+        assert section.__doc__ and config.field_docs(section).keys() == {f.name for f in dataclasses.fields(section)}
     text = to_toml(CycleConfig(), comments=True)
     assert "# Candidates a question.\n#samples = 4" in text
     assert "# Intervals: least IoU that passes.\n#iou = 0.5" in text

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -288,8 +288,6 @@ def run_seeds(
     controls: bool = False,
 ) -> dict[str, Any]:
     """The same run with `seeds` seeds, each in a folder of its own, and their gain pooled by clip."""
-    from vstar_fast.config import replace
-
     root, found = Path(run_dir), []
     if not config.cache.folder:  # the seeds see the same videos
         config = replace(config, cache=replace(config.cache, folder=str(root / "cache")))

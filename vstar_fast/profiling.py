@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from vstar_fast.config import TIMERS
+from vstar_fast.config import PROFILERS
 from vstar_fast.errors import BackendError, ConfigError
 
 
@@ -67,8 +67,8 @@ class Profiler:
     """
 
     def __init__(self, kind: str = "off", out_dir: str | Path | None = None) -> None:
-        if kind not in TIMERS:
-            raise ConfigError(f"profile {kind!r} is not one of {', '.join(TIMERS)}")
+        if kind not in PROFILERS:
+            raise ConfigError(f"profile {kind!r} is not one of {', '.join(PROFILERS)}")
         if kind == "torch" and out_dir is None:
             raise ConfigError("profile 'torch' needs a folder for its traces")
         if kind == "nvtx":

@@ -14,9 +14,7 @@ from vstar_fast.errors import ConstrainError
 pytestmark = pytest.mark.usefixtures("poison")
 
 FORMS = st.sampled_from(["s", "mm:ss", "m:ss", "hh:mm:ss"])
-UNTIL = st.sampled_from([None, "b", "\u00e9b", ("ab", "b\u00e9")])
 MODES = st.sampled_from(["any", "forced", "canonical"])
-TAILS = st.sampled_from(["", ".", " s", "a"])
 SLOTS = st.one_of(
     LABELS.map(try_choice),
     st.builds(lambda a, b: ops.number(min(a, b), max(a, b)), st.integers(-300, 300), st.integers(-300, 300)),

@@ -99,13 +99,13 @@ source_options = _options(
 def cycle(seeds: int, controls: bool, **options: Any) -> None:
     """Run the whole cycle until dev accuracy stops rising. Run it again after a stop, and it goes on."""
     config, run_dir, progress, profiler = opened(options)
-    from vstar_fast import cycle as engine
+    from vstar_fast import cycle as cycles
 
     with progress:
         if seeds > 1:
-            summary = engine.run_seeds(config, run_dir, seeds, profiler=profiler, progress=progress, controls=controls)
+            summary = cycles.run_seeds(config, run_dir, seeds, profiler=profiler, progress=progress, controls=controls)
         else:
-            summary = engine.run(config, run_dir, profiler=profiler, progress=progress, controls=controls)
+            summary = cycles.run(config, run_dir, profiler=profiler, progress=progress, controls=controls)
     progress.event("summary", summary=summary)
     if not (progress.quiet or progress.json):
         from vstar_fast import console
@@ -128,10 +128,10 @@ def _add_stage(name: str, text: str) -> None:
     @click.option("--cycle", "number", type=click.IntRange(0), default=0, help="Cycle, counted from 0.")
     def stage(number: int, **options: Any) -> None:
         config, run_dir, progress, profiler = opened(options)
-        from vstar_fast import cycle as engine
+        from vstar_fast import cycle as cycles
 
         with progress:
-            found = engine.run_stage(name, config, run_dir, number, profiler=profiler, progress=progress)
+            found = cycles.run_stage(name, config, run_dir, number, profiler=profiler, progress=progress)
         progress.event("result", stage=name, cycle=number, result=found)
         if not (progress.quiet or progress.json):
             from vstar_fast import console

@@ -16,9 +16,9 @@ from vstar_fast.errors import ConfigError
 
 __all__ = [
     "PAPER",
+    "PROFILERS",
     "PROFILES",
     "RECIPES",
-    "TIMERS",
     "CacheConfig",
     "CycleConfig",
     "DataConfig",
@@ -34,7 +34,6 @@ __all__ = [
     "from_dict",
     "load",
     "merge",
-    "replace",
     "to_dict",
     "to_toml",
 ]
@@ -42,7 +41,7 @@ __all__ = [
 RECIPES = ("fast", "paper")
 PROFILES = ("strict", "paper", "paper-code")
 SCORE_NORMS = ("sum", "mean", "pmi")
-TIMERS = ("off", "nvtx", "torch")
+PROFILERS = ("off", "nvtx", "torch")
 
 
 @dataclass(frozen=True)
@@ -116,9 +115,13 @@ class GenerateConfig:
     samples: int = 4
     """Candidates a question."""
     temperature: float = 0.8
+    """0: greedy."""
     top_p: float = 1.0
+    """Nucleus sampling: draw among the likeliest tokens that come to this probability together. 1: among all."""
     top_k: int = 0
+    """Draw among so many likeliest tokens only; 0: among all."""
     max_new_tokens: int = 48
+    """Tokens an answer may have, its end included; with `constrain` it never ends half-way through its label."""
     batch_size: int = 0
     """Answers drawn at once (on a CPU by each of several workers), fewer where memory ends; does not change any sample.
     0: 64 on a CPU, 256 on a GPU."""
@@ -148,7 +151,9 @@ class RationalizeConfig:
     """Second try of rejected questions with the label as a hint."""
 
     enabled: bool = True
+    """False: no second try (ablation)."""
     samples: int = 1
+    """Candidates a question."""
     max_share: float = 1.0
     """Cap on rationalized examples, as a multiple of the direct ones kept in the cycle (1.0: as many)."""
     leak_guard: bool = True
@@ -184,6 +189,7 @@ class EvaluateConfig:
     """Greedy answers on held-out videos."""
 
     max_new_tokens: int = 48
+    """As `generate.max_new_tokens`."""
     batch_size: int = 0
     """As `generate.batch_size`."""
     bootstrap: int = 2000
@@ -204,6 +210,7 @@ class LoopConfig:
     """How cycles follow one another."""
 
     max_cycles: int = 3
+    """Cycles at most."""
     patience: int = 1
     """Stop after this many cycles without a gain on `dev` beyond its interval."""
     restart: str = "init"
@@ -227,7 +234,9 @@ class CycleConfig:
     """Everything a run depends on; the run folder keeps the resolved TOML."""
 
     recipe: str = "fast"
+    """`fast`: the defaults; `paper`: those of Video-STaR, see `PAPER`."""
     seed: int = 0
+    """Random seed of everything: splits, wording of questions, answers, training."""
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     frames: FramesConfig = field(default_factory=FramesConfig)
@@ -275,11 +284,6 @@ def load(path: str | Path, overrides: dict[str, Any] | None = None) -> CycleConf
         return from_dict(values)
     except ConfigError as error:
         raise ConfigError(f"{error} (in {path}{' or the options given' if overrides else ''})") from None
-
-
-def replace(config: Any, **changes: Any) -> Any:
-    """A copy with some fields changed, checked again."""
-    return dataclasses.replace(config, **changes)
 
 
 def to_dict(config: CycleConfig) -> dict[str, Any]:

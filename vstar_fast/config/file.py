@@ -42,11 +42,12 @@ def write(config: Any, *, comments: bool = False) -> str:
 
     Defaults are commented out then (`#samples = 4`), so that they stay defaults: a recipe may set them otherwise.
     """
+    docs = field_docs(config.__class__) if comments else {}
     lines: list[str] = []
     for f in dataclasses.fields(config):
         value = getattr(config, f.name)
         if not dataclasses.is_dataclass(value):
-            lines.append(f"{f.name} = {_toml_value(value)}")
+            lines += [*_comment(docs.get(f.name, "")), f"{f.name} = {_toml_value(value)}"]
     for f in dataclasses.fields(config):
         value = getattr(config, f.name)
         if dataclasses.is_dataclass(value):
@@ -58,11 +59,15 @@ def _section(section: Any, comments: bool) -> list[str]:
     docs = field_docs(section.__class__) if comments else {}
     lines = []
     for f in dataclasses.fields(section):
-        lines += [f"# {line.strip()}" for line in docs.get(f.name, "").splitlines()]
+        lines += _comment(docs.get(f.name, ""))
         value = getattr(section, f.name)
         default = f.default if f.default_factory is dataclasses.MISSING else f.default_factory()
         lines.append(f"{'#' if comments and value == default else ''}{f.name} = {_toml_value(value)}")
     return lines
+
+
+def _comment(text: str) -> list[str]:
+    return [f"# {line.strip()}" for line in text.splitlines()]
 
 
 @functools.cache

@@ -30,15 +30,20 @@ class FinetuneConfig:
     """`sft`: kept answers; `dpo`: kept answers against answers to the same question that did not pass; `kto`: kept
     answers, and answers to any question that did not pass, each alone."""
     dpo_beta: float = 0.1
+    """How closely DPO holds the model to where it started: larger, closer."""
     kto_beta: float = 0.1
+    """The same for KTO."""
     tune: str = "lora"
     """`lora`, or `full`: every layer of the language model (saved as an adapter that holds them whole).
     Token embeddings that are tied to the head stay as they are."""
     lora: str = "lora"
     """`lora`, `dora` or `rslora`."""
     lora_r: int = 16
+    """Rank of the adapter's matrices."""
     lora_alpha: int = 32
+    """Their product counts lora_alpha / lora_r times (`rslora`: lora_alpha / sqrt(lora_r))."""
     lora_dropout: float = 0.0
+    """Share of a layer's inputs that its adapter does not see in a training step."""
     target_modules: str = "auto"
     """Comma-separated module names, or `auto` (all linear layers of the language model)."""
     projector: bool = True
@@ -46,8 +51,11 @@ class FinetuneConfig:
     modules_to_save: str = ""
     """Comma-separated names of further modules to train and save whole, such as lm_head."""
     lr: float = 2e-4
+    """Learning rate at its peak."""
     projector_lr: float = 2e-5
+    """The same for the projector."""
     epochs: float = 2.0
+    """Times that each example is seen."""
     steps: int = 0
     """Optimizer steps; 0: from `epochs`."""
     batch_size: int = 16
@@ -72,9 +80,13 @@ class FinetuneConfig:
     """Under `torchrun`: split the frozen weights of the layers over the processes (FSDP2), where the base model
     leaves no room for training beside it. Slower. Changes no result."""
     weight_decay: float = 0.0
+    """Of AdamW, decoupled."""
     warmup_ratio: float = 0.03
+    """Share of the steps in which the learning rate rises to its peak."""
     schedule: str = "cosine"
+    """How it falls behind that: `cosine` or `linear` to 0, or `constant`."""
     max_grad_norm: float = 1.0
+    """Gradients are scaled down to this norm where theirs is larger."""
     mix_ratio: float = 0.0
     """Original instruction examples per kept example (a conversation is one, with all its answers)."""
     balance: bool = False
@@ -83,6 +95,7 @@ class FinetuneConfig:
     checkpoint_steps: int = 100
     """Steps between two checkpoints, from which a training that was stopped goes on; 0: none."""
     checkpoints_kept: int = 2
+    """Checkpoints on disk at most; the oldest goes first."""
     track: str = "auto"
     """`auto` (TensorBoard where it is installed), `none`, or of tensorboard, wandb, mlflow and trackio some, with
     commas between."""

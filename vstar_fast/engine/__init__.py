@@ -1,6 +1,7 @@
 """Generation and label scoring for Hugging Face video-LMMs: what answers share is computed and read once.
 
-`Engine(model, processor).generate(videos, questions, n=8)` for other projects; the stages use `Scheduler`.
+`Engine(model, processor).generate(videos, questions, n=8)` for other projects; a run uses `Crew`, of which
+each worker is a `Scheduler` (continuous batching over a paged KV cache).
 """
 
 from vstar_fast import torchvision_compat

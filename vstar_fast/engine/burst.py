@@ -1,4 +1,4 @@
-"""Several decode steps on the device alone: the host reads nothing until their end.
+"""Several decode steps on the device alone (multi-step decoding): the host reads nothing until their end.
 
 A `Step` has buffers that keep their addresses: the rows' next tokens and places, the tables of their pages, whom each
 group's keys are for, the state of each lane. One call of it feeds a token of every row and draws the next, so that a

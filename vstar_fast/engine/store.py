@@ -1,4 +1,4 @@
-"""Keys and values in preallocated arenas: each prompt and each page of an answer is one slot, stored once.
+"""A paged KV cache in preallocated arenas: each prompt and each page of an answer is one slot, stored once.
 
 Layers with as many heads of the same widths are of one kind and lie in one tensor; a layer that keeps none has none.
 """

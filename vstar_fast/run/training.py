@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vstar_fast import config as settings
 from vstar_fast import questions
 from vstar_fast.config.finetune import FinetuneConfig, weighty
 from vstar_fast.errors import DataError, NothingKept, RunError
@@ -122,10 +122,13 @@ class Training:
     def _settings(self, start: Path | None, steps: int, objective: str) -> FinetuneConfig:
         c = self._session.config
         rate = 1.0 if start is None else c.loop.continue_rate
-        rates = {"lr": rate * c.finetune.lr, "projector_lr": rate * c.finetune.projector_lr}
-        tuning = settings.replace(c.finetune, steps=steps or c.finetune.steps, **rates)
-        found: FinetuneConfig = settings.replace(tuning, objective=objective or tuning.objective)
-        return found
+        return replace(
+            c.finetune,
+            steps=steps or c.finetune.steps,
+            objective=objective or c.finetune.objective,
+            lr=rate * c.finetune.lr,
+            projector_lr=rate * c.finetune.projector_lr,
+        )
 
     def _key(self, examples: Sequence[Example], tuning: FinetuneConfig, start: Path | None, reason: bool) -> str:
         """Content key of an adapter: all that its weights depend on."""
