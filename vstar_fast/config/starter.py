@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ def write(data: Path, model: str, out: Path, *, force: bool = False, over: dict[
     config = settings.from_dict(settings.merge({"data": {"path": str(path)}}, over or {}))
     videos, rejected, sets = readers.read(config.data, seed=config.seed)
     source = _check_model(model)
-    config = settings.replace(config, model=settings.replace(config.model, base=source))
+    config = replace(config, model=replace(config.model, base=source))
     write_text(out, f"# Run it: vstar-fast cycle --config {out}\n{settings.to_toml(config, comments=True)}")
     splits = Counter(v.split for v in videos)
     kinds = Counter(label.kind for v in videos for label in v.labels)
