@@ -46,6 +46,8 @@ def byte_alphabet() -> dict[str, int]:
 
 def _speller(tokenizer: Any, vocabulary: dict[str, int], error: type[VstarError]) -> Spell:
     """How a token of this kind of vocabulary is spelt."""
+    if any(isinstance(token, bytes) for token in vocabulary):  # tiktoken's own, as the first Qwen's
+        return lambda token: token if isinstance(token, bytes) else token.encode()
     backend = getattr(tokenizer, "backend_tokenizer", None)
     decoders = _decoders(json.loads(backend.to_str()).get("decoder")) if backend is not None else []
     kinds = {decoder["type"] for decoder in decoders}

@@ -11,6 +11,7 @@ import torch
 import transformers
 
 import families_more
+import families_omni
 import families_others
 import families_qwen
 import tiny
@@ -206,7 +207,8 @@ FAMILIES: dict[str, Callable[[Path], Path]] = {
     "video_llama_3": video_llama_3,
 }
 MORE: dict[str, Callable[[Path], Path]] = {
-    made.__name__: made for made in (*families_qwen.MORE, *families_more.MORE, *families_others.MORE)
+    made.__name__: made
+    for made in (*families_qwen.MORE, *families_more.MORE, *families_others.MORE, *families_omni.MORE)
 }
 """Families with a shorter test each (`test_more_families.py`)."""
 REFUSED: dict[str, Callable[[Path], Path]] = {"instructblipvideo": families_others.instructblipvideo}

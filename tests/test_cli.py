@@ -306,6 +306,28 @@ def test_init_says_that_there_is_nothing_to_learn_from(project, tmp_path):
     assert lines[0] == "6 videos: 0 train, 3 dev, 3 test" and any("no train videos" in line for line in lines)
 
 
+def test_init_takes_what_the_data_cannot_say(project, tmp_path):
+    data, model = project
+    table = data.parent / "what.csv"
+    table.write_text("clip,what\n" + "".join(f"train/{i}.mp4,{'red' if i else 'blue'}\n" for i in range(4)))
+    out = tmp_path / "run.toml"
+    shown = call("init", table, model, "--out", out, code=2).stderr
+    assert 'name it in data.columns, e.g. columns = {label = "what"}' in shown and not out.exists()
+    sets = ("--set", "data.columns.label=what", "--set", "data.test_fraction=0", "--set", "seed=3")
+    assert "label set what: 2 names" in call("init", table, model, "--out", out, *sets).stdout
+    config = settings.load(out)
+    assert (config.data.columns, config.data.test_fraction, config.seed) == ({"label": "what"}, 0, 3)
+    assert config.model.base == str(model)
+
+
+def test_init_says_that_one_name_teaches_nothing(project, tmp_path):
+    data, model = project
+    table = data.parent / "one.csv"
+    table.write_text("video,label\n" + "".join(f"train/{i}.mp4,red\n" for i in range(4)))
+    lines = starter.write(table, str(model), tmp_path / "run.toml")
+    assert "label set action has one name: every answer is right, and there is nothing to learn" in lines
+
+
 # -- export ----------------------------------------------------------------------------------------------
 
 

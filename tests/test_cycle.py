@@ -87,7 +87,8 @@ def test_no_video_is_decoded_or_encoded_twice(project, done, tmp_path):
     assert "decoded" not in again["frames"] and "encoded" not in again["frames"]
     only_frames = make(project, cache={"folder": str(folder / "cache"), "embeddings_gib": 0.0}, loop={"max_cycles": 1})
     third = go(only_frames, tmp_path / "frames")
-    assert "decoded" not in third["frames"] and third["frames"]["encoded"] == third["frames"]["cached"] >= contents
+    # A copy may be looked ahead at that is not encoded again.
+    assert "decoded" not in third["frames"] and third["frames"]["cached"] >= third["frames"]["encoded"] >= contents
 
 
 def test_training_evaluation_and_the_second_cycle_decode_and_encode_nothing(project, tmp_path, monkeypatch):

@@ -49,8 +49,13 @@ def test_engine_takes_what_a_frame_source_gives(spoken, tmp_path):
 
 
 def test_nothing_to_say_is_an_error(spoken):
-    with pytest.raises(ConfigError, match="n is 0; a question gets at least 1 answer"):
-        Engine(spoken.model, spoken.processor).generate([None], ["which"], n=0)
+    engine = Engine(spoken.model, spoken.processor)
+    for n in (0, 2.0):
+        with pytest.raises(ConfigError, match=f"n is {n}; give a whole number, a question gets at least 1 answer"):
+            engine.generate([None], ["which"], n=n)
+    for question in (None, [{"role": "user", "content": "which"}]):
+        with pytest.raises(ConfigError, match=r"a question is .*; give its text, or a Talk"):
+            engine.generate([None], [question])
     with pytest.raises(ConfigError, match="max_new_tokens is 0"):
         Settings(max_new_tokens=0)
 

@@ -288,7 +288,10 @@ def test_nothing_is_dropped_out_while_answers_are_drawn():
         model, LoraConfig(r=4, target_modules=["q_proj", "v_proj"], init_lora_weights=False, lora_dropout=0.5)
     )
     asked = [request(ids, max_new_tokens=20) for ids in prompts(9, 30)]
+    assert not model.training and model.model.layers[0].self_attn.q_proj.lora_dropout["default"].training
+    fresh = drawn(Scheduler(TextLM(model)), asked)
     want = drawn(Scheduler(TextLM(model.eval())), asked)
+    assert fresh == want
     scores = Scorer(TextLM(model)).score(asked, [[[7, 8]], [[9]]])
     model.train()
     model.lm_head.eval()

@@ -157,6 +157,12 @@ def test_a_folder_without_chat_template_is_named(tmp_path):
     assert "VideoLlavaProcessor has no usable chat template" in refused(folder)
 
 
+def test_a_chat_template_that_refuses_a_prompt_is_named(tmp_path):
+    folder = families.write("video_llava", tmp_path / "model")
+    (folder / "chat_template.jinja").write_text("{{ raise_exception('content must be a text') }}")
+    assert "VideoLlavaProcessor has no usable chat template: content must be a text" in refused(folder)
+
+
 def test_a_chat_template_that_drops_videos_is_named(tmp_path):
     folder = families.write("video_llava", tmp_path / "m")
     (folder / "chat_template.jinja").write_text("USER: {{ messages[0]['content'][1]['text'] }} ASSISTANT:")

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import re
+from types import SimpleNamespace
 
 import pytest
 import torch
+import transformers
+from safetensors.torch import load_file, save_file
 
 import families
 from test_engine_families import asked, theirs
 from test_families import TEXTS, batch_of, through_stack
 from vstar_fast import doctor, models
 from vstar_fast.engine import ways
+from vstar_fast.engine.engine import as_lm
 from vstar_fast.errors import ModelError, NotPacked
+from vstar_fast.models import placeholder
 
 CLIPS = [(4, 0.5, (56, 84)), (1, 1.0, (50, 70)), (7, 2.0, (61, 93))]
 """Frames, seconds between them, size."""
@@ -73,7 +79,7 @@ def test_what_a_model_reads_and_cannot_write_is_in_no_grammar(lm):
 
 @torch.no_grad()
 def test_words_alone_are_the_models_own(lm):
-    ids = torch.cat(lm.split("which colour"))
+    ids = torch.cat([*lm.split("which colour"), placeholder.said(lm)])
     given = lm.embed(ids)
     torch.testing.assert_close(given.inputs_embeds[0], lm.embed_tokens(ids))
     torch.testing.assert_close(lm.text_extras(ids), {k: given.extras[k] for k in lm.text_extras(ids)})
@@ -89,6 +95,18 @@ def test_gradients_reach_what_follows_the_tower(lm):
         weights = list(lm.model.get_submodule(name).parameters())
         assert any(w.grad is not None and w.grad.abs().sum() > 0 for w in weights)
     lm.model.zero_grad(set_to_none=True)
+
+
+@pytest.mark.parametrize("name", ["dots3_note", "minimax_m3_vl", "qwen4_exp"])
+def test_all_that_lora_is_put_on_gets_a_gradient(name, tmp_path):
+    """Indexers choose keys by number, through which no gradient goes."""
+    from peft import LoraConfig, get_peft_model
+
+    lm = models.load(str(families.write(name, tmp_path / "model")))
+    peft = get_peft_model(lm.model, LoraConfig(target_modules=lm.language_linears(), init_lora_weights=False))
+    lm.hidden(lm.row_inputs(torch.arange(40) % 7 + 7)).square().sum().backward()
+    added = {n: p.grad for n, p in peft.named_parameters() if "lora_" in n}
+    assert len(added) > 10 and not [n for n, grad in added.items() if grad is None]
 
 
 def test_greedy_answers_are_generates(lm):
@@ -140,6 +158,37 @@ def test_times_are_printed_as_the_frames_are_seen(name, tmp_path):
     said = lm.tokenizer.decode(lm.processed(lm.prompt("a"), data, (0.37, 1.41, 2.0, 61.25))["input_ids"][0])
     pattern, times = PRINTED[name]
     assert [float(t) for t in re.findall(pattern, said)] == times
+
+
+@pytest.mark.parametrize(("part", "kind"), [("qwen2_5_omni", "Qwen2_5Omni"), ("qwen3_omni_moe", "Qwen3OmniMoe")])
+def test_of_a_model_that_also_speaks_the_part_that_answers_in_words_is_taken(part, kind, tmp_path):
+    folder = families.write(f"{part}_thinker", tmp_path / "model")
+    want = models.load(str(folder))
+    kept = load_file(folder / "model.safetensors")
+    save_file({f"thinker.{k}": v for k, v in kept.items()}, folder / "model.safetensors", metadata={"format": "pt"})
+    config = json.loads((folder / "config.json").read_text())
+    getattr(transformers, f"{kind}Config")(thinker_config=config).save_pretrained(folder)
+    assert models.model_type(str(folder)) == part and doctor.examine(str(folder))["model"]["model type"] == part
+    found = models.load(str(folder)).model.state_dict()
+    assert all(torch.equal(found[name], weights) for name, weights in want.model.state_dict().items())
+    assert as_lm(SimpleNamespace(thinker=want.model), want.processor).model is want.model
+
+
+def test_a_head_that_stays_in_fp32_takes_hidden_states_in_bf16(tmp_path):
+    lm = models.load(str(families.write("hy_v4_vl", tmp_path / "model")), dtype="bfloat16")
+    assert (lm.head.weight.dtype, lm.text_model.dtype) == (torch.float32, torch.bfloat16)
+    (features,) = lm.encode(batch_of((56, 84)))
+    ((_, answers),) = ways.WAYS["plain"](lm).run(asked(lm, [features], ["which colour"], 6))
+    assert answers[0].token_ids == theirs(lm, "which colour", features, 6)
+
+
+@pytest.mark.parametrize("step_s", [0.5, 2.0])
+def test_seconds_that_a_processor_looks_for_elsewhere_are_those_of_the_frames(step_s, tmp_path):
+    lm = models.load(str(families.write("qwen2_5_omni_thinker", tmp_path / "model")))
+    (features,) = lm.encode(batch_of((56, 84), frames_each=6, step_s=step_s))
+    given = lm.embed(torch.cat([lm.split("a")[0], features.ids]), features)
+    times = given.position_ids[0][-len(features.ids) + 1 :].unique()[:3]
+    assert (times - times[0]).tolist() == [0, 2 * step_s * 25, 4 * step_s * 25]
 
 
 @pytest.mark.parametrize("name", sorted(families.REFUSED))

@@ -22,6 +22,7 @@ from vstar_fast.finetune.items import Reader
 from vstar_fast.finetune.loss import row_nll
 from vstar_fast.finetune.packing import decided
 from vstar_fast.finetune.step import accumulate
+from vstar_fast.models.hf_cache import CACHE
 from vstar_fast.models.lora_targets import targets_of
 from vstar_fast.records import Example
 from vstar_fast.run.runtime import unload
@@ -74,6 +75,22 @@ def test_every_objective_trains_row_by_row(trained, objective):
     grads = [p.grad for p in peft.parameters() if p.grad is not None]
     assert loss > 0 and counts["packed_tokens"] == counts["row_tokens"]
     assert len(grads) > 10 and all(g.isfinite().all() for g in grads) and any(g.any() for g in grads)
+
+
+def test_all_of_a_stack_that_keeps_states_on_its_modules_is_trained(tmp_path):
+    """RecurrentGemma's blocks reset a module inside them by an attribute, which must not be that of PEFT's wrapper."""
+    from peft import get_peft_model
+
+    if CACHE != "cache":
+        pytest.skip("LLaVA-OneVision wants a cache of RecurrentGemma before transformers 5.24")
+    lm = models.load(str(odd_stacks.write("recurrent_gemma", tmp_path / "model")))
+    peft = get_peft_model(lm.model, lora_settings(lm, dataclasses.replace(CONFIG, tune="full")))
+    asked = [Example("v", f"q{n}", "which colour", said, "direct") for n, said in enumerate(["red", "it is green"])]
+    (features,) = lm.encode(batch_of((56, 84)))
+    items = Reader(lm, lambda part: (["which colour"] * len(part), [features] * len(part)))(asked)
+    config = dataclasses.replace(CONFIG, pack=False)
+    first, second = (accumulate(lm, peft.train(), items, config)[0] for _ in range(2))
+    assert first == second and all(p.grad is not None for p in peft.parameters() if p.requires_grad)
 
 
 def test_packing_decides_itself_and_says_why_once(trained, caplog):

@@ -296,3 +296,35 @@ def test_clips_in_one_folder_beside_their_table_are_no_class(tmp_path):
         read_all(tmp_path)
     assert {v.labels[0].value for v in read_all(tmp_path, reader="folder")[0]} == {"videos"}
     assert {v.labels[0].value for v in read_all(file)[0]} == {"run", "hop"}
+
+
+def test_split_folders_in_paths_are_the_split_where_rows_name_none(tmp_path):
+    names = [f"{split}/{i}.mp4" for split in ("train", "val", "test") for i in range(6)]
+    touch(tmp_path, *names, "bus/1.mp4")
+    write(tmp_path / "metadata.csv", "file_name,label\n" + "".join(f"{x},run\n" for x in names))
+    videos, _, _ = read(DataConfig(path=str(tmp_path)))
+    assert all(v.split == {"train": "train", "val": "dev", "test": "test"}[v.id.split("/")[0]] for v in videos)
+    write(tmp_path / "metadata.csv", "file_name,label\n" + "".join(f"{x},run\n" for x in (*names[:6], "bus/1.mp4")))
+    videos, _, _ = read(DataConfig(path=str(tmp_path)))  # a train is a class as well
+    assert len({v.split for v in videos if v.id.startswith("train/")}) > 1
+
+
+def test_columns_that_are_only_called_like_segments_or_templates_leave_the_label_alone(tmp_path):
+    touch(tmp_path, "a.mp4", "b.mp4")
+    rows = [
+        {"video": "a.mp4", "label": "run", "actions": ["run", "walk"], "template": 3, "placeholders": []},
+        {"video": "b.mp4", "label": "hop", "annotations": [1], "score": 3, "count": 2},
+    ]
+    videos, rejected, _ = read_all(write(tmp_path / "t.json", rows))
+    assert [[x.value for x in v.labels] for v in videos] == [["run"], ["hop"]] and rejected == []
+
+
+@pytest.mark.parametrize("label", [["run"], {"name": "run"}, None, True, 3], ids=str)
+def test_a_label_of_a_segment_that_is_no_name_is_one_rejected_row(tmp_path, label):
+    touch(tmp_path, "a.mp4", "b.mp4")
+    rows = [
+        {"video": "a.mp4", "annotations": [{"segment": [0, 1], "label": label}]},
+        {"video": "b.mp4", "label": "hop"},
+    ]
+    videos, rejected, _ = read_all(write(tmp_path / "t.json", rows))
+    assert [v.id for v in videos] == ["b"] and len(rejected) == 1

@@ -22,7 +22,7 @@ NO_CARVE = {"dev_fraction": 0.0, "test_fraction": 0.0}
 def touch(root: Path, *names: str) -> None:
     for name in names:
         (root / name).parent.mkdir(parents=True, exist_ok=True)
-        (root / name).write_bytes(b"\0video")
+        (root / name).write_bytes(b"\0video" + os.fsencode(name))
 
 
 def label(value="run", **more) -> dict:
@@ -638,7 +638,7 @@ def test_windows_of_one_file_that_two_sources_name_share_a_split(tmp_path):
 
 def test_files_of_one_name_in_two_sources_are_two_files(tmp_path):
     for name, more in (("one", {"split": "test"}), ("two", {})):
-        touch(tmp_path / name, *(f"{i}.mp4" for i in range(20)))
+        touch(tmp_path, *(f"{name}/{i}.mp4" for i in range(20)))
         manifest(tmp_path / name, *(row(f"{name}{i}", f"{i}.mp4", **more) for i in range(20)))
     got = splits(tmp_path / "one", extra=(str(tmp_path / "two"),), dev_fraction=0.0)
     assert {got[f"one{i}"] for i in range(20)} == {"test"} and got["two0"] != "test"
@@ -680,3 +680,19 @@ def test_reading_leaves_no_working_folder_dependence(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (video,), _, _ = read_all("manifest.jsonl")
     assert os.path.isabs(video.path)
+
+
+def test_copies_of_a_file_go_together_and_never_over_the_splits(tmp_path):
+    touch(tmp_path, *(f"{i}.mp4" for i in range(40)))
+    for i in range(40):
+        (tmp_path / f"copy{i}.mp4").write_bytes((tmp_path / f"{i}.mp4").read_bytes())
+    both = [row(f"{name}{i}", f"{name}{i}.mp4".removeprefix("v")) for i in range(40) for name in ("v", "copy")]
+    got = splits(manifest(tmp_path, *both), dev_fraction=0.3, test_fraction=0.3)
+    assert all(got[f"v{i}"] == got[f"copy{i}"] for i in range(40)) and len(set(got.values())) == 3
+    named = [{**x, "split": ("train", "val", "test")[n % 3]} for n, x in enumerate(both[:4])]
+    named += [row("w", "copy0.mp4", split="train", start_s=1, end_s=2), row("free", "copy1.mp4", start_s=1, end_s=2)]
+    videos, rejected, _ = read_all(manifest(tmp_path, *named))
+    assert {v.id: v.split for v in videos} == {"copy0": "dev", "v1": "test", "w": "train", "free": "test"}
+    assert [(r.id, r.reason) for r in rejected] == [("v0", "split_conflict"), ("copy1", "split_conflict")]
+    what = "line 2: split 'train', but 'copy0' in 'dev' is the same clip under another name; left out here"
+    assert rejected[0].detail == f"manifest.jsonl {what}"

@@ -275,6 +275,20 @@ def test_what_cannot_be_reported(tmp_path: Path) -> None:
         report.write(tmp_path)
 
 
+def test_a_run_without_test_clips_says_so_and_shows_no_nan(run: Path, tmp_path: Path) -> None:
+    shutil.copytree(run, tmp_path / "run")
+    summary = json.loads((run / "summary.json").read_text())
+    none = {"value": None, "low": None, "high": None, "n": 0}
+    for part in (summary["base"], *summary["cycles"], *summary["controls"].values()):
+        part |= {"accuracy": none, "dev": {"accuracy": none, "metrics": {}}, "metrics": {}}
+    summary["gain"] = none
+    (tmp_path / "run" / "summary.json").write_text(json.dumps(summary))
+    page = report.write(tmp_path / "run").read_text()
+    head = text_of(page[: page.index("<script")])
+    assert "Not measured" in head and "the data has no test clips" in head
+    assert "nan" not in page[: page.index("<script")].lower()
+
+
 def test_run_without_a_summary_shows_why_it_stopped(run: Path, tmp_path: Path) -> None:
     folder = tmp_path / "early"
     shutil.copytree(run, folder)

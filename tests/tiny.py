@@ -20,10 +20,11 @@ SPACE = "\u0120"
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<video>"]
 
 
-def write_clip(path: Path, colour: tuple[int, int, int], frames: int = 8, fps: int = 8) -> Path:
-    """A clip of one colour (with a moving dark bar), H.264."""
+def write_clip(path: Path, colour: tuple[int, int, int], frames: int = 8, fps: int = 8, title: str = "") -> Path:
+    """A clip of one colour (with a moving dark bar), H.264. `title` tells files of the same pictures apart."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with av.open(str(path), "w") as file:
+        file.metadata["title"] = title
         stream = file.add_stream("libx264", rate=fps)
         stream.width = stream.height = 32
         stream.pix_fmt = "yuv420p"
@@ -44,7 +45,7 @@ def write_data(root: Path, train: int = 6, held_out: int = 3) -> Path:
     for split, count in (("train", train), ("dev", held_out), ("test", held_out)):
         for i in range(count):
             name = names[i % len(names)]
-            write_clip(root / split / f"{i}.mp4", COLOURS[name], frames=6 + i % 3)
+            write_clip(root / split / f"{i}.mp4", COLOURS[name], frames=6 + i % 3, title=split)
             label = {"kind": "class", "name": "colour", "value": name, "set": "colours"}
             rows.append({"id": f"{split}-{i}", "path": f"{split}/{i}.mp4", "split": split, "labels": [label]})
     path = root / "manifest.jsonl"

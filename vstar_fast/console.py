@@ -120,7 +120,7 @@ def _rate(value: float) -> str:
 
 
 def _value(estimate: Mapping[str, Any]) -> str:
-    return f"{100 * estimate['value']:.1f} %"
+    return f"{100 * estimate['value']:.1f} %" if estimate["n"] else NOT_MEASURED
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:

@@ -2,7 +2,7 @@
 
 import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizer, PreTrainedTokenizerFast
 from vstar_fast.kernels.spelling import byte_alphabet
 
 from vstar_fast.errors import ConstrainError, DataError
@@ -84,3 +84,40 @@ def test_a_tokenizer_that_does_not_tell_its_tokens_is_refused():
 
     with pytest.raises(ConstrainError, match="Backend does not tell its tokens"):
         TokenVocab.from_hf(Backend())
+
+
+class Tiktoken(PreTrainedTokenizer):
+    """A tokenizer without a fast one behind it, which names its tokens by their bytes, or by GPT-2's letters."""
+
+    def __init__(self, names) -> None:
+        self.names = names
+        super().__init__(eos_token="</s>")
+
+    @property
+    def vocab_size(self) -> int:
+        return len(self.names)
+
+    def get_vocab(self):
+        return dict(zip(self.names, range(len(self.names)), strict=True)) | self.added_tokens_encoder
+
+    def _convert_token_to_id(self, token):
+        return None
+
+    def _convert_id_to_token(self, at):
+        return self.names[at]
+
+    def convert_tokens_to_string(self, tokens):
+        letters = byte_alphabet()
+        pieces = [t if isinstance(t, bytes) else bytes(letters.get(c, ord(c)) for c in t) for t in tokens]
+        return b"".join(pieces).decode("utf-8", "replace")
+
+
+def test_tokenizers_without_a_fast_one_behind_them():
+    letters = list(byte_alphabet())
+    for names in (letters, [*(bytes([byte_alphabet()[c]]) for c in letters), b" walk", "\u8a9e".encode()[:2]]):
+        tokenizer = Tiktoken(names)
+        tokenizer.add_tokens(["<think>"])
+        vocab = TokenVocab.from_hf(tokenizer)
+        assert vocab.tokens[:256] == tuple(bytes([byte_alphabet()[c]]) for c in letters)
+        assert vocab.tokens[-1] == b"<think>" and TokenBytes.from_hf(tokenizer).pieces[-1] == b"<think>"
+        assert len(names) == 256 or vocab.tokens[256:258] == (b" walk", b"\xe8\xaa")

@@ -49,10 +49,14 @@ class Prompt:
 def pieces(prompt: Prompt, most: int) -> list[Prompt]:
     """The prompt in pieces of at most `most` tokens, each behind those before it.
 
+    The last is no single token: layers with a state may have another kernel for one, see `recurrent.STEPS`.
     Whole where it has extras that cannot be told apart by token, or tokens that see others behind them.
     """
     tokens = prompt.inputs_embeds.shape[1]
-    cuts = list(pairwise([*range(0, tokens, most), tokens]))
+    ends = [*range(0, tokens, most), tokens]
+    if most > 2 and len(ends) > 2 and ends[-1] - ends[-2] == 1:
+        ends[-2] -= 1
+    cuts = list(pairwise(ends))
     if len(cuts) == 1 or prompt.sight is not None or not divisible(prompt.extras, tokens):
         return [prompt]
     # a node with a start holds a copy of what it is behind

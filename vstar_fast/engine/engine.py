@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import importlib
 from collections.abc import Iterable, Sequence
+from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -20,6 +21,7 @@ from vstar_fast.engine.request import Answer, Counts, Request, Settings
 from vstar_fast.engine.scheduler import Scheduler
 from vstar_fast.errors import ConfigError, ModelError
 from vstar_fast.models.model_lock import alone, on_host
+from vstar_fast.models.prompts import Talk
 
 if TYPE_CHECKING:
     from vstar_fast.kernels.constrain import Grammar
@@ -84,8 +86,11 @@ class Engine:
         """
         if isinstance(questions, str):
             raise ConfigError(f"questions are one text, {questions!r:.80}; give a list of texts")
-        if n < 1:
-            raise ConfigError(f"n is {n}; a question gets at least 1 answer")
+        if not isinstance(n, Integral) or n < 1:
+            raise ConfigError(f"n is {n}; give a whole number, a question gets at least 1 answer")
+        odd = [q for q in questions if not isinstance(q, (str, Talk))]
+        if odd:
+            raise ConfigError(f"a question is {odd[0]!r:.80}; give its text, or a Talk with what was said before")
         features = self.encode(videos)
         listed = settings or Settings()
         given = [listed] * len(questions) if isinstance(listed, Settings) else listed
@@ -148,6 +153,7 @@ def as_lm(model: Any, processor: Any) -> Any:
     from vstar_fast.engine.text_lm import TextLM
 
     model = _without_wrapper(model)
+    model = getattr(model, "thinker", model)  # the part of a model that also speaks which answers in words
     if not hasattr(processor, "tokenizer"):
         return TextLM(model, processor)
     from vstar_fast.models import FAMILIES, GENERIC

@@ -76,6 +76,9 @@ class PlainStack:
     def look(self) -> None:
         """Nothing: the model's own forward knows its layers."""
 
+    def admit(self, _: int) -> None:
+        """Any length, as the model's own forward."""
+
     @property
     def text_model(self) -> Any:
         """The decoder stack."""
@@ -84,7 +87,6 @@ class PlainStack:
     def read(self, ids: torch.Tensor, features: Any, last: int = 1) -> tuple[Held, torch.Tensor]:
         """A prompt's row of ids [T], and the hidden states [last, H] of its last tokens."""
         inputs = self.lm.row_inputs(ids, features)
-        inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
         try:
             with _watched(self.text_model) as seen, fast_linears(half=self.lm.mixed):
                 self.lm.body(**inputs, use_cache=True)
@@ -118,7 +120,9 @@ class PlainStack:
         positions = torch.tensor(first, device=device)[:, None] + torch.arange(ids.shape[1], device=device)
         positions = positions if rows == 1 else positions.expand(rows, *positions.shape)
         with fast_linears(half=self.lm.mixed):
-            out = self.text_model(input_ids=ids.to(device), position_ids=positions, use_cache=True, **{CACHE: cache})
+            out = self.text_model(
+                input_ids=self.lm.as_read(ids), position_ids=positions, use_cache=True, **{CACHE: cache}
+            )
         hidden: torch.Tensor = out[0]
         return hidden
 

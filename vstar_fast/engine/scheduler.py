@@ -26,7 +26,7 @@ from vstar_fast.errors import ConfigError, ModelError, out_of_memory
 from vstar_fast.kernels.prefix_attention import threshold
 from vstar_fast.models import memory
 from vstar_fast.models.model_lock import alone
-from vstar_fast.models.modules import evaluating
+from vstar_fast.models.modules import dropping, evaluating
 
 LOOKAHEAD = 64
 """Requests that are looked at before their turn, to see which videos will be asked about again."""
@@ -62,6 +62,7 @@ class Scheduler:
         self._inbound: list[Flight] = []
         self._arriving: Iterator[int] | None = None
         self._busy = threading.Lock()
+        self._dropping: list[torch.nn.Module] = []
         self.clock: Callable[[], float] = time.process_time
         """CPU seconds, for `counts.seconds`."""
 
@@ -91,6 +92,7 @@ class Scheduler:
         waiting: deque[Flight] = deque()
         try:
             self.stack.look()
+            self._dropping = dropping(self.lm.model)
             while stop is None or not stop.is_set():
                 self._look_ahead(source, waiting)
                 if not waiting and not len(self._batch) and self._arriving is None:
@@ -110,21 +112,23 @@ class Scheduler:
         self._prompts.clear()
         self.stack.store.clear()
 
-    @staticmethod
-    def _look_ahead(source: Iterator[Request], waiting: deque[Flight]) -> None:
+    def _look_ahead(self, source: Iterator[Request], waiting: deque[Flight]) -> None:
         while len(waiting) < LOOKAHEAD:
             request = next(source, None)
             if request is None:
                 return
             answers = [Answer(n, seed, finish="") for n, seed in enumerate(request.seeds)]
-            waiting.append(Flight(request, answers, list(answers)))
+            flight = Flight(request, answers, list(answers))
+            longest = max((request.settings_of(a.sample).max_new_tokens for a in answers), default=0)
+            self.stack.admit(prompt_tokens(flight) + longest)
+            waiting.append(flight)
 
     @torch.inference_mode()
     def _turn(self, waiting: deque[Flight]) -> list[Flight]:
         """Take in what fits, one step; the requests that got done. On out-of-memory, half the rows, all anew."""
         done: list[Flight] = []
         try:
-            with alone(self.stack.text_model), evaluating(self.lm.model):
+            with alone(self.stack.text_model), evaluating(self.lm.model, self._dropping):
                 self._advance(waiting, done)
         except Exception as error:
             if not out_of_memory(error):

@@ -189,7 +189,9 @@ class Scorer:
         room, count = PREFILL_TOKENS[self.lm.device.type], 0
         for r, listed in zip(requests, labels, strict=True):
             video = 0 if r.features is None else len(r.features.ids)
-            room -= len(r.head) + video + len(r.tail) + len(listed.tree.tokens)
+            tokens = len(r.head) + video + len(r.tail) + len(listed.tree.tokens)
+            self.stack.admit(tokens)
+            room -= tokens
             if room < 0 and count:
                 break
             count += 1

@@ -15,10 +15,12 @@ from vstar_fast.engine.cache import PackedCache, attending, check
 from vstar_fast.engine.chunked_prefill import BETWEEN_STEPS, Prompt, pieces, whole
 from vstar_fast.engine.plan import Level, Plan, Slab, Span
 from vstar_fast.engine.store import Node, Shape, Store
+from vstar_fast.errors import ModelError
 from vstar_fast.kernels.linear import fast_linears
 from vstar_fast.models.bidirectional import of_window
 from vstar_fast.models.hf_cache import CACHE
 from vstar_fast.models.layers import layers_of
+from vstar_fast.models.modules import rope_types
 from vstar_fast.models.recurrent import Held, Run, Waves, in_waves, mixers_in, running
 
 PREFILL_TOKENS = {"cpu": 512, "cuda": 8192}
@@ -41,6 +43,18 @@ class Stack:
         self.look()
         self.windows = layers.windows
         self._cache = PackedCache(layers)
+        dynamic = any("dynamic" in kind for kind in rope_types(self.text_model.config))
+        self._most_positions = self.text_model.config.max_position_embeddings if dynamic else 1 << 62
+
+    def admit(self, tokens: int) -> None:
+        """Raise ModelError for a row that may become so long that the rotary frequencies follow its length."""
+        config = self.text_model.config
+        if tokens > self._most_positions:
+            raise ModelError(
+                f"a prompt and its answer may take {tokens} tokens; beyond {config.max_position_embeddings} the rotary "
+                f"frequencies of {type(self.text_model).__name__} change with a row's length (dynamic), and rows of "
+                "several lengths cannot be packed; use generate.engine = plain, fewer frames or a lower max_new_tokens"
+            )
 
     def look(self) -> None:
         """Look up again what may have changed: an adapter puts layers in the places of others, weights change dtype."""

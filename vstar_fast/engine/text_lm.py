@@ -62,7 +62,8 @@ class TextLM(Head):
     def row_inputs(self, ids: torch.Tensor, _features: None = None) -> dict[str, Any]:
         """What the decoder's own forward is called with for one row of ids [T]."""
         self.check_ids(ids)
-        return {"input_ids": ids[None].to(self.device)}
+        row = ids[None].to(self.device)
+        return {"input_ids": row, "attention_mask": torch.ones_like(row)}
 
     def forget_positions(self) -> None:
         """Nothing is kept from one call to the next."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import difflib
+import dis
+import inspect
 import logging
 from collections.abc import Sequence
 from typing import Any
@@ -66,12 +68,22 @@ def text_layers(lm: VideoLM) -> list[str]:
     Where the head is tied to the token embeddings both stay as they are: PEFT would save two different copies.
     """
     names = {module: name for name, module in lm.model.named_modules()}
+    modules = {name: module for module, name in names.items()}
     head, table = lm.head, lm.model.get_input_embeddings()
     tied = head.weight is table.weight
     held = [m for m in lm.text_model.modules() if next(m.parameters(recurse=False), None) is not None]
+    held = list(dict.fromkeys(_with_state(modules, names[m]) for m in held))
     within = {inner for m in held for inner in m.modules() if inner is not m}
     held = [m for m in held if m not in within]
     return [names[m] for m in held if not (tied and m is table)] + ([] if tied else [names[head]])
+
+
+def _with_state(modules: dict[str, torch.nn.Module], name: str) -> torch.nn.Module:
+    """A module, or the one around it that it can be copied with: where one keeps something from call to call (as in
+    RecurrentGemma), others reset that, and would reach PEFT's wrapper in place of the copy."""
+    while any(i.opname == "STORE_ATTR" for i in dis.get_instructions(inspect.unwrap(type(modules[name]).forward))):
+        name = name.rpartition(".")[0]
+    return modules[name]
 
 
 def _check_targets(lm: VideoLM, named: Sequence[str]) -> None:

@@ -103,7 +103,6 @@ def row_nll(lm: VideoLM, items: Sequence[Item]) -> torch.Tensor:
 def _one_row(lm: VideoLM, item: Item) -> torch.Tensor:
     video = [] if item.features is None else [item.features.ids]
     inputs = lm.row_inputs(torch.cat([item.head, *video, item.tail, item.answer]), item.features)
-    inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
     hidden = lm.hidden(inputs)[0]
     backends.ran("attention", running(lm.text_model.config))
     count = len(item.answer)

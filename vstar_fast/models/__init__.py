@@ -14,9 +14,10 @@ if TYPE_CHECKING:
 GENERIC = "vstar_fast.models.video_lm:VideoLM"
 TESTED = (
     "cohere_compass cosmos3_edge cosmos3_omni dots3_note ernie4_5_vl_moe exaone4_5 gemma4 gemma4_unified glm46v glm4v "
-    "glm5_next glmga hy_v4_vl hyperclovax_vision_v2 internvl kimi_k25 lfm3_vl llava_next_video llava_onevision "
-    "minicpm_ocr minicpmv4_6 minicpmv4_7 minimax_m3_vl molmo2 muse_glimmer muse_spark nemotron_h_omni perception_lm "
-    "qwen2_5_vl qwen2_vl qwen3_5 qwen3_5_moe qwen3_vl qwen3_vl_moe qwen4_exp smolvlm video_llama_3 video_llava"
+    "glm4v_moe glm5_next glm_ocr glmga hy_v4_vl hyperclovax_vision_v2 internvl kimi_k25 lfm3_vl llava_next_video "
+    "llava_onevision minicpm_ocr minicpmv4_6 minicpmv4_7 minimax_m3_vl molmo2 muse_glimmer muse_spark nemotron_h_omni "
+    "perception_lm qwen2_5_omni qwen2_5_omni_thinker qwen2_5_vl qwen2_vl qwen3_5 qwen3_5_moe qwen3_omni_moe "
+    "qwen3_omni_moe_thinker qwen3_vl qwen3_vl_moe qwen4_exp smolvlm video_llama_3 video_llava"
 )
 FAMILIES = {"vstar_demo": "vstar_fast.models.demo:DemoLM", **dict.fromkeys(TESTED.split(), GENERIC)}
 """model_type -> adapter class. Those with the generic one are tested with it; what is not named here has it too."""

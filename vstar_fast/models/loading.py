@@ -27,7 +27,7 @@ def load(path: str, cls: type[VideoLM], *, dtype: str, device: str, quantize: st
         {"quantization_config": four_bit(path, cls, kind), "device_map": {"": target}} if quantize == "4bit" else {}
     )
     try:
-        model = AutoModelForImageTextToText.from_pretrained(path, dtype=kind, **packed)
+        model = AutoModelForImageTextToText.from_pretrained(path, config=_config(path), dtype=kind, **packed)
     except (OSError, ValueError, ImportError) as error:
         raise ModelError(f"cannot load the model in {path}: {str(error).strip()}") from None
     model = (model if packed else model.to(target)).eval()
@@ -36,6 +36,14 @@ def load(path: str, cls: type[VideoLM], *, dtype: str, device: str, quantize: st
     lm = cls(str(Path(path)) if Path(path).exists() else path, model, processor, target)
     lm.mixed = mixed
     return lm
+
+
+def _config(path: str) -> Any:
+    """The configuration of a folder; of a model that also speaks (Qwen Omni), of the part that answers in words."""
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(path)
+    return getattr(config, "thinker_config", config)
 
 
 def four_bit(path: str, cls: type[VideoLM], kind: torch.dtype) -> Any:
@@ -65,14 +73,14 @@ def _within(name: str, stack: str) -> bool:
 def without_weights(path: str, cls: type[VideoLM]) -> VideoLM:
     """The same with the modules of the model but no weights: it can be looked at, and makes prompts."""
     prepare(cls)
-    from transformers import AutoConfig, AutoModelForImageTextToText
+    from transformers import AutoModelForImageTextToText
 
     processor = load_processor(path)
     target = torch.device("meta")
     try:
         with target:
             # experts have no products of 32-bit numbers there
-            model = AutoModelForImageTextToText.from_config(AutoConfig.from_pretrained(path), dtype=torch.bfloat16)
+            model = AutoModelForImageTextToText.from_config(_config(path), dtype=torch.bfloat16)
     except (OSError, ValueError, ImportError) as error:
         raise ModelError(f"cannot build the model of {path}: {str(error).strip()}") from None
     return cls(path, model, processor, target)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from typing import Any
@@ -33,9 +33,18 @@ def odd_layers(text_model: Any) -> str:
     odd = set(getattr(text_model.config, "layer_types", None) or ()) - KNOWN - mixers.types
     if odd:
         return f"layers of {', '.join(sorted(odd))}"
+    if any("longrope" in kind for kind in rope_types(text_model.config)):
+        return "rotary frequencies of two kinds, by the length of a row (longrope)"
     if not _by_interface(text_model):
         return "attention in code of its own, not through transformers' AttentionInterface"
     return ""
+
+
+def rope_types(config: Any) -> set[str]:
+    """Kinds of rotary embeddings that a text stack's config names."""
+    rope = getattr(config, "rope_parameters", None) or {}
+    each = [rope, *(part for part in rope.values() if isinstance(part, dict))]
+    return {str(part["rope_type"]) for part in each if "rope_type" in part}
 
 
 def _by_interface(text_model: Any) -> bool:
@@ -44,10 +53,18 @@ def _by_interface(text_model: Any) -> bool:
     return getattr(text_model, "_supports_attention_backend", False) or hasattr(code, "ALL_ATTENTION_FUNCTIONS")
 
 
+def dropping(model: torch.nn.Module) -> list[torch.nn.Module]:
+    """Modules in training mode. Those of a fresh adapter are, also in a model that is not."""
+    return [module for module in model.modules() if module.training]
+
+
 @contextmanager
-def evaluating(model: torch.nn.Module) -> Iterator[None]:
-    """Inside, nothing is dropped out; afterwards each module is in the mode it was in."""
-    training = [module for module in model.modules() if module.training] if model.training else []
+def evaluating(model: torch.nn.Module, known: Sequence[torch.nn.Module] | None = None) -> Iterator[None]:
+    """Inside, nothing is dropped out; afterwards each module is in the mode it was in.
+
+    `known`: which are in training mode while the model is not, where looking at all of them takes too long.
+    """
+    training = list(known) if known is not None and not model.training else dropping(model)
     for module in training:
         module.training = False
     try:
@@ -107,10 +124,22 @@ class Head:
             head = next((h for m in inner if (h := m.get_output_embeddings()) is not None), None)
         return head
 
+    @property
+    def read_as(self) -> Mapping[int, int]:
+        """Ids that the body reads as another where text says them, as some do with placeholders of pictures."""
+        return {}
+
+    def as_read(self, ids: torch.Tensor) -> torch.Tensor:
+        """`ids` of text, on the model's device, as its body reads them."""
+        ids = ids.to(self.model.device)
+        for said, read in self.read_as.items():
+            ids = ids.masked_fill(ids == said, read)
+        return ids
+
     def embed_tokens(self, ids: torch.Tensor) -> torch.Tensor:
         """Embeddings `[..., H]` of text ids int64 `[...]`. Raises DataError for ids beyond the vocabulary on a CPU."""
         try:
-            embeddings: torch.Tensor = self.model.get_input_embeddings()(ids.to(self.model.device))
+            embeddings: torch.Tensor = self.model.get_input_embeddings()(self.as_read(ids))
         except IndexError:
             self.check_ids(ids)
             raise
@@ -120,7 +149,7 @@ class Head:
         """What the text stack takes for text ids int64 `[T]` beside their embeddings: of Gemma 4, one a layer."""
         if not getattr(self.text_model.config, "hidden_size_per_layer_input", 0):
             return {}
-        return {"per_layer_inputs": self.text_model.get_per_layer_inputs(ids.to(self.model.device)[None], None)}
+        return {"per_layer_inputs": self.text_model.get_per_layer_inputs(self.as_read(ids)[None], None)}
 
     def check_ids(self, ids: torch.Tensor, placeholders: torch.Tensor | None = None) -> None:
         """Raise DataError for ids on the host beyond the vocabulary, but for a video's `placeholders`.
@@ -143,7 +172,8 @@ class Head:
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """Output head, with whatever the family does behind it: `[..., H]` -> `[..., V]`."""
         if self._plain_head:
-            logits: torch.Tensor = self.head(hidden)
+            head = self.head
+            logits: torch.Tensor = head(hidden.to(head.weight.dtype))  # HY V4 keeps its head in fp32
             return logits
         return self._own_logits(hidden)
 
@@ -175,7 +205,7 @@ class Modules(Head):
     @property
     def body(self) -> Any:
         """The model without its head: tower, projector, text stack; all of a model that has no such part."""
-        return getattr(self.model, "model", self.model)
+        return self.model if self.stack_name == "model" else getattr(self.model, "model", self.model)
 
     @property
     def text_model(self) -> Any:

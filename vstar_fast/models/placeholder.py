@@ -8,6 +8,7 @@ the last added token, and those behind it are tokenised with what follows.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +16,10 @@ from typing import Any
 import torch
 
 from vstar_fast.errors import ModelError
+from vstar_fast.models.text_inputs import call_of
+
+NAMED = re.compile(r"(image|video|audio)_token_(id|index)")
+"""What configs call the ids of placeholders."""
 
 
 @dataclass(frozen=True)
@@ -66,12 +71,14 @@ def rendering(processor: Any, text: str, before: Sequence[tuple[str, str]] = (),
 
     Raises ModelError without a usable chat template.
     """
+    from jinja2 import TemplateError
+
     said = [(role, words) for pair in before for role, words in zip(("user", "assistant"), pair, strict=True)]
     messages = [{"role": role, "content": [{"type": "text", "text": words}]} for role, words in [*said, ("user", text)]]
     messages[0]["content"] = [{"type": "video"}] * video + list(messages[0]["content"])
     try:
         return str(processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
-    except (ValueError, TypeError, ImportError) as error:
+    except (ValueError, TypeError, ImportError, TemplateError) as error:
         raise ModelError(
             f"{type(processor).__name__} has no usable chat template: {error}; put chat_template.jinja into the folder"
         ) from None
@@ -92,3 +99,22 @@ def find(text: str, before: str, head: torch.Tensor, ids: torch.Tensor, tokenize
     words = tokenizer.decode(closing, skip_special_tokens=False, clean_up_tokenization_spaces=False) if closing else ""
     mark_text = tokenizer.convert_ids_to_tokens(mark)
     return Placeholder(text, before, whole, tuple(ids[:known].tolist()), mark, mark_text, tuple(closing), words)
+
+
+def said(lm: Any) -> torch.Tensor:
+    """Ids of the placeholders that a model's config names and its vocabulary holds, int64 [n]."""
+    named = {value for name, value in vars(lm.model.config).items() if NAMED.fullmatch(name)}
+    size = len(lm.model.get_input_embeddings().weight)
+    return torch.tensor(sorted(i for i in named if isinstance(i, int) and i < size), dtype=torch.long)
+
+
+@torch.no_grad()
+def read_as(lm: Any) -> dict[int, int]:
+    """Placeholders that a body reads as padding or as token 0 where no picture stands for them (Kimi, Gemma)."""
+    ids, table = said(lm), lm.model.get_input_embeddings()
+    called = call_of(lm.text_model, lm.body, lm.words(ids))["inputs_embeds"][0]
+    pads = (0, getattr(lm.text_model.config, "pad_token_id", None))
+    others = {i: table(torch.tensor(i, device=lm.device)) for i in pads if i is not None}
+    own = table(ids.to(lm.device))
+    changed = [(int(ids[n]), row) for n, row in enumerate(called) if not torch.equal(row, own[n])]
+    return {i: other for i, row in changed for other, embedded in others.items() if torch.equal(row, embedded)}

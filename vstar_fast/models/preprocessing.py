@@ -82,12 +82,16 @@ def _call(
         **_settings(processor),
     )
     try:
-        return dict(call())
+        out = dict(call())
     except KeyError as error:  # Cosmos 3 Edge prints times, but does not ask its video processor for them
         if error.args != ("video_metadata",) or processor.video_processor.return_metadata:
             raise
         processor.video_processor.return_metadata = True
-        return dict(call())
+        out = dict(call())
+    if "video_second_per_grid" in out:  # Qwen Omni's processors look for the frames' rate in another place
+        seconds = processor.video_processor.temporal_patch_size / fps
+        out["video_second_per_grid"] = torch.full((rows,), seconds)
+    return out
 
 
 def _settings(processor: Any) -> dict[str, bool]:

@@ -22,8 +22,9 @@ from vstar_fast.models.model_lock import alone
 WAVE_BYTES = 256 << 20
 """States of one layer in a wave whose states are let go of behind the layer; a tree of more is walked part by part."""
 STEPS = {"cpu": 4, "cuda": 1}
-"""Runs of so many tokens behind a state go token by token: kernels for several round them up to a chunk. On a GPU each
-call of a layer costs more than that."""
+"""Runs of so many tokens of answers go token by token: kernels for several round them up to a chunk. On a GPU each
+call of a layer costs more than that. A prompt's do not: its model reads it at once, and some have kernels for one token
+that compute something else (Nemotron-H clamps its time steps in the other alone)."""
 TREE = "vstar_tree"
 """The argument that names the tree of packed rows in training."""
 
@@ -186,14 +187,15 @@ def _stand_in(
 def in_waves(runs: Sequence[Run], device: torch.device, moving: bool = False) -> tuple[Waves, list[Held]]:
     """Runs that depend on none of each other, a wave for each length; and where their states are afterwards.
 
-    Those of few tokens go token by token, all together. `moving`: the runs take the states before and behind them
-    along, nobody else has them.
+    `moving`: the runs are answers', and take the states before and behind them along, nobody else has them; those of
+    few tokens go token by token, all together.
     """
+    few = STEPS[device.type] if moving else 1
     spans = list(pairwise(accumulate((tokens for tokens, _ in runs), initial=0)))
     held = [before for _, before in runs]
     groups: dict[tuple[int, bool], list[int]] = {}
     for i, (tokens, before) in enumerate(runs):
-        groups.setdefault((0 if before and tokens <= STEPS[device.type] else tokens, before is None), []).append(i)
+        groups.setdefault((0 if before and tokens <= few else tokens, before is None), []).append(i)
     going = groups.pop((0, False), [])
     made = _Made(device)
     for members in groups.values():

@@ -17,6 +17,7 @@ import torch
 
 from vstar_fast.errors import DataError, ModelError, NotPacked
 from vstar_fast.kernels.linear import fast_linears
+from vstar_fast.models import placeholder as placeholders
 from vstar_fast.models import text_inputs
 from vstar_fast.models.features import Features
 from vstar_fast.models.masks import own_mask, with_masks
@@ -179,8 +180,8 @@ class VideoLM(Prompts, Modules):
         return {k: v if kinds[k] is None else v.to(kinds[k]) for k, v in there.items()}
 
     def words(self, ids: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Inputs of the body for ids int64 `[T]` of words alone."""
-        inputs = {"input_ids": ids[None]}
+        """Inputs of the body for ids int64 `[T]` of words alone; Qwen Omni's counts positions only beside a mask."""
+        inputs = {"input_ids": ids[None], "attention_mask": torch.ones_like(ids[None])}
         if self._typed:
             inputs["mm_token_type_ids"] = torch.zeros_like(ids[None])
         return self._on_device(inputs)
@@ -209,8 +210,9 @@ class VideoLM(Prompts, Modules):
         tokens of `features`, NotPacked where `refusal` says why unless `masked` asks for the mask as well,
         DataError for ids (on the host) that are not in the model's vocabulary.
         """
+        inputs = self.row_inputs(ids, features)
         try:
-            called = text_inputs.call_of(self.text_model, self.body, self.row_inputs(ids, features))
+            called = text_inputs.call_of(self.text_model, self.body, inputs)
         except ValueError as error:
             raise ModelError(
                 f"{type(self.body).__name__} cannot take a row made by its processor: {error}; do the processor and "
@@ -225,7 +227,8 @@ class VideoLM(Prompts, Modules):
                 "cannot be undone here; switch that off in its config.json (video_pruning_rate: 0)"
             )
         given = text_inputs.from_call(called, self.position_rows)
-        given.mask = own_mask(called.get("attention_mask"), self.text_model.config)
+        mask = called.get("attention_mask")
+        given.mask = None if mask is inputs["attention_mask"] else own_mask(mask, self.text_model.config)
         if not masked and features is not None and self.refusal:
             raise NotPacked(self.refusal)
         if not masked and features is not None and self.sees_ahead:
@@ -243,6 +246,11 @@ class VideoLM(Prompts, Modules):
     def refusal(self) -> str:
         """Why rows with a video cannot be packed, in words; empty where they can."""
         return self._looked[1]
+
+    @cached_property
+    def read_as(self) -> dict[int, int]:
+        """See `Head.read_as`."""
+        return placeholders.read_as(self)
 
     @cached_property
     def _looked(self) -> tuple[bool, str]:

@@ -13,11 +13,12 @@ from collections.abc import Callable, Iterator
 from vstar_fast.config import DataConfig
 from vstar_fast.errors import ConfigError, DataError
 from vstar_fast.readers import folder, lists, manifest, tables, webdataset
+from vstar_fast.readers.copies import originals, parted
 from vstar_fast.readers.rows import REASONS, Row, build, merge_key
 from vstar_fast.readers.sets import LabelSets
 from vstar_fast.readers.source import Source
 from vstar_fast.readers.sources import CHOSEN, is_table, sources
-from vstar_fast.readers.splits import assign_splits
+from vstar_fast.readers.splits import SPLIT_NAMES, assign_splits
 from vstar_fast.records import LabeledVideo, Rejected
 
 __all__ = ["READERS", "REASONS", "read"]
@@ -39,7 +40,8 @@ READERS: dict[str, Reader] = {
 def read(config: DataConfig, *, seed: int = 0) -> tuple[list[LabeledVideo], list[Rejected], dict[str, tuple[str, ...]]]:
     """Videos of `path` and `extra` with unique ids, the rejected rows, and the closed label sets by name.
 
-    Files without a split, and splits the data lacks, are filled by hash of (seed, file). Raises DataError when
+    Files without a split, and splits the data lacks, are filled by hash of (seed, file); copies of a file go together,
+    and are left out where a copy is held out. Raises DataError when
     a path or header cannot be read or when no usable video is left, naming the commonest reasons.
     """
     if not config.path:
@@ -50,8 +52,11 @@ def read(config: DataConfig, *, seed: int = 0) -> tuple[list[LabeledVideo], list
     if not shelf.videos:
         raise DataError(_nothing_left(shelf))
     _check_folders(shelf)
-    videos = assign_splits(shelf.videos, shelf.named_split, shelf.file_keys, config, seed)
-    return videos, shelf.rejected, shelf.sets.result()
+    _take_split_folders(shelf)
+    original = originals(v.path for v in shelf.videos.values())
+    videos = assign_splits(shelf.videos, shelf.named_split, shelf.file_keys, original, config, seed)
+    videos, copies = parted(videos, original, shelf.where)
+    return videos, shelf.rejected + copies, shelf.sets.result()
 
 
 class _Shelf:
@@ -65,7 +70,7 @@ class _Shelf:
         self.named_split: set[str] = set()
         self.file_keys: dict[str, str] = {}
         self.sources: list[Source] = []
-        self._where: dict[str, str] = {}
+        self.where: dict[str, str] = {}
         self._keys: dict[str, str] = {}
         self._by_window: dict[tuple[str, float | None, float | None], str] = {}
         self._taken_before: set[str] = set()
@@ -97,14 +102,14 @@ class _Shelf:
         if first is not None and all(label.question for label in video.labels):
             self._merge(first, video, row)
         elif first is not None:
-            what = f"the same file and window as {self._where[first]}; put all labels of a video into one row"
+            what = f"the same file and window as {self.where[first]}; put all labels of a video into one row"
             self._reject(video, "duplicate_video", row, what)
         elif video.id in self.videos:
-            what = f"id {video.id!r} is already taken by {self._where[video.id]}; ids must be unique"
+            what = f"id {video.id!r} is already taken by {self.where[video.id]}; ids must be unique"
             self._reject(video, "duplicate_id", row, what)
         else:
             self.videos[video.id] = video
-            self._where[video.id] = row.where
+            self.where[video.id] = row.where
             self._by_window[window] = video.id
             self.file_keys[video.id] = self._keys.setdefault(video.path, source.relative(video.path))
             if row.values.get("split"):
@@ -116,7 +121,7 @@ class _Shelf:
         held = self.videos[first]
         if row.values.get("split"):
             if first in self.named_split and video.split != held.split:
-                earlier = f"but the video of {self._where[first]} is already in {held.split!r}"
+                earlier = f"but the video of {self.where[first]} is already in {held.split!r}"
                 self._reject(
                     video, "split_conflict", row, f"split {video.split!r}, {earlier}; name one for all its rows"
                 )
@@ -125,13 +130,23 @@ class _Shelf:
             self.videos[first] = held = dataclasses.replace(held, split=video.split)
         new = tuple(label for label in video.labels if label not in held.labels)
         if not new:
-            self._reject(video, "duplicate_video", row, f"the same video and question as {self._where[first]}")
+            self._reject(video, "duplicate_video", row, f"the same video and question as {self.where[first]}")
             return
         self.videos[first] = dataclasses.replace(held, labels=held.labels + new)
         self.sets.note(self.videos[first])
 
     def _reject(self, video: LabeledVideo, reason: str, row: Row, what: str) -> None:
         self.rejected.append(Rejected("read", video.id, reason, f"{row.where}: {what}"))
+
+
+def _take_split_folders(shelf: _Shelf) -> None:
+    """Take `train/`, `test/`, ... at the head of paths for the split of rows that name none, where they are several."""
+    folders = {id: shelf.file_keys[id].partition("/")[0].lower() for id in shelf.videos if id not in shelf.named_split}
+    told = {id: SPLIT_NAMES[x] for id, x in folders.items() if x in SPLIT_NAMES}
+    if "train" in told.values() and len(set(told.values())) > 1:
+        for id, split in told.items():
+            shelf.videos[id] = dataclasses.replace(shelf.videos[id], split=split)
+        shelf.named_split |= told.keys()
 
 
 def _check_folders(shelf: _Shelf) -> None:

@@ -190,7 +190,7 @@ def _labels(
         labels.append(
             {"kind": "number", "name": columns["number"], "value": got["number"], **_given(got, "unit", "event")}
         )
-    if "segments" in got:
+    if "segments" in got and ("label" not in got or segments.are(got["segments"])):
         found = segments.annotated(got["segments"], got.get("start"), source.class_names.of)
         labels += [x for x in found.labels if "label" not in got or x["kind"] != "class"]
         left_out = found.left_out
@@ -204,10 +204,8 @@ def _named(got: Mapping[str, Any], columns: Mapping[str, str], source: Source) -
     column, value = columns["label"], got["label"]
     name = got.get("name") or ("action" if column in ("label", "class", "action") else column)
     optional = _given(got, "unit", "event", "aliases", "question")
-    if {
-        "template",
-        "placeholders",
-    } <= got.keys() and "kind" not in got:  # Something-Something: `label` has them filled in
+    # Of Something-Something: `label` has the objects filled in.
+    if "kind" not in got and "placeholders" in got and isinstance(got.get("template"), str):
         value = re.sub(r"[\[\]]", "", got["template"])
     value = value if "kind" in got else source.class_names.of(value)
     return {"kind": got.get("kind", "class"), "name": name, "value": value, **optional}

@@ -28,7 +28,7 @@ REASONS = {
     "wrong_type": "a field of another type than it must have",
     "missing_field": "a field every row must have",
     "wrong_split": "a split that is not train, dev or test by any usual name",
-    "split_conflict": "a question about a video that an earlier row put into another split",
+    "split_conflict": "a video that an earlier row, or a copy of it that is held out, has in another split",
     "no_label": "no label at all",
     "unknown_kind": "a label kind that does not exist",
     "bad_label": "a label whose value does not fit its kind",

@@ -37,6 +37,13 @@ def moments(timestamps: Any, sentences: Any, start_s: Any) -> Found:
     return _intervals(rows, start_s, "moment")
 
 
+def are(given: Any) -> bool:
+    """Whether a value of such a column is segments: `actions` may as well be a list of names."""
+    if isinstance(given, str):
+        return all(_CODED.fullmatch(x) for x in given.split(";") if x.strip())
+    return isinstance(given, (list, tuple)) and all(isinstance(x, dict) for x in given)
+
+
 def annotated(given: Any, start_s: Any, name_of: Callable[[Any], str]) -> Found:
     """Intervals of annotated segments (ActivityNet, COIN, Charades), and a class where all have one label.
 
@@ -60,7 +67,10 @@ def _named(row: Any, name_of: Callable[[Any], str]) -> dict[str, Any]:
     event = next((row[x] for x in _NAMES if x in row), None)
     if event is None:
         raise Bad("no_label", f"an annotation has no label (looked for {', '.join(_NAMES)}): {str(row)[:80]}")
-    return {**row, "label": name_of(event)}
+    named = name_of(event)
+    if not isinstance(named, str):
+        raise Bad("wrong_type", f"the label of an annotation must be a string, got {str(named)[:60]!r}")
+    return {**row, "label": named}
 
 
 def _coded(text: str) -> list[dict[str, Any]]:

@@ -35,19 +35,23 @@ def assign_splits(
     videos: Mapping[str, LabeledVideo],
     named: set[str],
     file_keys: Mapping[str, str],
+    original: Mapping[str, str],
     config: DataConfig,
     seed: int,
 ) -> list[LabeledVideo]:
     """Videos with their final split.
 
-    `named`: ids whose split came with the data. The rest go where the data put another window of their file, held
-    out before `train`. What is left, and `train` where the data has no `dev` or no `test`, is dealt by hash of
-    (seed, file): windows of one file stay together, and more data moves no file. A missing split gets at least one
-    file as long as `train` keeps one.
+    `named`: ids whose split came with the data; `original`: path -> that of the file it is a copy of. The rest go
+    where the data put another window of their file, held out before `train`. What is left, and `train` where the data
+    has no `dev` or no `test`, is dealt by hash of (seed, file): windows of one file stay together, and more data moves
+    no file. A missing split gets at least one file as long as `train` keeps one.
     """
     held = {videos[id].split for id in named}
-    kept = _held_out(videos[id] for id in named)
-    open_ids = [id for id in videos if videos[id].path not in kept and (id not in named or videos[id].split == "train")]
+    file = {id: original.get(video.path, video.path) for id, video in videos.items()}
+    keys: dict[str, str] = {}
+    file_keys = {id: keys.setdefault(file[id], file_keys[id]) for id in videos}
+    kept = _held_out((file[id], videos[id].split) for id in named)
+    open_ids = [id for id in videos if file[id] not in kept and (id not in named or videos[id].split == "train")]
     tied = {file_keys[id] for id in open_ids if id in named}
     shares = {"test": config.test_fraction, "dev": config.dev_fraction}
     dealt: dict[str, str] = {}
@@ -56,16 +60,16 @@ def assign_splits(
         dealt[key] = "train" if key in tied and split in held else split
     _fill([s for s in shares if shares[s] > 0 and s not in held], dealt)
     final = {id: dealt[file_keys[id]] for id in open_ids}
-    final |= {id: kept[video.path] for id, video in videos.items() if video.path in kept and id not in named}
+    final |= {id: kept[file[id]] for id in videos if file[id] in kept and id not in named}
     return [dataclasses.replace(video, split=final.get(id, video.split)) for id, video in videos.items()]
 
 
-def _held_out(videos: Iterable[LabeledVideo]) -> dict[str, str]:
+def _held_out(files: Iterable[tuple[str, str]]) -> dict[str, str]:
     """Path -> `test`, else `dev`, where one of the videos (windows) is in one of these."""
     held: dict[str, str] = {}
-    for video in videos:
-        if video.split == "test" or video.split == "dev" and video.path not in held:
-            held[video.path] = video.split
+    for path, split in files:
+        if split == "test" or split == "dev" and path not in held:
+            held[path] = split
     return held
 
 
