@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 
 import torch
 from vstar_fast.bench import cost
-from vstar_fast.kernels.prefix_attention.training import tree_attention
-from vstar_fast.kernels.prefix_attention.tree import Node, Tree
-from vstar_fast.kernels.prefix_attention.tree_blocks import seen
+from vstar_fast.kernels.tree_attention import tree_attention
+from vstar_fast.kernels.tree_attention.blocks import seen
+from vstar_fast.kernels.tree_attention.tree import Node, Tree
 
 from vstar_fast import backends
 

@@ -6,7 +6,7 @@ import dataclasses
 
 import pytest
 import torch
-from vstar_fast.kernels.prefix_attention.tree import Node, Tree
+from vstar_fast.kernels.tree_attention.tree import Node, Tree
 
 import families
 from test_families import batch_of

@@ -5,7 +5,7 @@ from unittest import mock
 
 import pytest
 import torch
-from vstar_fast.kernels.prefix_attention.tree import Node, Tree
+from vstar_fast.kernels.tree_attention.tree import Node, Tree
 
 import families
 import family_parts

@@ -7,7 +7,7 @@ import torch
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
 from vstar_fast.kernels import sample as sampling
 from vstar_fast.kernels.label_match.labels import fold_literal
-from vstar_fast.kernels.prefix_attention.tree import Node, Tree
+from vstar_fast.kernels.tree_attention.tree import Node, Tree
 from vstar_fast.kernels.value_match import job
 
 from constrain_tools import small_vocab
@@ -186,7 +186,7 @@ def test_a_fused_sample_is_launched_where_its_logits_are(monkeypatch):
 
 def test_tree_attention_is_launched_where_its_tokens_are(monkeypatch):
     """Forward and back; on a machine without CUDA there is no autograd thread for its tensors."""
-    kernels = pytest.importorskip("vstar_fast.kernels.prefix_attention.training_triton")
+    kernels = pytest.importorskip("vstar_fast.kernels.tree_attention.triton_kernel")
     made = {name: Kernel() for name in ("forward", "keys_back", "query_back")}
     for name, kernel in made.items():
         monkeypatch.setattr(kernels, name, kernel)

@@ -4,9 +4,8 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from vstar_fast.kernels.prefix_attention import banded
-from vstar_fast.kernels.prefix_attention.training import _BACKENDS, _indices, _OnCpu, _places, tree_attention
-from vstar_fast.kernels.prefix_attention.tree import Node, Sighted, Tree
+from vstar_fast.kernels.tree_attention import _BACKENDS, _indices, _OnCpu, _places, banded, tree_attention
+from vstar_fast.kernels.tree_attention.tree import Node, Sighted, Tree
 
 from vstar_fast import backends
 from vstar_fast.errors import BackendError, ModelError

@@ -7,12 +7,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from vstar_fast.kernels.prefix_attention import training, tree_blocks
-from vstar_fast.kernels.prefix_attention.tree import Node, Tree
+from vstar_fast.kernels.tree_attention import blocks, reference
+from vstar_fast.kernels.tree_attention.tree import Node, Tree
 
 from vstar_fast.errors import ModelError
 
-training_triton = pytest.importorskip("vstar_fast.kernels.prefix_attention.training_triton")
+triton_kernel = pytest.importorskip("vstar_fast.kernels.tree_attention.triton_kernel")
 pytestmark = pytest.mark.no_cover  # of the interpreter, which is twice as slow under it
 interpreted = pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") != "1", reason="the kernel is compiled here")
 
@@ -60,9 +60,9 @@ def results(run, tree, tensors, scale=0.3):
 
 def check(tree, tensors, loose):
     exact = [t.detach().float().cpu().requires_grad_() for t in tensors]
-    ours = results(training_triton.run, tree, tensors)
+    ours = results(triton_kernel.run, tree, tensors)
     assert all(o.dtype == tensors[0].dtype for o in ours)
-    for a, b in zip(ours, results(training.reference, tree, exact), strict=True):
+    for a, b in zip(ours, results(reference.run, tree, exact), strict=True):
         torch.testing.assert_close(a.detach().float().cpu(), b.detach(), atol=loose, rtol=loose)
 
 
@@ -84,7 +84,7 @@ def test_widths_and_half_precision(width, dtype, poison):
 @interpreted
 @pytest.mark.parametrize("cut", [(16, 32), (64, 16)])
 def test_blocks_need_not_be_square(cut, monkeypatch, poison):
-    monkeypatch.setattr(training_triton, "sizes", lambda *_: training_triton.Sizes(*cut, 4, 1))
+    monkeypatch.setattr(triton_kernel, "sizes", lambda *_: triton_kernel.Sizes(*cut, 4, 1))
     check(TREES["nested"], inputs(TREES["nested"]), 1e-5)
 
 
@@ -94,7 +94,7 @@ def test_views_and_no_tokens():
     wide = [t.detach().transpose(0, 1).contiguous().transpose(0, 1).requires_grad_() for t in inputs(tree)]
     check(tree, wide, 1e-5)
     empty = [torch.zeros(0, 2, 16, requires_grad=True) for _ in range(3)]
-    assert all(t.numel() == 0 for t in results(training_triton.run, Tree([]), empty))
+    assert all(t.numel() == 0 for t in results(triton_kernel.run, Tree([]), empty))
 
 
 @interpreted
@@ -107,7 +107,7 @@ def test_sinks(poison):
         weights = torch.randn(out.shape, generator=torch.Generator().manual_seed(9))
         return [out, *torch.autograd.grad((out * weights).sum(), tensors)]
 
-    for ours, theirs in zip(results(training_triton.run), results(training.reference), strict=True):
+    for ours, theirs in zip(results(triton_kernel.run), results(reference.run), strict=True):
         torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
 
 
@@ -115,9 +115,9 @@ def test_other_widths_and_dtypes_are_refused():
     tree = TREES["one row"]
     q, k, v = inputs(tree)
     with pytest.raises(ModelError, match="one width and one dtype"):
-        training_triton.run(q, k, v[..., :8], tree, 1.0)
+        triton_kernel.run(q, k, v[..., :8], tree, 1.0)
     with pytest.raises(ModelError, match="one width and one dtype"):
-        training_triton.run(q.half(), k, v, tree, 1.0)
+        triton_kernel.run(q.half(), k, v, tree, 1.0)
 
 
 SIZES = st.lists(st.integers(1, 9), min_size=1, max_size=6)
@@ -130,22 +130,22 @@ def test_blocks_are_those_that_the_mask_needs(first, second, rows, columns):
     one, two = behind(*first), behind(*second)
     shifted = [Node(*(n + one.tokens for n in node.__dict__.values())) for node in two.nodes]
     tree = Tree([*one.nodes, *(Node(s.start, s.stop, s.end, s.depth - one.tokens) for s in shifted)])
-    shown = tree_blocks.seen(tree, rows, columns)
+    shown = blocks.seen(tree, rows, columns)
     mask = tree.mask().numpy()
     for i, j in np.ndindex(*shown.shape):
         needed = mask[i * rows : (i + 1) * rows, j * columns : (j + 1) * columns].any()
         assert shown[i, j] or not needed
         if rows == columns == 1:
             assert shown[i, j] == needed
-    made = tree_blocks.blocks(tree, torch.device("cpu"), rows, columns)
-    assert made.visited == shown.sum() == len(made.queries) and made is tree_blocks.blocks(
+    made = blocks.blocks(tree, torch.device("cpu"), rows, columns)
+    assert made.visited == shown.sum() == len(made.queries) and made is blocks.blocks(
         tree, torch.device("cpu"), rows, columns
     )
 
 
 def test_a_shared_prefix_is_visited_once_and_answers_do_not_visit_one_another():
     tree = behind(2048, *[128] * 4)
-    visited = tree_blocks.blocks(tree, torch.device("cpu"), 64, 64).visited
+    visited = blocks.blocks(tree, torch.device("cpu"), 64, 64).visited
     prefix, answers = 32 * 33 // 2, 4 * (2 * 32 + 3)
     assert visited == prefix + answers
     assert visited < 0.35 * 4 * (34 * 35 // 2)  # four rows of their own

@@ -39,7 +39,7 @@ def attention(
 
     `s_aux`: [Hq], scores of nothing. Layers whose sliding window is shorter than a row go block by block.
     """
-    from vstar_fast.kernels.prefix_attention.training import tree_attention
+    from vstar_fast.kernels.tree_attention import tree_attention
 
     odd = [name for name in REFUSED if kwargs.get(name) is not None]
     odd += ["attention dropout"] if dropout else []

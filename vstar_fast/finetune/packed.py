@@ -10,7 +10,7 @@ import torch
 
 from vstar_fast.errors import NotPacked
 from vstar_fast.finetune.items import Item
-from vstar_fast.kernels.prefix_attention.tree import Node, Sighted, Tree
+from vstar_fast.kernels.tree_attention.tree import Node, Sighted, Tree
 from vstar_fast.models.bidirectional import embedded
 from vstar_fast.models.video_lm import Features, TextInputs, VideoLM
 

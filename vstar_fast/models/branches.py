@@ -15,7 +15,7 @@ from vstar_fast.errors import ModelError
 from vstar_fast.models.recurrent import TREE, Held, States, Wave, Waves, mixers_in, running, sources
 
 if TYPE_CHECKING:
-    from vstar_fast.kernels.prefix_attention.tree import Tree
+    from vstar_fast.kernels.tree_attention.tree import Tree
     from vstar_fast.models.mixers import Mixers
 
 CHUNK = 64

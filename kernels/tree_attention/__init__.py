@@ -1,4 +1,4 @@
-"""`tree_attention`: the training form of `prefix_attention`, differentiable, over one row of packed branches.
+"""`tree_attention`: the differentiable form of `prefix_attention`, for training, over one row of packed branches.
 
 Every node's tokens attend to themselves in one call and to each node before theirs in another; the results are merged
 by their log-sum-exp. Backward needs nothing new: given the merged output and log-sum-exp, the fused backward of each
@@ -11,13 +11,14 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import torch
+from vstar_fast.kernels.prefix_attention.parts import by_rows, merge
+from vstar_fast.kernels.prefix_attention.sinks import sinks_back, with_sinks
 
 from vstar_fast import backends
 from vstar_fast.errors import ModelError
 
+from . import reference
 from .banded import sdpa
-from .parts import by_rows, merge
-from .sinks import sinks_back, with_sinks
 from .tree import Call, Calls, Tree
 
 __all__ = ["Tree", "tree_attention"]
@@ -87,21 +88,6 @@ def _flash_takes(query: torch.Tensor, values: torch.Tensor) -> bool:
 def _padded(states: torch.Tensor, width: int) -> torch.Tensor:
     """[N, H, D] -> [N, H, width], zeros at the end: they change no score, and are cut off the output."""
     return torch.nn.functional.pad(states, (0, width - states.shape[-1])) if states.shape[-1] < width else states
-
-
-def reference(
-    query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, tree: Tree, scale: float,
-    sinks: torch.Tensor | None = None, window: int | None = None,
-) -> torch.Tensor:  # fmt: skip
-    """The specification: all scores in fp32, those not seen left out of the softmax, sinks in it."""
-    times = query.shape[1] // keys.shape[1]
-    keys, values = keys.repeat_interleave(times, 1).float(), values.repeat_interleave(times, 1).float()
-    scores = torch.einsum("nhd,mhd->hnm", query.float(), keys) * scale
-    scores = scores.masked_fill(~tree.mask(query.device, window), -torch.inf)
-    if sinks is not None:
-        scores = torch.cat([scores, sinks.float()[:, None, None].expand(-1, len(query), 1)], -1)
-    weights = scores.softmax(-1)[..., : len(keys)]
-    return torch.einsum("hnm,mhd->nhd", weights, values).to(query.dtype)
 
 
 class _Fused(Protocol):
@@ -267,9 +253,9 @@ def _triton(
     query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, tree: Tree, scale: float,
     sinks: torch.Tensor | None = None, _window: int | None = None,
 ) -> torch.Tensor:  # fmt: skip
-    from .training_triton import run
+    from .triton_kernel import run
 
     return run(query, keys, values, tree, scale, sinks)
 
 
-_BACKENDS: dict[str, Run] = {"flash": _flash, "triton": _triton, "sdpa": sdpa, "reference": reference}
+_BACKENDS: dict[str, Run] = {"flash": _flash, "triton": _triton, "sdpa": sdpa, "reference": reference.run}

@@ -7,7 +7,7 @@ owns
     keys_back  a block of keys of one key head         loops over the query blocks that see them, all heads of the key
     query_back a block of query rows of one head       loops as forward
 
-A tile of the mask is `column <= row` and `row < end[column]`; see `tree_blocks`.
+A tile of the mask is `column <= row` and `row < end[column]`; see `blocks.py`.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ import torch
 import triton
 import triton.language as tl
 from vstar_fast.kernels.launch import on
+from vstar_fast.kernels.prefix_attention.sinks import sinks_back, with_sinks
+from vstar_fast.kernels.prefix_attention.tiles import power_of_two
 
 from vstar_fast.errors import ModelError
 
-from .sinks import sinks_back, with_sinks
-from .tiles import power_of_two
+from .blocks import Blocks, blocks
 from .tree import Tree
-from .tree_blocks import Blocks, blocks
 
 LOG2_E, LN_2 = math.log2(math.e), math.log(2)
 
@@ -228,7 +228,7 @@ def run(
     query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, tree: Tree, scale: float,
     sinks: torch.Tensor | None = None,
 ) -> torch.Tensor:  # fmt: skip
-    """As `training.reference`, for fp16, bf16 and fp32 of one width; gradients once."""
+    """As `reference.run`, for fp16, bf16 and fp32 of one width; gradients once."""
     if values.shape[-1] != query.shape[-1] or not query.dtype == keys.dtype == values.dtype:
         shapes = [(tuple(t.shape), t.dtype) for t in (query, keys, values)]
         raise ModelError(f"the Triton form takes one width and one dtype, got {shapes}; use backend='sdpa'")
