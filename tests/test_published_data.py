@@ -328,3 +328,14 @@ def test_a_label_of_a_segment_that_is_no_name_is_one_rejected_row(tmp_path, labe
     ]
     videos, rejected, _ = read_all(write(tmp_path / "t.json", rows))
     assert [v.id for v in videos] == ["b"] and len(rejected) == 1
+
+
+def test_usual_names_in_any_case_and_with_spaces(tmp_path):
+    touch(tmp_path, "a.mp4", "b.mp4")
+    path = write(tmp_path / "data.csv", "Video ID,Action,Start Time,END-TIME,Subset\na,run,1,2,Train\nb,jump,,,test\n")
+    videos, rejected, _ = read_all(path)
+    assert not rejected
+    assert [(v.labels[0].value, v.start_s, v.end_s, v.split) for v in videos] == [
+        ("run", 1.0, 2.0, "train"),
+        ("jump", None, None, "test"),
+    ]

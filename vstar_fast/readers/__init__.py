@@ -14,10 +14,10 @@ from vstar_fast.config import DataConfig
 from vstar_fast.errors import ConfigError, DataError
 from vstar_fast.readers import folder, lists, manifest, tables, webdataset
 from vstar_fast.readers.copies import originals, parted
+from vstar_fast.readers.discovery import CHOSEN, is_table, sources
 from vstar_fast.readers.rows import REASONS, Row, build, merge_key
 from vstar_fast.readers.sets import LabelSets
 from vstar_fast.readers.source import Source
-from vstar_fast.readers.sources import CHOSEN, is_table, sources
 from vstar_fast.readers.splits import SPLIT_NAMES, assign_splits
 from vstar_fast.records import LabeledVideo, Rejected
 

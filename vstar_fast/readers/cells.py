@@ -90,7 +90,7 @@ def _meant(row: Row, source: Source, from_text: bool) -> _Cells | Row | Rejected
 
 
 def columns_of(header: list[Any], source: Source) -> dict[str, str]:
-    """Meaning -> column of this file."""
+    """Meaning -> column of this file; usual names in any case, with `_`, `-` or spaces."""
     own = source.config.columns
     for meaning in own:
         if meaning not in COLUMNS:
@@ -99,8 +99,10 @@ def columns_of(header: list[Any], source: Source) -> dict[str, str]:
             raise ConfigError(f"data.columns has unknown key {meaning!r}; {hint}")
         if source.reader == "csv" and own[meaning] not in header:
             raise DataError(f"{source.path} has no column {own[meaning]!r} (data.columns); it has: {', '.join(header)}")
-    names = {meaning: (own[meaning],) if meaning in own else usual for meaning, usual in COLUMNS.items()}
-    found = {meaning: next((x for x in usual if x in header), None) for meaning, usual in names.items()}
+    written = {re.sub(r"[\s\-]+", "_", x.strip().casefold()): x for x in reversed(header) if isinstance(x, str)}
+    written |= {x: x for x in header if isinstance(x, str)}
+    usual = {k: next((written[x] for x in names if x in written), None) for k, names in COLUMNS.items()}
+    found = usual | {k: x if x in header else None for k, x in own.items()}
     taken = {column: meaning for meaning, column in own.items()}
     return {k: column for k, column in found.items() if column is not None and taken.get(column, k) == k}
 
