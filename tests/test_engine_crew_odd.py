@@ -5,6 +5,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from test_engine import drawn, text_model
 from test_engine_crew import requests, workers_left
 from vstar_fast import backends
 from vstar_fast.engine import Crew, Scheduler, TextLM, crew
+from vstar_fast.engine.request import Settings
 from vstar_fast.engine.scheduler import Scheduler as Own
 
 TESTS = Path(__file__).parent
@@ -158,7 +160,9 @@ def test_a_worker_that_lets_go_of_the_run_does_not_wait_for_itself(lm, monkeypat
     """As Python's collector does, where the run lies in a cycle."""
     made, own, thrown = Crew(lm, workers=2), Own._advance, []
     monkeypatch.setattr(sys, "unraisablehook", thrown.append)
-    held = [made.run(requests(max_new_tokens=5000))]
+    monkeypatch.setattr(lm, "eos_ids", [])
+    asked = requests(max_new_tokens=10_000)  # but the first one: all others are at work when it is done
+    held = [made.run([replace(asked[0], settings=Settings(max_new_tokens=2)), *asked[1:]])]
     next(held[0])
 
     def lets_go(self, waiting, done):
@@ -169,7 +173,7 @@ def test_a_worker_that_lets_go_of_the_run_does_not_wait_for_itself(lm, monkeypat
     monkeypatch.setattr(Own, "_advance", lets_go)
     for thread in workers_left():
         thread.join(60)
-    assert not workers_left() and not thrown
+    assert not workers_left() and not thrown and not held
     monkeypatch.undo()
     for _ in range(100):  # one that comes while another thread collects does nothing
         gc.collect()
