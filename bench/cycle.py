@@ -11,7 +11,6 @@ parts ways: most of the first tokens, and the loss to a hundredth. Figures are C
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
@@ -20,9 +19,9 @@ from typing import TYPE_CHECKING, Any
 
 from vstar_fast.bench.generate import AGREE
 
-from vstar_fast import demo, match, questions
+from vstar_fast import demo, questions
 from vstar_fast.config import CycleConfig, from_dict
-from vstar_fast.records import Candidate, Frames, Label, LabeledVideo, Question, Verdict
+from vstar_fast.records import Candidate, Frames, Label, LabeledVideo, Question
 
 if TYPE_CHECKING:
     from vstar_fast.bench.runner import Bench
@@ -91,10 +90,11 @@ def options(bench: Bench, arguments: Sequence[str]) -> None:
 
 def measure(bench: Bench, case: Case) -> None:
     """Rows for one case."""
+    from vstar_fast.bench.cycle_filter import compare_filters
     from vstar_fast.bench.cycle_training import compare_training
 
     work = prepare(case)
-    seconds = [_generate(bench, work), _filter(bench, work), compare_training(bench, work, case.steps)]
+    seconds = [_generate(bench, work), compare_filters(bench, work), compare_training(bench, work, case.steps)]
     ours, theirs = (sum(s[i] for s in seconds) for i in (0, 1))
     bench.add(
         case=f"answer + judge + train, per question{_named(work)}",
@@ -265,44 +265,3 @@ def decode(path: str, count: int) -> Any:
     picked = [decoded[int((i + 0.5) * len(decoded) / count)] for i in range(count)]
     pictures = [np.rot90(f.to_ndarray(format="rgb24"), f.rotation // 90) for f in picked]
     return torch.from_numpy(np.ascontiguousarray(pictures)).permute(0, 3, 1, 2)
-
-
-def _filter(bench: Bench, work: Work) -> tuple[float, float]:
-    """The same candidates, right and wrong ones, through both filters, from the ids that generation leaves."""
-    replayed = [_replayed(work, i) for i in range(512)]
-    copies = [c for c, _ in replayed]
-    tokens, tokenizer = work.lm.token_bytes, work.lm.tokenizer
-    patterns = {q.id: _pattern(q) for q in work.asked}
-
-    def judge() -> list[Verdict]:
-        return match.verify(copies, work.asked, work.config.match, label_sets=work.label_sets, tokens=tokens)
-
-    def search() -> list[bool]:
-        texts = tokenizer.batch_decode([list(c.token_ids) for c in copies], skip_special_tokens=True)
-        return [bool(patterns[c.question_id].search(t)) for c, t in zip(copies, texts, strict=True)]
-
-    judge()  # tables of the label set and of the tokenizer, built once a run
-    search()
-    verdicts, ours = seconds_of(judge, bench.device)
-    kept, theirs = seconds_of(search, bench.device)
-    equal = [v.passed for v in verdicts] == kept == [right for _, right in replayed]
-    pair = add_row(bench, "filter 512 candidates, from ids", "candidate", ours / 512, theirs / 512, equal)
-    samples = work.config.generate.samples
-    return pair[0] * samples, pair[1] * samples
-
-
-def _replayed(work: Work, i: int) -> tuple[Candidate, bool]:
-    question = work.asked[i % len(work.asked)]
-    right = str(question.labels[0].value)
-    names = [n for n in work.label_sets["actions"] if not set(n.split()) & set(right.split())]
-    said = right if i % 3 else names[i % len(names)]
-    text = f"The person bends both knees, turns once and lands upright in take {i}. Answer: {said}"
-    ids = tuple(work.lm.answer_ids(text)[:-1].tolist())
-    candidate = Candidate(question.id, question.video_id, i, "direct", "", ids, 0.0, "stop", 0, "", {}, "")
-    return candidate, bool(i % 3)
-
-
-def _pattern(question: Question) -> re.Pattern[str]:
-    label = question.labels[0]
-    names = "|".join(re.escape(n).replace(r"\ ", r"[\s_-]+") for n in (label.value, *label.aliases))
-    return re.compile(rf"answer:\W*(?:{names})\b", re.IGNORECASE)
