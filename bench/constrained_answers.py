@@ -9,7 +9,8 @@ from __future__ import annotations
 from statistics import median
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from vstar_fast.bench.cycle import Work, features_of, prepare, seconds_of, usual
+from vstar_fast.bench.cost import seconds_of
+from vstar_fast.bench.cycle import Work, features_of, prepare, usual
 
 from vstar_fast import match, ops, questions
 from vstar_fast.generate import Sampling, generate, to_candidates

@@ -162,3 +162,17 @@ def copy_bytes_s() -> float:
     source = torch.empty(1 << 30, dtype=torch.uint8, device="cuda")
     target = torch.empty_like(source)
     return 2 * source.nbytes / gpu_seconds(lambda: target.copy_(source))
+
+
+def seconds_of(work: Callable[[], Any], device: str) -> tuple[Any, float]:
+    """Result and CPU seconds; beside a GPU seconds, until it is done."""
+    import torch
+
+    clock = time.process_time if device == "cpu" else time.perf_counter
+    if device == "cuda":
+        torch.cuda.synchronize()
+    start = clock()
+    result = work()
+    if device == "cuda":
+        torch.cuda.synchronize()
+    return result, clock() - start

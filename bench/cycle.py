@@ -11,12 +11,12 @@ parts ways: most of the first tokens, and the loss to a hundredth. Figures are C
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vstar_fast.bench.cost import seconds_of
 from vstar_fast.bench.generate import AGREE
 
 from vstar_fast import demo, questions
@@ -164,20 +164,6 @@ def _clips(count: int) -> list[LabeledVideo]:
 def _named(work: Work) -> str:
     """Which model, where it is not the demo's."""
     return "" if work.model == DEMO else f", {work.model}"
-
-
-def seconds_of(work: Callable[[], Any], device: str) -> tuple[Any, float]:
-    """Result and CPU seconds; beside a GPU seconds, until it is done."""
-    import torch
-
-    clock = time.process_time if device == "cpu" else time.perf_counter
-    if device == "cuda":
-        torch.cuda.synchronize()
-    start = clock()
-    result = work()
-    if device == "cuda":
-        torch.cuda.synchronize()
-    return result, clock() - start
 
 
 def add_row(bench: Bench, case: str, unit: str, ours: float, theirs: float, equal: bool) -> tuple[float, float]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-from vstar_fast.bench.cycle import Work, add_row, seconds_of
+from vstar_fast.bench.cost import seconds_of
+from vstar_fast.bench.cycle import Work, add_row
 
 from vstar_fast import match
 from vstar_fast.records import Candidate, Question, Verdict

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from vstar_fast.bench.cycle import Work, add_row, decode, features_of, in_precision, seconds_of
+from vstar_fast.bench.cost import seconds_of
+from vstar_fast.bench.cycle import Work, add_row, decode, features_of, in_precision
 
 from vstar_fast import questions
 from vstar_fast.config import FinetuneConfig

@@ -10,10 +10,11 @@ shapes (`options`).
 from __future__ import annotations
 
 import gc
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
+
+from vstar_fast.bench.cost import seconds_of
 
 if TYPE_CHECKING:
     from vstar_fast.bench.runner import Bench
@@ -221,17 +222,14 @@ def cost_of(work: Callable[[], Any], device: str) -> tuple[Any, Cost]:
     if device == "cuda":
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
-        before, began = torch.cuda.memory_allocated(), time.perf_counter()
-        result = work()
-        torch.cuda.synchronize()
-        taken = time.perf_counter() - began
+        before = torch.cuda.memory_allocated()
+        result, taken = seconds_of(work, device)
         return result, Cost(taken, (torch.cuda.max_memory_allocated() - before) / (1 << 20))
     memory.release(torch.device("cpu"))
     profiling.reset_peaks()
     resident = profiling.peak_mib()
-    began = time.process_time()
-    result = work()
-    return result, Cost(time.process_time() - began, profiling.peak_mib() - resident)
+    result, taken = seconds_of(work, device)
+    return result, Cost(taken, profiling.peak_mib() - resident)
 
 
 def options(bench: Bench, arguments: Sequence[str]) -> None:
